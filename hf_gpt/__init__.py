@@ -1,0 +1,74 @@
+"""Train your own GPT and have the whole Hugging Face ecosystem accept it.
+
+    import hf_gpt
+
+    run = hf_gpt.train(hf_gpt.Recipe.from_yaml("configs/quickstart.yaml"))
+    print(hf_gpt.generate_text(run.model, run.tokenizer, "A function is"))
+
+Importing this package registers GPT with transformers' Auto classes and loads nothing heavier than a model class; the
+rest is imported when it is first used.
+"""
+
+import importlib
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from .configuration_gpt import GPTConfig
+from .modeling_gpt import (
+    GPTForCausalLM,
+    GPTForQuestionAnswering,
+    GPTForSequenceClassification,
+    GPTForTokenClassification,
+    GPTModel,
+)
+
+__version__ = "0.1.0"
+
+_DEFINED_IN = {
+    "Evaluation": "evaluation",
+    "Recipe": "recipe",
+    "Run": "training",
+    "RunStopped": "errors",
+    "UserError": "errors",
+    "evaluate_corpus": "evaluation",
+    "generate_text": "generation",
+    "load_tokenizer": "tokenization",
+    "loss_plot": "report",
+    "train": "training",
+    "train_tokenizer": "tokenization",
+}
+
+__all__ = [
+    "GPTConfig",
+    "GPTForCausalLM",
+    "GPTForQuestionAnswering",
+    "GPTForSequenceClassification",
+    "GPTForTokenClassification",
+    "GPTModel",
+    *_DEFINED_IN,
+]
+
+AutoConfig.register(GPTConfig.model_type, GPTConfig)
+AutoModel.register(GPTConfig, GPTModel)
+AutoModelForCausalLM.register(GPTConfig, GPTForCausalLM)
+AutoModelForSequenceClassification.register(GPTConfig, GPTForSequenceClassification)
+AutoModelForTokenClassification.register(GPTConfig, GPTForTokenClassification)
+AutoModelForQuestionAnswering.register(GPTConfig, GPTForQuestionAnswering)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_DEFINED_IN[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,243 @@
+"""What a checkpoint is: write, verify, find, prune.
+
+A checkpoint is a Hub repo that stands on its own: weights, configuration, tokenizer. What only training needs lies in
+its `training_state/`, among it a manifest with the size and SHA-256 of every file. A checkpoint is written under a
+temporary name, flushed to disk, then renamed, so that it is there whole or not at all, whenever the process dies;
+the manifest finds what happened to it later. `latest` and `best` are small files that hold the name of a step.
+
+    <run>/checkpoints/step-00000500/     config.json model.safetensors tokenizer.json ... training_state/manifest.json
+    <run>/checkpoints/latest             step-00000500
+    <run>/checkpoints/best               step-00000400
+
+This file knows files only. What is in a training state is the business of `training/state.py`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TRAINING_STATE = "training_state"
+MANIFEST = f"{TRAINING_STATE}/manifest.json"
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+def name_of(step: int) -> str:
+    """`step-00000500`"""
+    return f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(_STEP.fullmatch(checkpoint.name).group(1))
+
+
+def checkpoints(run_dir: str | Path) -> list[Path]:
+    """The checkpoints of a run, oldest first. Half-written ones have another name and are not among them."""
+    found = [path for path in (Path(run_dir) / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+@contextlib.contextmanager
+def writing(run_dir: str | Path, step: int) -> Iterator[Path]:
+    """A directory to fill; when the block ends without an error it becomes the checkpoint of `step` in one rename."""
+    with replacing_directory(Path(run_dir) / "checkpoints" / name_of(step)) as directory:
+        (directory / TRAINING_STATE).mkdir()
+        yield directory
+        write_json(directory / MANIFEST, _describe(directory))
+
+
+def verify(checkpoint: str | Path) -> None:
+    """Compare a checkpoint with its manifest; a :class:`UserError` names the first file that is not right."""
+    checkpoint = Path(checkpoint)
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{checkpoint}: not a whole training checkpoint: {MANIFEST} is missing or unreadable"
+        ) from None
+    for name, (size, digest) in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing from the checkpoint")
+        if path.stat().st_size != size:
+            raise UserError(f"{path}: truncated or altered: {path.stat().st_size} bytes, the manifest says {size}")
+        if _sha256(path) != digest:
+            raise UserError(f"{path}: altered: its SHA-256 is not the manifest's")
+
+
+def newest_whole(run_dir: str | Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that verifies, and each newer one with what is wrong with it."""
+    problems = {}
+    for checkpoint in reversed(checkpoints(run_dir)):
+        try:
+            verify(checkpoint)
+            return checkpoint, problems
+        except UserError as error:
+            problems[checkpoint] = str(error)
+    return None, problems
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Rename a damaged checkpoint, so that it is in nobody's way and still there to look at."""
+    aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+
+
+def point(run_dir: str | Path, name: str, checkpoint: Path) -> None:
+    """Let `latest` or `best` name a checkpoint."""
+    write_text(Path(run_dir) / "checkpoints" / name, checkpoint.name + "\n")
+
+
+def pointed(run_dir: str | Path, name: str) -> Path | None:
+    """The checkpoint that `latest` or `best` names, if it is there."""
+    pointer = Path(run_dir) / "checkpoints" / name
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        checkpoint = pointer.parent / pointer.read_text().strip()
+        if _STEP.fullmatch(checkpoint.name) and checkpoint.is_dir():
+            return checkpoint
+    return None
+
+
+def prune(run_dir: str | Path, keep: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best one. The newest always stays."""
+    clear_unfinished(run_dir)
+    if keep is None:
+        return
+    best = pointed(run_dir, "best")
+    for checkpoint in checkpoints(run_dir)[:-keep]:
+        if checkpoint != best:
+            doomed = checkpoint.with_name(f".removing-{checkpoint.name}")
+            checkpoint.rename(doomed)  # so that no half-removed directory ever bears a checkpoint's name
+            shutil.rmtree(doomed)
+
+
+def clear_unfinished(run_dir: str | Path) -> None:
+    """Remove what a process that died left half-written or half-removed."""
+    for pattern in (".writing-*", ".removing-*"):
+        for path in (Path(run_dir) / "checkpoints").glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replacing_directory(final: Path) -> Iterator[Path]:
+    """A directory to fill; when the block ends without an error it is flushed and takes the place of `final`."""
+    temporary = final.with_name(f".writing-{os.getpid()}-{final.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            _flush(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    _flush(final.parent)
+
+
+def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """The model and the tokenizer of what a person named (see `resolve_model`), ready to evaluate or generate.
+
+    Raises:
+        UserError: it is not there, or not a causal language model with a tokenizer.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = resolve_model(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        loaded = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"{model}: cannot be loaded as a model: {error}") from None
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return loaded.to(device).eval(), tokenizer
+
+
+def resolve_model(model: str) -> str:
+    """What `from_pretrained` should be given for a MODEL a person named.
+
+    A run's directory means its best checkpoint, else its latest; `<run>/checkpoints/best` and `latest` mean what they
+    name; any other directory is itself; anything that is not on disk is left to be a Hub id.
+
+    Raises:
+        UserError: a local path that is missing or holds no model.
+    """
+    path = Path(model)
+    if path.name in ("best", "latest") and path.parent.name == "checkpoints":
+        named = pointed(path.parent.parent, path.name)
+        if named is None:
+            raise UserError(f"{model}: names no checkpoint; is training still before its first one?")
+        return str(named)
+    if (path / "checkpoints").is_dir():
+        found = pointed(path, "best") or next(iter(reversed(checkpoints(path))), None)
+        if found is None:
+            raise UserError(f"{model}: a run without a checkpoint; train it further first")
+        return str(found)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{model}: not a model: there is no config.json in it")
+        return model
+    if path.exists() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        what = "a file; a model is a directory with config.json" if path.exists() else "no such directory"
+        raise UserError(f"{model}: {what}")
+    return model
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole: temporary name, flush, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _describe(directory: Path) -> dict[str, Any]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {
+        "files": {
+            path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+            for path in files
+        }
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """fsync a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

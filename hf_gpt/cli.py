@@ -1,0 +1,199 @@
+"""The command line: `hf-gpt COMMAND ...`.
+
+Each command parses its arguments, makes one call into the package, and prints. What a person reads goes to stderr;
+stdout carries the result alone (the text, or with `--json` one JSON object). Input that cannot work ends in one line
+and exit code 2, without a traceback unless `--debug` asks for it.
+
+Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from .errors import RunStopped, UserError
+
+_EXIT_USER_ERROR = 2
+_EXIT_FAILED = 1
+_EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        parsed, rest = _parser().parse_known_args([a for a in arguments if a != "--debug"])
+        if rest and parsed.command not in ("train", "tokenize"):
+            raise UserError(f"unknown argument {rest[0]!r}; see hf-gpt {parsed.command} --help")
+        parsed.overrides = rest
+        parsed.run(parsed)
+        return 0
+    except UserError as error:
+        return _fail(error, _EXIT_USER_ERROR, debug)
+    except RunStopped as error:
+        return _fail(error, _EXIT_FAILED, debug)
+    except BrokenPipeError:  # the reader of our stdout, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_FAILED
+    except OSError as error:  # a full disk, a folder that cannot be written
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(error if debug else f"{where}{error.strerror or error}", _EXIT_FAILED, debug)
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors in one line, and with the recipe's fields in the help of the commands that take one."""
+
+    lists_recipe_fields = False
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        if self.lists_recipe_fields:
+            from .recipe import fields_help
+
+            lines = [f"  --{name} VALUE\n      {help} (default: {default})" for name, default, help in fields_help()]
+            text += (
+                "\nrecipe fields (null unsets; --model.KEY takes every GPTConfig field):\n" + "\n".join(lines) + "\n"
+            )
+        return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import __version__
+
+    parser = _Parser(
+        prog="hf-gpt",
+        description="Train your own GPT and have the whole Hugging Face ecosystem accept it.",
+        epilog="MODEL is a model's directory, a run's directory (its best checkpoint) or a Hub id."
+        " --debug shows the traceback of an error.",
+    )
+    parser.add_argument("--version", action="version", version=f"hf_gpt {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    train = command("train", _train, "train as a recipe says, or go on with such a run")
+    tokenize = command("tokenize", _tokenize, "tokenise a recipe's corpus and say what training will see")
+    for sub in (train, tokenize):
+        sub.usage = f"{sub.prog} RECIPE.yaml [--section.key VALUE ...]"
+        sub.add_argument("recipe", metavar="RECIPE.yaml", help="the run; any field can be changed by a flag")
+        sub.lists_recipe_fields = True
+    tokenize.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+    evaluate = command("evaluate", _evaluate, "loss, perplexity and bits per byte of a model on a text")
+    evaluate.add_argument("model", metavar="MODEL")
+    text = evaluate.add_mutually_exclusive_group(required=True)
+    text.add_argument("--text", metavar="FILE", help="a file, directory or glob (txt, jsonl, parquet, csv)")
+    text.add_argument("--dataset", metavar="NAME", help="a Hub dataset id or a local dataset folder")
+    evaluate.add_argument("--dataset-config", metavar="C", help="configuration of a dataset that has several")
+    evaluate.add_argument("--split", metavar="S", default="test", help="split of the dataset (default: test)")
+    evaluate.add_argument("--text-column", metavar="NAME", help="column that holds the text")
+    evaluate.add_argument("--stride", metavar="N", type=int, help="how far the window slides (default: its length)")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+    generate = command("generate", _generate, "continue a prompt; greedy unless a sampling flag is given")
+    generate.add_argument("model", metavar="MODEL")
+    generate.add_argument("--prompt", required=True, metavar="TEXT")
+    generate.add_argument("--max-new-tokens", type=int, default=50, metavar="N", help="(default: 50)")
+    generate.add_argument("--temperature", type=float, metavar="T", help="below 1 is safer, above 1 wilder")
+    generate.add_argument("--top-k", type=int, metavar="K", help="sample among the K most likely tokens")
+    generate.add_argument("--top-p", type=float, metavar="P", help="sample among the likeliest tokens that make up P")
+    generate.add_argument("--seed", type=int, default=123, metavar="S", help="of the random draws (default: 123)")
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from .recipe import Recipe
+    from .training import train
+
+    run = train(Recipe.from_yaml(arguments.recipe, arguments.overrides))
+    for line in run.summary():
+        _say(line)
+
+
+def _tokenize(arguments: argparse.Namespace) -> None:
+    from .recipe import Recipe
+    from .training.setup import prepare_data
+
+    data = prepare_data(Recipe.from_yaml(arguments.recipe, arguments.overrides))
+    if arguments.json:
+        print(json.dumps(data.facts(), ensure_ascii=False))
+        return
+    for line in data.describe():
+        _say(line)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from .evaluation import evaluate_corpus
+
+    _quiet()
+    result = evaluate_corpus(
+        arguments.model,
+        source=arguments.text or arguments.dataset,
+        config=arguments.dataset_config,
+        split="train" if arguments.text else arguments.split,
+        text_column=arguments.text_column,
+        stride=arguments.stride,
+    )
+    if arguments.json:
+        print(json.dumps(result.to_dict()))
+        return
+    print(f"loss            {result.loss:.4f} nats per token")
+    print(f"perplexity      {result.perplexity:.2f}")
+    print(f"bits per byte   {result.bits_per_byte:.4f}")
+    _say(
+        f"{result.scored_tokens:,} of {result.tokens:,} tokens scored (the first has no context),"
+        f" {result.bytes:,} bytes; windows of {result.context_length}, stride {result.stride}"
+    )
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from .checkpoint import load_model
+    from .generation import check_request, generate_text
+
+    sampling = {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
+    check_request(arguments.prompt, arguments.max_new_tokens, **sampling)  # before the seconds that loading takes
+    _quiet()
+    model, tokenizer = load_model(arguments.model)
+    text = generate_text(
+        model,
+        tokenizer,
+        arguments.prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        seed=arguments.seed,
+        **sampling,
+    )
+    print(text)
+
+
+def _quiet() -> None:
+    """No progress bars of the libraries around an answer of a second."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _fail(error: Exception | str, code: int, debug: bool) -> int:
+    if debug:
+        raise error
+    _say(f"hf-gpt: {error}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

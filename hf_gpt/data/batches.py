@@ -1,0 +1,187 @@
+"""What a step sees: windows into the token store, in an order that is a function of (seed, epoch) and no list.
+
+The one idea: nothing is iterated. The windows of step s are computed from s, so there is no state to save when a run
+is interrupted and none to lose, and every process of a run works out its own part of the same global batch without a
+word to the others. The order of an epoch is a keyed permutation computed point by point: an epoch of ten billion
+windows is set up as fast as one of ten.
+
+The trade: such a permutation is not a uniformly drawn one (that needs a list), only one that shows no pattern to
+training, and reading windows in it jumps about in the store, which a memory map on a disk pays for at first touch.
+
+What the tokens are is tokens.py's; moving batches to a device, and when, is the loop's.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from .tokens import TokenStore
+
+IGNORED = -100
+"""Label of a position that is not trained on, as everywhere in transformers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """The windows of a store: inputs `tokens[i : i + T]` and targets `tokens[i + 1 : i + T + 1]`, for every `stride`.
+
+    The rule is the book's: they start at `range(0, num_tokens - context_length, stride)`. With `isolate_documents`
+    each has positions too, which begin again at 0 on every separator: a document begins at the separator before it, so
+    the last token of one document predicts the separator, and the separator, alone in sight, the next one's first.
+
+    Raises :class:`UserError` if the store is shorter than one window.
+    """
+
+    store: TokenStore
+    context_length: int
+    stride: int | None = None
+    isolate_documents: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self) == 0:
+            raise UserError(
+                f"{self.store.name}: {self.store.num_tokens} tokens, and a window takes {self.context_length + 1}; "
+                "lower model.context_length or give more text (for validation: raise data.validation_fraction)"
+            )
+
+    def __len__(self) -> int:
+        return len(range(0, self.store.num_tokens - self.context_length, self.stride or self.context_length))
+
+    def window(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets, each of shape (time,): views into the store."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start = index * (self.stride or self.context_length)
+        tokens = self.store.tokens[start : start + self.context_length + 1]
+        return tokens[:-1], tokens[1:]
+
+    def batch(self, indices: np.ndarray, size: int | None = None) -> dict[str, torch.Tensor]:
+        """`input_ids`, `shift_labels` (and `position_ids`) of some windows: int64 of shape (batch, time).
+
+        Up to `size` rows, windows without a target (all labels -100) are added.
+        """
+        num_rows = len(indices) if size is None else size
+        tokens = np.zeros((num_rows, self.context_length + 1), np.int64)
+        for row, index in enumerate(indices):
+            start = int(index) * (self.stride or self.context_length)
+            tokens[row] = self.store.tokens[start : start + self.context_length + 1]
+        tokens = torch.from_numpy(tokens)
+        batch = {"input_ids": tokens[:, :-1].contiguous(), "shift_labels": tokens[:, 1:].contiguous()}
+        batch["shift_labels"][len(indices) :] = IGNORED
+        if self.isolate_documents:
+            batch["position_ids"] = _positions(batch["input_ids"], self.store.separator_id)
+        return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """Which windows each step sees: a pure function of (windows, seed, step), whatever the number of processes.
+
+    A step takes `batch_size` windows on each of `world_size` processes, `accumulation` times; only the product counts
+    for which windows these are. Steps are counted from 1 and run on through the epochs. An epoch's last global batch
+    may be short (or is left out with `drop_last`): then every process still runs the same number of micro-batches of
+    the same shape, filled up with windows without targets.
+    """
+
+    windows: Windows
+    batch_size: int
+    world_size: int = 1
+    accumulation: int = 1
+    seed: int = 0
+    shuffle: bool = True
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"{self.windows.store.name}: has {len(self.windows)} windows, fewer than the {self.global_batch_size} "
+                "of a step; lower train.batch_size or set data.drop_last to false"
+            )
+
+    @property
+    def global_batch_size(self) -> int:
+        """Windows of a full step, over all processes."""
+        return self.batch_size * self.world_size * self.accumulation
+
+    @property
+    def steps_per_epoch(self) -> int:
+        full, rest = divmod(len(self.windows), self.global_batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def epoch(self, step: int) -> int:
+        """The epoch, counted from 0, that `step` belongs to."""
+        if step < 1:
+            raise IndexError(f"steps are counted from 1, found {step}")
+        return (step - 1) // self.steps_per_epoch
+
+    def indices(self, step: int) -> np.ndarray:
+        """The windows of the global batch, in order: int64 of shape (up to global_batch_size,)."""
+        first = (step - 1) % self.steps_per_epoch * self.global_batch_size
+        places = np.arange(first, min(first + self.global_batch_size, len(self.windows)))
+        return permuted(places, len(self.windows), f"{self.seed}/{self.epoch(step)}") if self.shuffle else places
+
+    def num_targets(self, step: int) -> int:
+        """Target tokens of the global batch: what a summed loss is divided by. Every process knows it."""
+        first = (step - 1) % self.steps_per_epoch * self.global_batch_size
+        return min(self.global_batch_size, len(self.windows) - first) * self.windows.context_length
+
+    def micro_batches(self, step: int, rank: int = 0) -> list[dict[str, torch.Tensor]]:
+        """What process `rank` runs in `step`: batches of shape (batch_size, time), at most `accumulation` of them."""
+        indices = self.indices(step)
+        # Micro-batch m of rank r takes block m * world_size + r: processes share each micro-step evenly, and the
+        # micro-steps for which nothing is left are left out by all of them.
+        num_micro_steps = -(-len(indices) // (self.batch_size * self.world_size))
+        starts = ((m * self.world_size + rank) * self.batch_size for m in range(num_micro_steps))
+        return [self.windows.batch(indices[start : start + self.batch_size], self.batch_size) for start in starts]
+
+
+def permuted(places: np.ndarray, size: int, key: str) -> np.ndarray:
+    """Where a pseudo-random permutation of `range(size)` sends `places`: int64, elementwise, no table.
+
+    A generalised Feistel network with cycle walking (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    A place is written as a pair (left, right) with left < a, right < b and a * b just above `size`; each of eight
+    rounds adds to one half, modulo a or b, a function of the other half and of a key. A round can be undone by
+    subtracting the same, so no two places meet. Pairs that stand for no place are sent on until they come to one that
+    does. The function is the finalizer of SplitMix64 (Steele, Lea and Flood, 2014): a good mixer and no cipher, enough
+    to leave no pattern, not to hide the key. Integer arithmetic throughout: every platform gets the same order.
+    """
+    # At least 8 x 8: on fewer pairs the rounds have too little to work with to reach every order.
+    a = np.uint64(max(8, math.isqrt(size - 1) + 1))
+    b = np.uint64(max(8, -(-size // int(a))))
+    values = places.astype(np.uint64)
+    walking = np.arange(len(values))
+    while len(walking):
+        left, right = np.divmod(values[walking], b)
+        for left_key, right_key in _round_keys(key):
+            left = (left + _mixed(right + left_key) % a) % a
+            right = (right + _mixed(left + right_key) % b) % b
+        values[walking] = moved = left * b + right
+        walking = walking[moved >= size]
+    return values.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=8)
+def _round_keys(key: str) -> np.ndarray:
+    """Keys of eight rounds, in pairs."""
+    return np.frombuffer(hashlib.blake2b(key.encode()).digest(), "<u8").astype(np.uint64).reshape(4, 2)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finalizer: every output bit depends on every input bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _positions(input_ids: torch.Tensor, separator_id: int | None) -> torch.Tensor:
+    """Positions that begin again at 0 on each separator and at the start of each window. (batch, time) -> the same."""
+    places = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+    if separator_id is None:
+        return places.contiguous()
+    starts = torch.where(input_ids == separator_id, places, torch.zeros_like(places)).cummax(dim=1).values
+    return places - starts

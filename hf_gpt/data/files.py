@@ -1,0 +1,152 @@
+"""Files known by their content, and the folder where what was found out about them is kept.
+
+The one idea: a hash of the content stands for a file, wherever it lies; it is remembered under the file's size, times
+and inode, so that an unchanged file is not opened to be recognised. Text is checked to be UTF-8 in the same pass.
+Everything in the cache can be made again, and nothing in it is trusted further than that.
+
+What the bytes mean is corpus.py's to say.
+"""
+
+import codecs
+import gzip
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import UserError
+
+COMPRESSED = (".gz", ".zst")
+KINDS = {"txt": "text", "md": "text", "jsonl": "json", "ndjson": "json", "json": "json"}
+KINDS |= {"parquet": "parquet", "csv": "csv"}
+"""Ending of a file's name -> how it is read."""
+
+EMPTY = hashlib.sha256().hexdigest()
+"""`content_hash` of a file with nothing in it."""
+
+
+def cache_folder() -> Path:
+    """`$HF_GPT_CACHE`, or `hf_gpt` in the Hugging Face home."""
+    if os.environ.get("HF_GPT_CACHE"):
+        return Path(os.environ["HF_GPT_CACHE"]).expanduser().absolute()
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME).absolute() / "hf_gpt"
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of file that the name tells, `.gz` or `.zst` aside; None if it tells none."""
+    name = path.name[: -len(path.suffix)] if path.suffix in COMPRESSED else path.name
+    return KINDS.get(name.lower().rpartition(".")[2])
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The file, decompressed on the way if its name ends in .gz or .zst."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError:
+            raise UserError(f"{path}: zstd files need the module zstandard: pip install 'hf_gpt[zstd]'") from None
+        return zstandard.open(path, "rb")
+    return open(path, "rb")
+
+
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """The decompressed bytes, 1 MiB at a time."""
+    try:
+        with open_bytes(path) as file:
+            while block := file.read(1 << 20):
+                yield block
+    except UserError:
+        raise
+    except Exception as error:  # gzip, zlib and zstandard each raise their own
+        raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def read_text(path: Path) -> Iterator[str]:
+    """The text, about 1 MiB at a time, exactly as it is.
+
+    Raises :class:`UserError` with the offset of the first byte that is not UTF-8.
+    """
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        for block in read_blocks(path):
+            offset += len(block)
+            yield decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        at = offset - len(error.object) + error.start
+        found = error.object[error.start]
+        raise UserError(f"{path}: byte {at} (0x{found:02x}) is not UTF-8; save the file as UTF-8") from None
+
+
+def content_hash(path: Path, is_text: bool) -> str:
+    """SHA-256 of the decompressed content. `is_text` has it checked as :func:`read_text` does."""
+    stamp = file_stamp(path)
+    note = digest("file", str(path.absolute()), str(is_text))
+    known = recall(note)
+    if known and known["stamp"] == stamp:
+        return known["sha256"]
+    sha256 = hashlib.sha256()
+    if is_text:
+        for text in read_text(path):
+            sha256.update(text.encode())
+    else:
+        for block in read_blocks(path):
+            sha256.update(block)
+    # A second change within one tick of the file system's clock would not show: a file that was written just now is
+    # hashed again next time.
+    tick = 2_000_000_000 if stamp[1] % 1_000_000_000 == 0 else 20_000_000
+    if file_stamp(path) == stamp and time.time_ns() - stamp[1] > tick:
+        remember(note, {"stamp": stamp, "sha256": sha256.hexdigest()})
+    return sha256.hexdigest()
+
+
+def file_stamp(path: Path) -> list[int]:
+    """What changes when a file does: size, times and inode."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def check_unchanged(paths: Sequence[Path], stamps: Sequence[list[int]]) -> None:
+    """What is made of files is kept under their hash, so they must still be those that were hashed."""
+    for path, stamp in zip(paths, stamps):
+        if file_stamp(path) != stamp:
+            raise UserError(f"{path}: changed while it was read; run again when it is complete")
+
+
+def recall(note: str) -> dict[str, Any] | None:
+    """What was remembered under the name `note`; None if nothing was, or it cannot be read."""
+    try:
+        return json.loads((cache_folder() / "notes" / f"{note}.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def remember(note: str, facts: dict[str, Any]) -> None:
+    """Keeps `facts` for :func:`recall`, whole or not at all."""
+    path = cache_folder() / "notes" / f"{note}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(facts))
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"the cache {path.parent} cannot be written: {error.strerror}; set HF_GPT_CACHE") from error
+
+
+def digest(*parts: str) -> str:
+    """SHA-256 over the parts and where each ends."""
+    sha256 = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        sha256.update(len(data).to_bytes(8, "little") + data)
+    return sha256.hexdigest()

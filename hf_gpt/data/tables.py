@@ -1,0 +1,97 @@
+"""A column of text out of a table: which column, its rows, and what is wrong with it, as one line.
+
+The tables are `datasets`' (jsonl, parquet, csv, dataset folders, the Hub); this file chooses the text column, sees
+that it holds text and not what a parser made of it, and turns what `datasets`, pandas, pyarrow and fsspec raise into
+something a person can act on. Where tables come from is corpus.py's.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .files import kind_of, open_bytes
+
+_ROWS = 256  # made into Python strings at once
+
+
+def text_rows(name: str, dataset: Any, wanted: str | None) -> Iterator[tuple[str, str]]:
+    """(column, text) of every row of a `Dataset` or `IterableDataset` that has a text."""
+    column = wanted
+    for table in dataset.with_format("arrow").iter(batch_size=_ROWS):
+        column = _text_column(name, table.schema, column)
+        for text in table.column(column).to_pylist():
+            if text is not None:
+                yield column, text
+
+
+def are_lines(rows: Sequence[str]) -> bool:
+    """Whether rows are the lines of one text, as WikiText's are, and not documents.
+
+    They are if every row that shows a visible character is one line with its newline at the end, and some row shows
+    none: lines of a text have blank ones between them, and nobody keeps blank documents.
+    """
+    shown = [row for row in rows if row.strip()]
+    return 0 < len(shown) < len(rows) and all(row.find("\n") == len(row) - 1 for row in shown)
+
+
+def csv_options(path: Path, wanted: str | None) -> dict[str, Any]:
+    """Options for `datasets`' csv reader. pandas would read `NA` as nothing and `001` as 1; here both are text."""
+    with open_bytes(path) as file:
+        header = next(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline="")), [])
+    column = wanted or "text"
+    return {"keep_default_na": False, "converters": {column: str} if column in header else None}
+
+
+@contextlib.contextmanager
+def one_line(problem: str, paths: Sequence[Path] = ()) -> Iterator[None]:
+    """Raises what is raised inside as a :class:`UserError` that begins with `problem`; the libraries keep quiet."""
+    loggers = [logging.getLogger(library) for library in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # each library has its own exceptions, some of them plain `Exception`s
+        for path in paths:
+            if kind_of(path) == "json":
+                _find_malformed_line(path)
+        raise UserError(f"{problem}: {str(error)[:300]}") from error
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
+def _text_column(name: str, schema: Any, wanted: str | None) -> str:
+    """The column that was asked for, `text`, or the only one that holds text."""
+    from pyarrow.types import is_large_string, is_string, is_string_view
+
+    columns = {f.name: f.type for f in schema}
+    texts = [c for c, kind in columns.items() if is_string(kind) or is_large_string(kind) or is_string_view(kind)]
+    column = wanted or (texts[0] if len(texts) == 1 else "text")
+    if column in texts:
+        return column
+    found = f"column {column!r} of {name} holds {columns[column]}" if column in columns else f"no {column!r} in {name}"
+    raise UserError(
+        f"data.text_column: {found}; columns of text: {', '.join(texts) or 'none'}; all: {', '.join(columns)}"
+    )
+
+
+def _find_malformed_line(path: Path) -> None:
+    """Names the first line that is no JSON object, which pyarrow does not."""
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, 1):
+            if number == 1 and line.lstrip().startswith(b"["):
+                return  # one JSON array
+            try:
+                if line.strip() and not isinstance(json.loads(line), dict):
+                    raise UserError(f"{path}: line {number} is not a JSON object")
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}: line {number} is not JSON: {error.msg}, column {error.colno}") from None

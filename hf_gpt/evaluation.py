@@ -1,0 +1,195 @@
+"""Loss, perplexity and bits per byte.
+
+Two questions, one measure (mean nats per target token). While a run trains, `loss_on_windows` looks at the first
+windows of a token store: which ones depends on the corpus, the tokenizer and the context alone, never on the batch
+size or the number of processes, so the losses of different runs compare. For a finished model, `evaluate_tokens`
+scores a whole text, every token but the first exactly once, with as much context before each as the stride allows.
+
+Both sum the loss of each token in float64; both leave training's random streams untouched, since a model in evaluation
+mode draws nothing.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from .checkpoint import load_model
+from .data.batches import IGNORED, Windows
+from .data.corpus import load_corpora
+from .data.tokens import tokenize
+from .errors import UserError
+from .recipe import DataRecipe
+
+# Tokens a forward pass takes: fixed, so that a loss never depends on the batch size somebody trains with.
+_TOKENS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model predicts a text.
+
+    `loss` is in nats per scored token, `perplexity` is its exponential, `bits_per_byte` divides the bits of all scored
+    tokens by their UTF-8 bytes, which makes models with different tokenizers comparable.
+    """
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    scored_tokens: int
+    bytes: int
+    context_length: int
+    stride: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def perplexity(loss: float) -> float:
+    """`exp(loss)`; infinite where a float cannot hold it."""
+    return math.exp(loss) if loss < 709 else math.inf
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout), no gradients; the modes are put back after."""
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for model, mode in zip(models, modes):
+            model.train(mode)
+
+
+def loss_on_windows(model: nn.Module, windows: Windows, tokens: int | None = None, accelerator: Any = None) -> float:
+    """Mean loss over the first windows of a store, as many as `tokens` target tokens fill (None: all of them).
+
+    Every process of `accelerator` takes its share and all get the same result.
+    """
+    count = len(windows)
+    if tokens is not None:
+        count = min(count, max(1, tokens // windows.context_length))
+    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    device = accelerator.device if accelerator else next(model.parameters()).device
+    at_once = max(1, _TOKENS_AT_ONCE // windows.context_length)
+    total = torch.zeros((), dtype=torch.float64)
+    with evaluating(model):
+        # Each process makes the same number of passes, of one shape: under FSDP each pass is a collective.
+        for start in range(0, count, at_once * processes):
+            mine = np.arange(start + rank, min(start + at_once * processes, count), processes)
+            batch = {name: tensor.to(device) for name, tensor in windows.batch(mine, at_once).items()}
+            labels = batch.pop("shift_labels")
+            total += _token_losses(model(**batch, use_cache=False).logits, labels).double().sum().cpu()
+    if accelerator is not None:
+        total = accelerator.reduce(total.to(device, dtype=_wide(device)), reduction="sum").cpu()
+    return total.item() / (count * windows.context_length)
+
+
+def evaluate_corpus(
+    model: str,
+    source: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    text_column: str | None = None,
+    stride: int | None = None,
+) -> Evaluation:
+    """How well a model (directory or Hub id) predicts a corpus, named as in a recipe's `data.source`.
+
+    Raises:
+        UserError: the model or the corpus is not there, or the text is shorter than two tokens.
+    """
+    if stride is not None and stride < 1:
+        raise UserError(f"--stride {stride}: must be 1 or more")
+    data = DataRecipe(source=source, config=config, train_split=split, text_column=text_column)
+    corpus, _ = load_corpora(data)
+    loaded, tokenizer = load_model(model)
+    store = tokenize(corpus, tokenizer)
+    if len(store.tokens) < 2:
+        raise UserError(f"{corpus.name}: {len(store.tokens)} tokens; at least 2 are needed, one to predict from")
+    unscored = len(tokenizer.decode(store.tokens[:1].tolist()).encode())
+    return evaluate_tokens(loaded, store.tokens, store.num_bytes - unscored, stride)
+
+
+def evaluate_tokens(
+    model: PreTrainedModel, tokens: np.ndarray, num_bytes: int, stride: int | None = None
+) -> Evaluation:
+    """Score every token of a text but the first, each once, by a window that slides by `stride`.
+
+    Args:
+        model: a causal language model with `config.max_position_embeddings`.
+        tokens: the text, (num_tokens,).
+        num_bytes: UTF-8 bytes of the text that the scored tokens stand for.
+        stride: how far the window moves. The context length (the default) is fastest; a smaller one gives each token
+            at least `context_length - stride` tokens of context, as in Hugging Face's guide to perplexity.
+    """
+    context = model.config.max_position_embeddings
+    stride = min(stride or context, context)
+    device = next(model.parameters()).device
+    num_targets = len(tokens) - 1
+    at_once = max(1, _TOKENS_AT_ONCE // context)
+    total = 0.0
+    with evaluating(model):
+        for rows in _batched(_spans(num_targets, context, stride), at_once):
+            inputs = torch.stack([torch.from_numpy(tokens[a:b].astype(np.int64)) for a, b, _ in rows]).to(device)
+            labels = torch.stack([torch.from_numpy(tokens[a + 1 : b + 1].astype(np.int64)) for a, b, _ in rows])
+            for row, (_, _, already) in zip(labels, rows):
+                row[:already] = IGNORED
+            total += (
+                _token_losses(model(input_ids=inputs, use_cache=False).logits, labels.to(device)).double().sum().item()
+            )
+    loss = total / num_targets
+    return Evaluation(
+        loss=loss,
+        perplexity=perplexity(loss),
+        bits_per_byte=total / math.log(2) / max(num_bytes, 1),
+        tokens=len(tokens),
+        scored_tokens=num_targets,
+        bytes=num_bytes,
+        context_length=context,
+        stride=stride,
+    )
+
+
+def _spans(num_targets: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(start, end, targets already scored) of each window of inputs; together they score every target once."""
+    start, end = 0, min(context, num_targets)
+    yield start, end, 0
+    while end < num_targets:
+        scored = end
+        end = min(end + stride, num_targets)
+        # The last window reaches back to be as long as the others, so that its tokens have as much context.
+        start = max(0, end - context)
+        yield start, end, scored - start
+
+
+def _batched(spans: Iterator[tuple[int, int, int]], size: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Groups of at most `size` spans of equal length."""
+    group: list[tuple[int, int, int]] = []
+    for span in spans:
+        if group and (len(group) == size or span[1] - span[0] != group[0][1] - group[0][0]):
+            yield group
+            group = []
+        group.append(span)
+    if group:
+        yield group
+
+
+def _token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(batch, time, vocab), (batch, time) -> (batch * time,), zero where the label is ignored."""
+    return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

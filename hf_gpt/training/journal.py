@@ -1,0 +1,136 @@
+"""What a run writes down while it goes: metrics, samples, and a line for whoever is watching.
+
+`metrics.jsonl` and `samples.jsonl` hold one JSON object a line. They are appended to, so a process that dies may leave
+a torn last line, and a resumed run starts before the last lines were written: `Journal.rewind` drops both, and each
+step stands in the file once. Only the main process has a journal that writes.
+
+For people, on stderr: a progress bar in a terminal or notebook, and where there is neither (a log file, a batch
+system) a plain line now and then, without control characters.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from ..checkpoint import write_text
+from ..report import read_lines
+
+# Seconds between two progress lines in a log file.
+_LINE_EVERY = 30.0
+
+
+class Journal:
+    """The records of one run. With `writes=False` (every process but the main one) it does nothing."""
+
+    def __init__(self, run_dir: str | Path, *, max_steps: int, writes: bool = True, tracker: Any = None):
+        self.metrics_path = Path(run_dir) / "metrics.jsonl"
+        self.samples_path = Path(run_dir) / "samples.jsonl"
+        self.writes = writes
+        self._tracker = tracker
+        self._files: dict[Path, Any] = {}
+        self._max_steps = max_steps
+        self._bar: tqdm | None = None
+        self._last_line = 0.0
+
+    def rewind(self, step: int) -> None:
+        """Keep what was written up to `step` and drop the rest; call before the first new line."""
+        if not self.writes:
+            return
+        for path in (self.metrics_path, self.samples_path):
+            kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_lines(path) if line["step"] <= step]
+            write_text(path, "".join(kept))
+        self._start = self._resumed_at = step
+        self._started = time.monotonic()
+
+    def metrics(self, step: int, **values: float) -> None:
+        """One line of `metrics.jsonl`, also sent to the trackers."""
+        if self.writes:
+            self._append(self.metrics_path, {"step": step, **values})
+            if self._tracker is not None:
+                self._tracker({k: v for k, v in values.items() if isinstance(v, (int, float))}, step=step)
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """One line of `samples.jsonl`."""
+        if self.writes:
+            self._append(self.samples_path, {"step": step, "prompt": prompt, "text": text})
+
+    def progress(self, step: int, loss: float | None = None, tokens_per_second: float | None = None) -> None:
+        """Move the bar to `step`; loss and speed are shown until newer ones come."""
+        if not self.writes:
+            return
+        if self._bar is None:
+            self._bar = tqdm(
+                total=self._max_steps,
+                initial=self._start,
+                desc="training",
+                unit="step",
+                dynamic_ncols=True,
+                file=sys.stderr,
+                disable=not (sys.stderr.isatty() or _in_notebook()),
+            )
+        if self._bar.disable:
+            self._line(step, loss, tokens_per_second)
+            return
+        if loss is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def say(self, text: str) -> None:
+        """A message for the person watching, above the bar."""
+        if self.writes:
+            tqdm.write(text, file=sys.stderr)
+
+    def flush(self) -> None:
+        """Force what was written to disk, before a checkpoint relies on it."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _append(self, path: Path, line: dict[str, Any]) -> None:
+        if path not in self._files:
+            self._files[path] = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run goes
+        self._files[path].write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._files[path].flush()
+
+    def _line(self, step: int, loss: float | None, tokens_per_second: float | None) -> None:
+        now = time.monotonic()
+        if loss is None or (now - self._last_line < _LINE_EVERY and step < self._max_steps):
+            return
+        self._last_line = now
+        rate = (now - self._started) / max(step - self._start, 1)
+        left = time.strftime("%H:%M:%S", time.gmtime(rate * (self._max_steps - step)))
+        self.say(f"step {step}/{self._max_steps}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  {left} left")
+
+
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Without transformers' own bars, which would cross ours."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _in_notebook() -> bool:
+    return tqdm.__name__ == "tqdm_notebook"

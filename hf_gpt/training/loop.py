@@ -1,0 +1,327 @@
+"""The training loop.
+
+`train` reads as the book's eight steps: take a batch, reset the gradients, compute the loss, go backward, update the
+weights, and now and then evaluate, show a sample, save. What the loop adds to the book:
+
+- A step is a global batch: `gradient_accumulation_steps` batches on each of the processes. Its loss is the mean over
+  all its target tokens, however they are dealt out, so accumulation and processes change nothing but speed.
+- What a step sees and its learning rate are functions of the step alone (`data/batches.py`, `optim.py`). Evaluating,
+  sampling, logging and saving draw nothing from training's random streams: a run that is watched more closely has the
+  same weights, bit for bit.
+- The same call goes on where the run in `output_dir` stopped.
+
+Processes, precision and devices are accelerate's business.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from .. import checkpoint
+from ..errors import RunStopped
+from ..evaluation import loss_on_windows, perplexity
+from ..generation import generate_text
+from ..recipe import Recipe, flat
+from ..report import loss_plot, read_lines, read_metrics
+from .journal import Journal, no_progress_bars
+from .optim import build_optimizer, learning_rate, set_learning_rate
+from .setup import Job, prepare
+from .state import load_training_state, save_training_state
+from .stopping import stop_on_interrupt
+
+
+@dataclass
+class Run:
+    """A finished run: the model in memory, and what is on disk."""
+
+    output_dir: Path
+    recipe: Recipe
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`."""
+        return read_metrics(self.output_dir)
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The lines of `samples.jsonl`: `{"step", "prompt", "text"}`."""
+        return read_lines(self.output_dir / "samples.jsonl")
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that were kept, oldest first; each loads with `from_pretrained`."""
+        return checkpoint.checkpoints(self.output_dir)
+
+    def summary(self) -> Iterator[str]:
+        """The last sample and where things are, for people."""
+        if self.samples:
+            yield f"\n{self.samples[-1]['text']}\n"
+        best = checkpoint.pointed(self.output_dir, "best")
+        yield f"model      {self.checkpoints[-1]}" + (f"   (best on validation text: {best.name})" if best else "")
+        if (plot := self.output_dir / "loss.png").is_file():
+            yield f"loss plot  {plot}"
+        yield f'try        hf-gpt generate {self.output_dir} --prompt "..." --temperature 0.8 --top-k 40'
+
+
+@dataclass
+class Progress:
+    """How far a run is; saved with each checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_validation_loss: float | None = None  # of a checkpoint
+
+
+def train(recipe: Recipe | Mapping[str, Any] | str | Path) -> Run:
+    """Train as `recipe` says (a `Recipe`, a nested dictionary, or the path of a YAML file), or go on with such a run.
+
+    Raises:
+        UserError: something in the recipe cannot work here.
+        RunStopped: the loss is no longer finite.
+        KeyboardInterrupt: Ctrl-C; the run was saved first.
+    """
+    if isinstance(recipe, (str, Path)):
+        recipe = Recipe.from_yaml(recipe)
+    elif isinstance(recipe, Mapping):
+        recipe = Recipe.from_dict(recipe)
+    training = _Training(prepare(recipe))
+    training.begin()
+    with training.journal, stop_on_interrupt() as stop:
+        for step in range(training.progress.step + 1, training.job.max_steps + 1):
+            loss = training.update(step)
+            training.log(step, loss)
+            if training.evaluates_at(step):
+                training.evaluate(step)
+            stopping = stop.agreed(step, training.accelerator)
+            if stopping or training.saves_at(step):
+                training.save(step)
+            if stopping:
+                training.journal.say(f"stopped and saved after step {step}; the same command goes on from there")
+                raise KeyboardInterrupt
+    return training.end()
+
+
+class _Training:
+    """A run in this process: the prepared parts of its job, and what is done with them."""
+
+    def __init__(self, job: Job):
+        self.job, self.recipe, self.accelerator = job, job.recipe, job.accelerator
+        self.progress = Progress()
+        self.journal = Journal(
+            job.run_dir,
+            max_steps=job.max_steps,
+            writes=self.accelerator.is_main_process,
+            tracker=self.accelerator.log if self.recipe.tracking.to else None,
+        )
+        if self.recipe.train.compile:
+            job.model.compile()
+        self.model, self.optimizer = self.accelerator.prepare(
+            job.model, build_optimizer(job.model, self.recipe.optimizer)
+        )
+        # Kept on the device: reading them would make the step wait for it.
+        self.grad_norm = torch.zeros((), device=self.accelerator.device)
+        self.first_bad_step = torch.zeros((), device=self.accelerator.device, dtype=torch.int32)
+        self.validated: tuple[int, float] | None = None  # the last evaluation: step, validation loss
+
+    def begin(self) -> None:
+        """Go on from the newest whole checkpoint, or start by evaluating the untrained model."""
+        job = self.job
+        found, problems = checkpoint.newest_whole(job.run_dir)
+        for text in (*job.notes, *(f"warning: {problem}" for problem in problems.values())):
+            self.journal.say(text)
+        if found is not None:
+            saved = load_training_state(found, self.accelerator, self.model, self.optimizer)
+            self.progress = Progress(**saved)
+            finished = self.progress.step >= job.max_steps
+            what = "finished already (a larger train.max_steps goes on):" if finished else "going on after"
+            self.journal.say(f"{what} step {self.progress.step}, from {found}")
+        else:
+            for line in job.describe():
+                self.journal.say(line)
+        self.accelerator.wait_for_everyone()  # all have looked
+        if self.accelerator.is_main_process:
+            for damaged in problems:
+                checkpoint.set_aside(damaged)
+        self.write_down_what_runs()
+        self.journal.rewind(self.progress.step)
+        self.started, self.seconds_before = time.monotonic(), self.progress.seconds
+        self.start_clock()
+        if found is None:
+            if self.evaluates_at(0):
+                self.evaluate(0)
+            if job.max_steps == 0:
+                self.save(0)
+
+    def update(self, step: int) -> torch.Tensor:
+        """One global batch and one update of the weights. Returns this process's share of the loss, on the device."""
+        train, optimizer, schedule = self.recipe.train, self.recipe.optimizer, self.recipe.schedule
+        batches = self.job.plan.micro_batches(step, self.accelerator.process_index)
+        num_targets = self.job.plan.num_targets(step)
+        set_learning_rate(self.optimizer, learning_rate(step, self.job.max_steps, optimizer.lr, schedule))
+        # Each loss is a sum divided by the targets of the whole global batch. accelerate divides it by the number of
+        # accumulated batches, and DDP by the number of processes, so both are multiplied back in.
+        scale = train.gradient_accumulation_steps * self.accelerator.num_processes
+        total = torch.zeros((), device=self.accelerator.device)
+        self.model.train()
+        for number, batch in enumerate(batches, start=1):
+            # accelerate's `accumulate` counts to a fixed number; an epoch's last global batch may have fewer.
+            self.accelerator.sync_gradients = last = number == len(batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+                loss = self.model(**batch, num_items_in_batch=num_targets, use_cache=False).loss
+                self.accelerator.backward(loss * scale)
+                total += loss.detach()
+        self.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), train.max_grad_norm or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress.step = step
+        self.progress.tokens += num_targets
+        bad = ~torch.isfinite(total) & (self.first_bad_step == 0)
+        self.first_bad_step.masked_fill_(bad, step)
+        return total
+
+    def log(self, step: int, loss: torch.Tensor) -> None:
+        """Show that a step is done; write a train line every `log_every` steps and at the last one."""
+        if step % self.recipe.train.log_every and step != self.job.max_steps:
+            self.journal.progress(step)
+            return
+        self.stop_if_not_finite()
+        loss = self.accelerator.reduce(loss, reduction="sum").item()
+        seconds = time.monotonic() - self.clock
+        tokens_per_second = (self.progress.tokens - self.clock_tokens) / max(seconds, 1e-9)
+        self.journal.metrics(
+            **self.position(),
+            train_loss=loss,
+            lr=self.optimizer.param_groups[0]["lr"],
+            grad_norm=float(self.grad_norm),
+            tokens_per_second=tokens_per_second,
+        )
+        self.journal.progress(step, loss, tokens_per_second)
+        self.start_clock()
+
+    def evaluates_at(self, step: int) -> bool:
+        """At `evaluation.first`, every `evaluation.every` steps from there and, on request, at each epoch's end."""
+        when = self.recipe.evaluation
+        at_end_of_epoch = when.at_epoch_end and step > 0 and step % self.job.plan.steps_per_epoch == 0
+        return at_end_of_epoch or (step >= when.first and (step - when.first) % when.every == 0)
+
+    def evaluate(self, step: int) -> None:
+        """Loss on the training and the validation text, and a look at what the model writes."""
+        self.stop_if_not_finite()
+        how, data = self.recipe.evaluation, self.job.data
+        losses = {
+            f"{name}_loss": loss_on_windows(self.model, windows, how.tokens, self.accelerator)
+            for name, windows in data.evaluated.items()
+        }
+        if "validation_loss" in losses:
+            self.validated = (step, losses["validation_loss"])
+        judged = losses.get("validation_loss", losses["eval_train_loss"])
+        self.journal.metrics(**self.position(), **losses, perplexity=perplexity(judged))
+        words = "  ".join(
+            f"{name.removesuffix('_loss').replace('_', ' ')} {loss:.3f}" for name, loss in losses.items()
+        )
+        self.journal.say(f"step {step}: {words}  perplexity {perplexity(judged):,.1f}")
+        for prompt in how.prompts:
+            text = generate_text(
+                self.accelerator.unwrap_model(self.model),
+                data.tokenizer,
+                prompt,
+                max_new_tokens=how.sample_tokens,
+                temperature=how.temperature,
+                top_k=how.top_k,
+                seed=self.recipe.seed,
+            )
+            self.journal.sample(step, prompt, text)
+            self.journal.say("    " + " ".join(text.split()))
+        self.start_clock()
+
+    def saves_at(self, step: int) -> bool:
+        """Every `checkpoint.every` steps, and at the last one."""
+        every = self.recipe.checkpoint.every
+        return step == self.job.max_steps or (every is not None and step % every == 0)
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint of `step`, let `latest` and perhaps `best` name it, and remove old ones."""
+        self.stop_if_not_finite()
+        accelerator, run_dir = self.accelerator, self.job.run_dir
+        main = accelerator.is_main_process
+        best = self.progress.best_validation_loss
+        is_best = bool(self.validated and self.validated[0] == step and (best is None or self.validated[1] < best))
+        if is_best:
+            self.progress.best_validation_loss = self.validated[1]
+        self.progress.seconds = self.seconds()
+        self.journal.flush()
+        weights = accelerator.get_state_dict(self.model)
+        with checkpoint.writing(run_dir, step) if main else contextlib.nullcontext() as directory:
+            progress = dataclasses.asdict(self.progress)
+            save_training_state(directory, accelerator, self.model, self.optimizer, progress)
+            if main:
+                with no_progress_bars():
+                    accelerator.unwrap_model(self.model).save_pretrained(directory, state_dict=weights)
+                self.job.data.tokenizer.save_pretrained(directory)
+        if main:
+            saved = run_dir / "checkpoints" / checkpoint.name_of(step)
+            checkpoint.point(run_dir, "latest", saved)
+            if is_best:
+                checkpoint.point(run_dir, "best", saved)
+            checkpoint.prune(run_dir, self.recipe.checkpoint.keep)
+            if self.progress.tokens:
+                loss_plot(run_dir)
+        accelerator.wait_for_everyone()
+        self.start_clock()
+
+    def end(self) -> Run:
+        """Close what is open, say where things are, and hand over the run."""
+        job, accelerator = self.job, self.accelerator
+        if self.recipe.tracking.to:
+            accelerator.end_training()
+        model = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        model.eval()
+        return Run(job.run_dir, self.recipe, model, job.data.tokenizer)
+
+    def position(self) -> dict[str, float]:
+        """What every line of metrics starts with."""
+        step = self.progress.step
+        return {
+            "step": step,
+            "tokens": self.progress.tokens,
+            "epoch": round(step / self.job.plan.steps_per_epoch, 6),
+            "seconds": round(self.seconds(), 3),
+        }
+
+    def seconds(self) -> float:
+        """How long the run has taken, over all the times it was started."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def stop_if_not_finite(self) -> None:
+        """Raises :class:`RunStopped` if any loss was not finite. Looking makes the device finish what it does."""
+        if not (bad := int(self.first_bad_step)):
+            return
+        good = checkpoint.pointed(self.job.run_dir, "latest")
+        last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+        raise RunStopped(f"the loss of step {bad} is not finite; {last}; a lower optimizer.lr may help")
+
+    def start_clock(self) -> None:
+        """Tokens per second count from here, so that evaluating and saving do not."""
+        self.clock, self.clock_tokens = time.monotonic(), self.progress.tokens
+
+    def write_down_what_runs(self) -> None:
+        """`recipe.yaml`, `environment.json`, and the recipe for the trackers."""
+        if self.recipe.tracking.to:
+            self.accelerator.init_trackers(self.job.run_dir.name, config=dict(flat(self.recipe)))
+        if self.accelerator.is_main_process:
+            checkpoint.write_text(self.job.run_dir / "recipe.yaml", self.recipe.to_yaml())
+            if not (self.job.run_dir / "environment.json").exists():
+                checkpoint.write_json(self.job.run_dir / "environment.json", self.job.environment)
+        self.accelerator.wait_for_everyone()

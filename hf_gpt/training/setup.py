@@ -1,0 +1,372 @@
+"""From a recipe to everything a loop needs: device, tokenizer, token stores, model, with every `auto` resolved.
+
+Each `auto` is decided here, once, by a rule that looks at the hardware and the corpus and never at a clock; the
+decision is written to `recipe.yaml`, and a run that goes on takes it from there. `hf-gpt tokenize` uses the first half
+of this file (`prepare_data`), training all of it.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from .. import checkpoint
+from ..configuration_gpt import GPTConfig
+from ..data.batches import BatchPlan, Windows
+from ..data.corpus import Corpus, load_corpora
+from ..data.files import cache_folder
+from ..data.tokens import TokenStore, fraction_of_split_characters, tokenize
+from ..errors import UserError, did_you_mean
+from ..modeling_gpt import GPTForCausalLM
+from ..recipe import ModelRecipe, Recipe, TokenizerRecipe, differences
+from ..tokenization import load_tokenizer, train_tokenizer, vocab_size
+
+# What may change when a run goes on in the same folder; anything else makes it a different run.
+_CHANGEABLE = ("output_dir", "train.max_steps", "train.log_every", "evaluation.", "checkpoint.", "tracking.", "hub.")
+
+# Of English under gpt2 almost no token is part of a character, of Chinese more than half are.
+_MANY_SPLIT = 0.2
+
+
+@dataclass
+class Data:
+    """Text, tokenised: what `hf-gpt tokenize` reports on and training reads."""
+
+    recipe: Recipe  # with the `auto`s of `model`, `tokenizer` and `data` resolved
+    tokenizer: PreTrainedTokenizerFast
+    config: GPTConfig
+    windows: Windows  # what training sees
+    evaluated: dict[str, Windows]  # "eval_train" and, if there is any, "validation": windows that do not overlap
+
+    def facts(self) -> dict[str, Any]:
+        """What a person should know before training, as `hf-gpt tokenize --json` prints it."""
+        validation = self.evaluated.get("validation")
+        plan = batch_plan(self.recipe, self.windows)
+        inputs, targets = self.windows.window(0)
+        return {
+            "training": _facts(self.windows),
+            "validation": _facts(validation) if validation else None,
+            "separator": "<|endoftext|>" if self.recipe.data.separator else None,
+            "vocabulary": vocab_size(self.tokenizer),
+            "context_length": self.windows.context_length,
+            "stride": self.windows.stride,
+            "batches_per_epoch": plan.steps_per_epoch,
+            "first_input": self.tokenizer.decode(inputs[:16].tolist()),
+            "first_target": self.tokenizer.decode(targets[:16].tolist()),
+            "split_characters": round(fraction_of_split_characters(self.windows.store, self.tokenizer), 4),
+        }
+
+    def describe(self) -> Iterator[str]:
+        """The same for people, line by line."""
+        facts = self.facts()
+        for name in ("training", "validation"):
+            if text := facts[name]:
+                documents = "" if text["documents"] == 1 else f" in {text['documents']:,} documents"
+                yield (
+                    f"{name:11}{text['source']}: {text['characters']:,} characters{documents},"
+                    f" {text['tokens']:,} tokens ({text['characters_per_token']:.2f} characters each),"
+                    f" {text['windows']:,} windows of {facts['context_length']}"
+                )
+        if not facts["validation"]:
+            yield "validation none; data.validation_fraction: 0.1 would keep a tenth of the text for it"
+        joined = "with <|endoftext|> between documents" if facts["separator"] else "as they are, lines of one text"
+        yield f"rows       joined {joined}; stride {facts['stride']}; vocabulary {facts['vocabulary']:,}"
+        yield f"an epoch   {facts['batches_per_epoch']:,} steps on one process"
+        yield f"input      {facts['first_input']!r} ..."
+        yield f"target     {facts['first_target']!r} ..."
+        if facts["split_characters"] > _MANY_SPLIT:
+            yield (
+                f"note       {facts['split_characters']:.0%} of the tokens are only parts of a character: this text"
+                " wants a vocabulary of its own, tokenizer: {train: {vocab_size: 4096}}"
+            )
+
+
+@dataclass
+class Job:
+    """Everything a training loop needs."""
+
+    recipe: Recipe  # every `auto` resolved
+    run_dir: Path
+    accelerator: Accelerator
+    data: Data
+    plan: BatchPlan
+    model: GPTForCausalLM
+    max_steps: int
+    environment: dict[str, Any]
+    notes: list[str]  # what a person who goes on with a run should know
+
+    def describe(self) -> Iterator[str]:
+        """What is about to happen, line by line."""
+        yield from self.data.describe()
+        train, processes = self.recipe.train, self.accelerator.num_processes
+        precision = {"no": "fp32"}.get(train.mixed_precision, train.mixed_precision)
+        yield (
+            f"model      {self.model.num_parameters():,} parameters, {precision} on {processes} x {train.device}"
+            f"{', compiled' if train.compile else ''}"
+        )
+        yield (
+            f"training   {self.max_steps:,} steps of {self.plan.global_batch_size} windows,"
+            f" {self.max_steps / self.plan.steps_per_epoch:.2f} epochs, into {self.run_dir}"
+        )
+
+
+def prepare_data(recipe: Recipe) -> Data:
+    """Load or train the tokenizer, tokenise the corpora (or find them tokenised), and cut windows."""
+    corpus, validation = load_corpora(recipe.data)
+    tokenizer = _tokenizer(recipe.tokenizer, corpus)
+    config = model_config(recipe.model, tokenizer)
+    context_length = tokenizer.model_max_length = config.max_position_embeddings
+    data = dataclasses.replace(recipe.data, stride=recipe.data.stride or context_length, separator=corpus.separated)
+    model = dataclasses.replace(recipe.model, config={**recipe.model.config, "vocab_size": config.vocab_size})
+
+    def windows(store: TokenStore, stride: int) -> Windows:
+        return Windows(store, context_length, stride, data.isolate_documents)
+
+    store = tokenize(corpus, tokenizer)
+    evaluated = {"eval_train": windows(store, context_length)}
+    if validation is not None:
+        evaluated["validation"] = windows(tokenize(validation, tokenizer), context_length)
+    return Data(
+        recipe=dataclasses.replace(recipe, data=data, model=model),
+        tokenizer=tokenizer,
+        config=config,
+        windows=windows(store, data.stride),
+        evaluated=evaluated,
+    )
+
+
+def _facts(windows: Windows) -> dict[str, Any]:
+    store = windows.store
+    return {
+        "source": store.name,
+        "characters": store.num_characters,
+        "bytes": store.num_bytes,
+        "documents": store.num_documents,
+        "tokens": store.num_tokens,
+        "characters_per_token": round(store.characters_per_token, 4),
+        "windows": len(windows),
+    }
+
+
+def batch_plan(recipe: Recipe, windows: Windows, num_processes: int = 1) -> BatchPlan:
+    """Which windows each step of a recipe sees."""
+    return BatchPlan(
+        windows,
+        recipe.train.batch_size,
+        world_size=num_processes,
+        accumulation=recipe.train.gradient_accumulation_steps,
+        seed=recipe.seed,
+        shuffle=recipe.data.shuffle,
+        drop_last=recipe.data.drop_last,
+    )
+
+
+def prepare(recipe: Recipe) -> Job:
+    """Resolve `recipe` and build what it names. Nothing is written but the caches and the output folder's own files.
+
+    Raises:
+        UserError: anything in the recipe that cannot work here, including an output folder that holds another run.
+    """
+    run_dir = Path(recipe.output_dir)
+    earlier = _earlier_recipe(run_dir)
+    recipe = _resolve_hardware(recipe, earlier)
+    accelerator = _accelerator(recipe)
+    data = prepare_data(recipe)
+    notes = _changes_of_recipe(run_dir, earlier, data.recipe) if earlier is not None else []
+
+    torch.manual_seed(recipe.seed)
+    model = _model(data.recipe, data.config)
+    if accelerator.process_index > 0:  # the same weights everywhere, but dropout of one's own
+        torch.manual_seed(recipe.seed + 7919 * accelerator.process_index)
+
+    train = recipe.train
+    plan = batch_plan(recipe, data.windows, accelerator.num_processes)
+    max_steps = train.max_steps if train.max_steps is not None else round(train.epochs * plan.steps_per_epoch)
+    environment = describe_environment(accelerator)
+    return Job(
+        recipe=data.recipe,
+        run_dir=run_dir,
+        accelerator=accelerator,
+        data=data,
+        plan=plan,
+        model=model,
+        max_steps=max_steps,
+        environment=environment,
+        notes=notes + _changes_of_environment(run_dir, environment),
+    )
+
+
+def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPTConfig:
+    """The configuration a recipe names, with the tokenizer's vocabulary unless a size is given.
+
+    Raises:
+        UserError: an impossible shape, an unknown field or preset, or a vocabulary smaller than the tokenizer's.
+    """
+    known = {*GPTConfig.__dataclass_fields__, *GPTConfig.attribute_map}
+    for name in recipe.config:
+        if name not in known:
+            raise UserError(f"model.{name}: unknown key{did_you_mean(name, known | {'preset', 'from_pretrained'})}")
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    size = vocab_size(tokenizer)
+    fields = {"vocab_size": size, **special, **recipe.config}
+    try:
+        if recipe.from_pretrained:
+            source = checkpoint.resolve_model(recipe.from_pretrained)
+            config = GPTConfig.from_pretrained(source, revision=recipe.revision, **recipe.config)
+        elif recipe.preset:
+            config = GPTConfig.from_preset(recipe.preset, **fields)
+        else:
+            config = GPTConfig(**fields)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"model: {error}") from None
+    if config.vocab_size < size:
+        raise UserError(
+            f"model.vocab_size: {config.vocab_size} is smaller than the tokenizer's {size} entries;"
+            f" raise it to {size} or leave it out"
+        )
+    return config
+
+
+def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Versions and hardware: what else, beside the recipe, decides the last digits of a run."""
+    packages = ("hf_gpt", "torch", "transformers", "accelerate", "datasets", "tokenizers", "tiktoken", "safetensors")
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "platform": platform.platform(),
+        "device": device.type,
+        "device_name": name,
+        "processes": accelerator.num_processes,
+        "cpu_threads": torch.get_num_threads(),
+    }
+
+
+def _resolve_hardware(recipe: Recipe, earlier: Recipe | None) -> Recipe:
+    """Decide device, precision and compilation: as the earlier run in this folder did, else by what is here."""
+    train = recipe.train
+    before = earlier.train if earlier is not None else train
+    device = train.device if train.device != "auto" else before.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device != "cpu" and not getattr(torch, device).is_available():
+        raise UserError(f"train.device: {device} is not available here; use cpu or auto")
+    precision = train.mixed_precision if train.mixed_precision != "auto" else before.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "no"
+    if precision == "fp16" and device == "cpu":
+        raise UserError("train.mixed_precision: fp16 needs a GPU; use bf16 or no on a cpu")
+    compiled = train.compile if train.compile != "auto" else before.compile
+    if compiled == "auto":
+        compiled = device == "cuda"
+    resolved = dataclasses.replace(train, device=device, mixed_precision=precision, compile=compiled)
+    return dataclasses.replace(recipe, train=resolved)
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    # accelerate keeps its state for the whole process; a notebook's second run may want another device or precision.
+    if PartialState._shared_state and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        return Accelerator(
+            cpu=recipe.train.device == "cpu",
+            mixed_precision=recipe.train.mixed_precision,
+            gradient_accumulation_steps=recipe.train.gradient_accumulation_steps,
+            log_with=_trackers(recipe) or None,
+            project_dir=recipe.output_dir,
+        )
+    except ValueError as error:
+        raise UserError(f"train: {error}") from None
+
+
+def _trackers(recipe: Recipe) -> list[str]:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known, here = {str(name) for name in LOGGER_TYPE_TO_CLASS}, {str(name) for name in get_available_trackers()}
+    for name in recipe.tracking.to:
+        if name not in known:
+            raise UserError(f"tracking.to: unknown tracker {name!r}; valid names: {', '.join(sorted(known))}")
+        if name not in here:
+            raise UserError(f"tracking.to: {name} is not installed; pip install {name}")
+    return recipe.tracking.to
+
+
+def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFast:
+    if recipe.train is None:
+        return load_tokenizer(recipe.name, revision=recipe.revision)
+    # Trained once for a corpus and a size, and kept beside the token stores.
+    kept = cache_folder() / "tokenizers" / f"bpe-{recipe.train.vocab_size}-{corpus.identity}"
+    if not (kept / "tokenizer.json").is_file():
+        with checkpoint.replacing_directory(kept) as directory:
+            train_tokenizer(_documents(corpus), recipe.train.vocab_size).save_pretrained(directory)
+    return load_tokenizer(str(kept))
+
+
+def _documents(corpus: Corpus) -> Iterator[str]:
+    """The text of a corpus, piece by piece, without the marks between its documents."""
+    return (piece for piece in corpus.pieces() if piece)
+
+
+def _model(recipe: Recipe, config: GPTConfig) -> GPTForCausalLM:
+    attention = recipe.train.attn_implementation
+    try:
+        if recipe.model.from_pretrained:
+            source = checkpoint.resolve_model(recipe.model.from_pretrained)
+            model = AutoModelForCausalLM.from_pretrained(
+                source,
+                revision=recipe.model.revision,
+                config=config,
+                attn_implementation=attention,
+                dtype=torch.float32,
+            )
+        else:
+            model = GPTForCausalLM._from_config(config, attn_implementation=attention)
+    except (ValueError, ImportError, OSError) as error:
+        raise UserError(f"model: {error}") from None
+    if recipe.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def _earlier_recipe(run_dir: Path) -> Recipe | None:
+    """The recipe of the run that `run_dir` holds."""
+    path = run_dir / "recipe.yaml"
+    return Recipe.from_yaml(path) if path.is_file() else None
+
+
+def _changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[str]:
+    """What is allowed to be different from the recipe that the run in `run_dir` began with; the rest is refused."""
+    if recipe.checkpoint.resume == "never" and checkpoint.checkpoints(run_dir):
+        raise UserError(f"checkpoint.resume: never, but {run_dir} holds checkpoints; give another --output_dir")
+    shown = {key: f"{key} {old} -> {new}" for key, (old, new) in differences(earlier, recipe).items()}
+    different = [text for key, text in shown.items() if not key.startswith(_CHANGEABLE)]
+    if different:
+        raise UserError(
+            f"{run_dir}: holds a different run ({', '.join(different[:5])}); give another --output_dir,"
+            " or go on from its own recipe.yaml"
+        )
+    return [f"changed: {text}" for key, text in shown.items() if key != "output_dir"]
+
+
+def _changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[str]:
+    """What is different from where the run began, as lines to warn with."""
+    path = run_dir / "environment.json"
+    if not path.is_file():
+        return []
+    before = json.loads(path.read_text())
+    flat = [(key, before.get(key), environment[key]) for key in environment if key != "versions"]
+    flat += [(key, before["versions"].get(key), value) for key, value in environment["versions"].items()]
+    changed = [f"{key} was {old}, is {new}" for key, old, new in flat if old != new]
+    if not changed:
+        return []
+    return [f"warning: not where this run began, so the last digits may differ: {'; '.join(changed)}"]

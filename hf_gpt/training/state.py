@@ -1,0 +1,114 @@
+"""What resuming needs beyond the weights: the optimizer, the gradient scaler, the random states, and how far we are.
+
+    training_state/optimizer.safetensors      the optimizer's tensors, as <parameter>/exp_avg and so on
+    training_state/state.json                 its parameter groups, the gradient scaler, and the progress of the run
+    training_state/random.safetensors         the random state of each process, for the CPU and its device
+
+Nothing here is pickled, so nothing can be executed when it is read. The order of the data and the learning rate are
+pure functions of the step and need no state. torch.distributed.checkpoint gathers the optimizer's state by parameter
+name, whatever wraps the model (DDP, FSDP2, torch.compile).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from ..checkpoint import TRAINING_STATE, write_json
+from ..errors import UserError
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_WEIGHTS = StateDictOptions(full_state_dict=True, strict=False)  # a tied head is not in the file
+
+
+def save_training_state(
+    checkpoint: Path | None,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+) -> None:
+    """Write every process's training state into `checkpoint`. All call it; the main one has the path and writes."""
+    optimizer_state = get_optimizer_state_dict(model, optimizer.optimizer, options=_WHOLE)
+    random = gather_object([_random_state(accelerator.device)])
+    if checkpoint is None:
+        return
+    tensors = {
+        f"{parameter}/{name}": torch.as_tensor(value).contiguous()
+        for parameter, values in optimizer_state["state"].items()
+        for name, value in values.items()
+    }
+    directory = checkpoint / TRAINING_STATE
+    save_file(tensors, directory / "optimizer.safetensors")
+    save_file(
+        {f"{rank}.{name}": state for rank, states in enumerate(random) for name, state in states.items()},
+        directory / "random.safetensors",
+    )
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+    write_json(
+        directory / "state.json",
+        {
+            "processes": len(random),
+            "progress": progress,
+            "param_groups": optimizer_state["param_groups"],
+            "scaler": scaler,
+        },
+    )
+
+
+def load_training_state(
+    checkpoint: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Restore the weights and what `save_training_state` wrote, on every process, and return its `progress`.
+
+    Raises:
+        UserError: the checkpoint was written by another number of processes.
+    """
+    directory = checkpoint / TRAINING_STATE
+    state = json.loads((directory / "state.json").read_text())
+    if state["processes"] != accelerator.num_processes:
+        raise UserError(
+            f"{checkpoint}: written by {state['processes']} processes, this run has {accelerator.num_processes};"
+            " start as many, or train into another --output_dir"
+        )
+    weights: dict[str, torch.Tensor] = {}
+    for shard in checkpoint.glob("model*.safetensors"):
+        weights |= load_file(shard)
+    set_model_state_dict(model, weights, options=_WEIGHTS)
+    optimizer_state = {"state": {}, "param_groups": state["param_groups"]}
+    for name, tensor in load_file(directory / "optimizer.safetensors").items():
+        parameter, _, kind = name.rpartition("/")
+        optimizer_state["state"].setdefault(parameter, {})[kind] = tensor
+    set_optimizer_state_dict(model, optimizer.optimizer, optimizer_state, options=_WHOLE)
+    if accelerator.scaler is not None and state["scaler"] is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    random = load_file(directory / "random.safetensors")
+    _set_random_state(accelerator.device, {k: random[f"{accelerator.process_index}.{k}"] for k in ("cpu", "device")})
+    return state["progress"]
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    cpu = torch.get_rng_state()
+    return {"cpu": cpu, "device": cpu.clone() if device.type == "cpu" else _of(device).get_rng_state()}
+
+
+def _set_random_state(device: torch.device, state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type != "cpu":
+        _of(device).set_rng_state(state["device"])
+
+
+def _of(device: torch.device) -> Any:
+    """`torch.cuda`, `torch.mps` ..., which keep the random state of such devices."""
+    return getattr(torch, device.type)

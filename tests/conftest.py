@@ -1,0 +1,45 @@
+"""What all tests share: no network, a cache of their own, small models, and the way to the real data."""
+
+import os
+from pathlib import Path
+
+# Before any Hugging Face library reads them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Token stores are cached for this session only, so that each run of the tests makes them anew."""
+    os.environ["HF_GPT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def data_dir(monkeypatch) -> Path:
+    """The folder of real data; without it the test is skipped."""
+    folder = os.environ.get("HF_GPT_TEST_DATA")
+    if not folder:
+        pytest.skip("needs real data: set HF_GPT_TEST_DATA to its folder")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(Path(folder) / "tiktoken"))
+    return Path(folder)
+
+
+@pytest.fixture
+def tiny(tmp_path) -> dict:
+    """A recipe that trains in a second: 2 layers, bytes, twelve steps, with dropout and accumulation."""
+    text = tmp_path / "text.txt"
+    if not text.exists():
+        text.write_text("".join(f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" for i in range(200)))
+    return {
+        "output_dir": str(tmp_path / "run"),
+        "model": {"context_length": 32, "emb_dim": 32, "n_layers": 2, "n_heads": 2, "drop_rate": 0.1},
+        "tokenizer": {"name": "bytes"},
+        "data": {"source": str(text), "validation_fraction": 0.1},
+        "optimizer": {"lr": 3e-3},
+        "schedule": {"warmup_steps": 2},
+        "train": {"max_steps": 12, "batch_size": 2, "gradient_accumulation_steps": 2, "log_every": 1, "device": "cpu"},
+        "evaluation": {"every": 4, "tokens": 512, "prompts": ["Line"], "sample_tokens": 8, "temperature": 1.0},
+        "checkpoint": {"every": 4, "keep": 2},
+    }

@@ -1,0 +1,253 @@
+"""The command line: what it prints where, and that bad input ends in one line and exit code 2."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+import hf_gpt
+from hf_gpt.cli import main
+from hf_gpt.report import read_lines
+
+# Runs a command as a user does, in a process of its own.
+HF_GPT = [sys.executable, "-m", "hf_gpt.cli"]
+
+
+@pytest.fixture
+def recipe(tiny, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A small trained run that several tests look at."""
+    folder = tmp_path_factory.mktemp("cli")
+    # 29 characters: windows of 32 begin everywhere in it.
+    (folder / "text.txt").write_text("It was a dark, stormy night. " * 200)
+    hf_gpt.train(
+        {
+            "output_dir": str(folder / "run"),
+            "model": {"context_length": 32, "emb_dim": 32, "n_layers": 1, "n_heads": 2},
+            "tokenizer": {"name": "bytes"},
+            "data": {"source": str(folder / "text.txt"), "validation_fraction": 0.1},
+            "train": {"max_steps": 150, "batch_size": 4, "device": "cpu"},
+            "optimizer": {"lr": 1e-2},
+            "evaluation": {"every": 150, "tokens": 320, "prompts": []},
+        }
+    )
+    return str(folder / "run")
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line that a command ends in, with exit code 2."""
+    capsys.readouterr()
+    assert main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("hf-gpt: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def test_train_says_where_things_are(recipe, tiny, capsys):
+    assert main(["train", recipe, "--train.max_steps", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"model      {tiny['output_dir']}/checkpoints/step-00000004" in err
+    assert f"loss plot  {tiny['output_dir']}/loss.png" in err
+    assert "\x1b" not in err  # no terminal, no control characters
+    assert "\r" not in err
+
+
+def test_evaluate_prints_three_figures(run_dir, capsys):
+    text = f"{run_dir}/../text.txt"
+    assert main(["evaluate", run_dir, "--text", text, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens"] == result["scored_tokens"] + 1 == 29 * 200
+    assert main(["evaluate", run_dir, "--text", text]) == 0
+    out, err = capsys.readouterr()
+    assert f"perplexity      {result['perplexity']:.2f}" in out
+    assert f"bits per byte   {result['bits_per_byte']:.4f}" in out
+    assert "5,799 of 5,800 tokens scored" in err
+    assert main(["evaluate", run_dir, "--text", text, "--stride", "8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] < result["loss"]  # more context
+
+
+def test_generate_is_greedy_unless_asked(run_dir, capsys):
+    def generate(*flags):
+        assert main(["generate", run_dir, "--prompt", "It was", "--max-new-tokens", "40", *flags]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert out.startswith("It was")
+        return out
+
+    assert generate() == generate("--temperature", "0") == generate("--top-k", "1")
+    sampled = generate("--temperature", "5", "--seed", "1")
+    assert sampled == generate("--temperature", "5", "--seed", "1")
+    assert sampled != generate("--temperature", "5", "--seed", "2")
+    assert len(generate()) > 40  # past the window of 32
+
+
+def test_tokenize_says_what_training_will_see(recipe, capsys):
+    assert main(["tokenize", recipe]) == 0
+    err = capsys.readouterr().err
+    for words in ("characters", "tokens", "windows of 32", "steps on one process", "input ", "target ", "Line 0"):
+        assert words in err
+    assert main(["tokenize", recipe, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["first_target"] == facts["first_input"][1:] + facts["first_target"][-1]
+    assert facts["training"]["characters_per_token"] == 1.0
+
+
+def test_tokenize_suggests_a_vocabulary_where_characters_are_cut_apart(recipe, tmp_path, capsys):
+    characters = random.Random(1).choices([chr(0x4E00 + i) for i in range(50)], k=4000)  # of three bytes each
+    (tmp_path / "zh.txt").write_text("\n".join("".join(characters[i : i + 9]) for i in range(0, 4000, 9)))
+    assert main(["tokenize", recipe, "--data.source", str(tmp_path / "zh.txt")]) == 0
+    assert "wants a vocabulary of its own" in capsys.readouterr().err
+    own = ["--tokenizer.name", "null", "--tokenizer.train.vocab_size", "400"]
+    assert main(["tokenize", recipe, "--data.source", str(tmp_path / "zh.txt"), *own]) == 0
+    assert "wants a vocabulary of its own" not in capsys.readouterr().err
+
+
+def test_help_lists_the_recipe_fields(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "--optimizer.lr VALUE" in out
+    assert "peak learning rate (default: 0.0004)" in out
+
+
+def test_importing_loads_nothing_heavy():
+    heavy = "datasets accelerate matplotlib tiktoken pydantic pandas pyarrow"
+    code = f"import sys, hf_gpt, hf_gpt.cli; sys.exit(' '.join(m for m in '{heavy}'.split() if m in sys.modules))"
+    loaded_by_transformers = f"import sys; from transformers import GPT2LMHeadModel, AutoModelForCausalLM;\
+        sys.exit(' '.join(m for m in '{heavy}'.split() if m in sys.modules))"
+    ours, theirs = (
+        subprocess.run([sys.executable, "-c", c], capture_output=True, text=True, check=False).stderr.split()
+        for c in (code, loaded_by_transformers)
+    )
+    assert set(ours) <= set(theirs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data.source", "missing.txt"], "missing.txt: no such file"),
+        (["--data.source", "EMPTY"], "empty"),
+        (["--data.source", "LATIN"], "byte 3"),
+        (["--data.source", "SHORT"], "lower model.context_length"),
+        (["--data.source", "ROWS", "--data.text_column", "story"], "title"),
+        (["--data.validation_fraction", "0.001"], "lower model.context_length"),
+        (["--train.max_step", "3"], "did you mean 'max_steps'?"),
+        (["--train.max_steps", "soon"], "train.max_steps: expected an integer"),
+        (["--model.emb_dims", "3"], "did you mean 'emb_dim'?"),
+        (["--model.hidden_size", "64"], "two values for one field"),
+        (["--model.n_heads", "5"], "num_attention_heads (5) must divide hidden_size (32)"),
+        (["--model.preset", "gpt2-124"], "did you mean 'gpt2-124m'?"),
+        (["--model.vocab_size", "100"], "smaller than the tokenizer's 257"),
+        (["--tokenizer.name", "./nowhere"], "no such file or directory"),
+        (["--model.from_pretrained", "./nowhere"], "no such directory"),
+        (["--train.device", "cuda"], "train.device: cuda is not available here"),
+        (["--train.attn_implementation", "magic"], "magic"),
+        (["--tracking.to", "[abacus]"], "unknown tracker 'abacus'"),
+        (["--evaluation.prompts", "['']"], "empty prompt"),
+        (["--evaluation.temperature", "-1"], "evaluation.temperature"),
+        (["extra"], "unexpected argument 'extra'"),
+    ],
+)
+def test_bad_recipes_are_refused_before_anything_is_written(recipe, tiny, tmp_path, capsys, flags, message):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait" * 100)
+    (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "rows.jsonl").write_text('{"title": "a", "body": "b"}\n' * 5)
+    names = {"EMPTY": "empty.txt", "LATIN": "latin.txt", "SHORT": "short.txt", "ROWS": "rows.jsonl"}
+    flags = [str(tmp_path / names[flag]) if flag in names else flag for flag in flags]
+    assert message in refused(capsys, "train", recipe, *flags)
+    assert not os.path.exists(tiny["output_dir"])
+
+
+def test_a_folder_that_holds_another_run_is_refused(recipe, tiny, capsys):
+    assert main(["train", recipe, "--train.max_steps", "4"]) == 0
+    before = sorted(os.listdir(tiny["output_dir"]))
+    assert "(seed 123 -> 5)" in refused(capsys, "train", recipe, "--train.max_steps", "4", "--seed", "5")
+    assert sorted(os.listdir(tiny["output_dir"])) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "RUN", "--prompt", ""], "--prompt: it is empty"),
+        (["generate", "RUN", "--prompt", "a", "--temperature", "-1"], "--temperature -1"),
+        (["generate", "RUN", "--prompt", "a", "--temperature", "nan"], "--temperature nan"),
+        (["generate", "RUN", "--prompt", "a", "--top-k", "0"], "--top-k 0"),
+        (["generate", "RUN", "--prompt", "a", "--top-p", "1.5"], "--top-p 1.5"),
+        (["generate", "RUN", "--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens 0"),
+        (["generate", "RUN", "--prompt", "a", "--max-new-tokens", "x"], "invalid int value"),
+        (["generate", "./nowhere", "--prompt", "a"], "no such directory"),
+        (["generate", "nobody/nothing", "--prompt", "a"], "nobody/nothing"),
+        (["generate", "NOT_A_MODEL", "--prompt", "a"], "not a model"),
+        (["evaluate", "RUN", "--text", "missing.txt"], "missing.txt"),
+        (["evaluate", "RUN", "--text", "RUN/recipe.yaml", "--stride", "0"], "--stride 0"),
+        (["evaluate", "RUN"], "one of the arguments --text --dataset is required"),
+        (["fly"], "invalid choice: 'fly'"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_bad_arguments_are_refused(run_dir, tmp_path, capsys, arguments, message):
+    names = {"RUN": run_dir, "NOT_A_MODEL": str(tmp_path)}
+    for name, path in names.items():
+        arguments = [a.replace(name, path) for a in arguments]
+    assert message in refused(capsys, *arguments)
+
+
+def test_a_broken_checkpoint_is_refused(run_dir, tmp_path, capsys):
+    broken = tmp_path / "model"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    assert "cannot be loaded" in refused(capsys, "generate", str(broken), "--prompt", "a")
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(hf_gpt.UserError):
+        main(["train", "missing.yaml", "--debug"])
+
+
+def test_interrupting_saves_and_the_same_command_goes_on(recipe, tiny, tmp_path):
+    def start(name, *flags):
+        command = [*HF_GPT, "train", recipe, "--output_dir", str(tmp_path / name), "--train.max_steps", "200"]
+        quiet = ["--evaluation.every", "200", "--checkpoint.every", "null", *flags]
+        return subprocess.Popen([*command, *quiet], stderr=subprocess.PIPE, text=True)
+
+    process = start("interrupted")
+    metrics = tmp_path / "interrupted" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while len(read_lines(metrics)) < 20 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert "stopped and saved after step" in err
+    assert "Traceback" not in err
+    assert 0 < read_lines(metrics)[-1]["step"] < 200
+
+    assert start("interrupted").wait(400) == 0
+    assert start("whole").wait(400) == 0
+    lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("interrupted", "whole")]
+    for line in [line for run in lines for line in run]:
+        line.pop("seconds")
+        line.pop("tokens_per_second", None)
+    assert lines[0] == lines[1]
+    weights = [
+        (tmp_path / name / "checkpoints/step-00000200/model.safetensors").read_bytes()
+        for name in ("interrupted", "whole")
+    ]
+    assert weights[0] == weights[1]

@@ -1,0 +1,207 @@
+"""What a run promises: it learns, it can be repeated, watched and gone on with, and says when it cannot."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import hf_gpt
+from hf_gpt import checkpoint
+from hf_gpt.errors import RunStopped, UserError
+from hf_gpt.recipe import Recipe
+from hf_gpt.training.setup import prepare_data
+
+CLOCK = ("seconds", "tokens_per_second")
+
+
+def changed(recipe: dict, **fields) -> dict:
+    """A copy of a recipe with `section__key` set."""
+    recipe = copy.deepcopy(recipe)
+    for name, value in fields.items():
+        section, _, key = name.partition("__")
+        if key:
+            recipe.setdefault(section, {})[key] = value
+        else:
+            recipe[section] = value
+    return recipe
+
+
+def timeless(lines: list[dict]) -> list[dict]:
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    b = b.state_dict()
+    return all(torch.equal(tensor, b[name]) for name, tensor in a.state_dict().items())
+
+
+@pytest.fixture
+def run(tiny):
+    return hf_gpt.train(tiny)
+
+
+def test_a_run_leaves_the_files_it_promises(run):
+    files = {path.name for path in run.output_dir.iterdir()}
+    expected = {"recipe.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "loss.png", "checkpoints"}
+    assert files == expected
+    assert [path.name for path in run.checkpoints] == ["step-00000008", "step-00000012"]
+    train = [line for line in run.metrics if "train_loss" in line]
+    assert [line["step"] for line in train] == list(range(1, 13))
+    assert {"step", "tokens", "epoch", "seconds", "train_loss", "lr", "grad_norm", "tokens_per_second"} == set(
+        train[0]
+    )
+    evaluated = [line for line in run.metrics if "eval_train_loss" in line]
+    assert [line["step"] for line in evaluated] == [0, 4, 8, 12]
+    assert evaluated[-1]["perplexity"] == pytest.approx(math.exp(evaluated[-1]["validation_loss"]))
+    assert evaluated[-1]["validation_loss"] < evaluated[0]["validation_loss"] - 0.3
+    assert train[-1]["tokens"] == 12 * 4 * 32
+    assert [sample["step"] for sample in run.samples] == [0, 4, 8, 12]
+    environment = json.loads((run.output_dir / "environment.json").read_text())
+    assert environment["versions"]["hf_gpt"] == hf_gpt.__version__
+    assert environment["processes"] == 1
+
+
+def test_every_checkpoint_loads_as_it_stands(run):
+    for saved in run.checkpoints:
+        checkpoint.verify(saved)
+        model, report = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
+        assert not any(report.values())
+        tokenizer = AutoTokenizer.from_pretrained(saved)
+        assert tokenizer.decode(tokenizer("Line 1")["input_ids"]) == "Line 1"
+        assert tokenizer.model_max_length == model.config.max_position_embeddings == 32
+    assert same_weights(run.model, model)
+    assert checkpoint.pointed(run.output_dir, "latest") == run.checkpoints[-1]
+    assert (run.output_dir / "checkpoints" / "latest").read_text().strip() == "step-00000012"
+
+
+def test_recipe_yaml_has_no_auto_and_repeats_the_run(run, tmp_path):
+    text = (run.output_dir / "recipe.yaml").read_text()
+    assert ": auto" not in text.replace("resume: auto", "")
+    again = hf_gpt.train(Recipe.from_yaml(run.output_dir / "recipe.yaml", ["--output_dir", str(tmp_path / "again")]))
+    assert same_weights(run.model, again.model)
+    assert timeless(again.metrics) == timeless(run.metrics)
+
+
+def test_resuming_repeats_the_uninterrupted_run(run, tiny, tmp_path):
+    again = changed(tiny, output_dir=str(tmp_path / "again"))
+    hf_gpt.train(again)
+    lost = tmp_path / "again" / "checkpoints" / "step-00000012" / "model.safetensors"
+    lost.write_bytes(lost.read_bytes()[:-1])  # the newest checkpoint is damaged, so step 8 is gone on from
+    resumed = hf_gpt.train(again)
+    assert same_weights(run.model, resumed.model)
+    assert timeless(resumed.metrics) == timeless(run.metrics)
+    assert resumed.samples == run.samples
+
+
+def test_a_finished_run_is_not_trained_again(run, tiny):
+    before = (run.output_dir / "metrics.jsonl").read_text()
+    again = hf_gpt.train(tiny)
+    assert same_weights(run.model, again.model)
+    assert (run.output_dir / "metrics.jsonl").read_text() == before
+
+
+def test_watching_more_closely_changes_nothing(run, tiny, tmp_path):
+    closer = changed(
+        tiny,
+        output_dir=str(tmp_path / "closer"),
+        evaluation={"every": 1, "tokens": None, "prompts": ["A", "B"], "temperature": 2.0, "at_epoch_end": True},
+        checkpoint={"every": 1, "keep": None},
+    )
+    assert same_weights(run.model, hf_gpt.train(closer).model)
+
+
+def test_accumulated_batches_equal_the_large_batch(tiny, tmp_path):
+    """Also in an epoch's last, short global batch: the steps here cross the end of an epoch."""
+    no_dropout = changed(tiny, model__drop_rate=0.0, train__max_steps=12, evaluation__every=100)
+    short = {"validation_fraction": 0.8, "source": tiny["data"]["source"]}  # some windows, not a multiple of 4
+    losses = {}
+    for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        recipe = changed(no_dropout, data=short, output_dir=str(tmp_path / f"{batch_size}x{accumulation}"))
+        recipe["train"] |= {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "max_steps": 30}
+        run = hf_gpt.train(recipe)
+        losses[accumulation] = [line["train_loss"] for line in run.metrics if "train_loss" in line]
+    windows = len(prepare_data(Recipe.from_dict(recipe)).windows)
+    assert windows % 4  # there is a short batch
+    assert windows < 30 * 4  # and it was seen
+    assert losses[2] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[4] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_what_is_evaluated_does_not_depend_on_the_batch_size(tiny, tmp_path):
+    first = {}
+    for batch_size in (1, 5):
+        recipe = changed(tiny, output_dir=str(tmp_path / str(batch_size)), train__batch_size=batch_size)
+        recipe["train"]["max_steps"] = 0
+        first[batch_size] = timeless(hf_gpt.train(recipe).metrics)
+    assert first[1] == first[5]
+
+
+def test_no_steps_evaluate_and_save_the_untrained_model(tiny):
+    run = hf_gpt.train(changed(tiny, train__max_steps=0))
+    assert [path.name for path in run.checkpoints] == ["step-00000000"]
+    assert [line["step"] for line in run.metrics] == [0]
+
+
+def test_epochs_evaluate_at_their_end(tiny):
+    recipe = changed(tiny, evaluation={"first": 1, "every": 1000, "at_epoch_end": True}, checkpoint__every=None)
+    recipe["train"] = {"epochs": 2, "batch_size": 64}
+    run = hf_gpt.train(recipe)
+    evaluated = [line for line in run.metrics if "eval_train_loss" in line]
+    assert [line["epoch"] for line in evaluated if line["step"] > 1] == [1.0, 2.0]
+
+
+def test_another_recipe_in_the_same_folder_is_refused(run, tiny, capsys):
+    with pytest.raises(UserError, match=r"holds a different run \(optimizer.lr 0.003 -> 0.1\)"):
+        hf_gpt.train(changed(tiny, optimizer__lr=0.1))
+    with pytest.raises(UserError, match=r"resume: never, but .* holds checkpoints"):
+        hf_gpt.train(changed(tiny, checkpoint__resume="never"))
+    longer = hf_gpt.train(changed(tiny, train__max_steps=14, checkpoint__keep=1))
+    assert longer.checkpoints[-1].name == "step-00000014"
+    assert "changed: train.max_steps 12 -> 14" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny):
+    with pytest.raises(
+        RunStopped, match=r"loss of step \d+ is not finite; the last good checkpoint is .*step-0000000"
+    ):
+        hf_gpt.train(changed(tiny, optimizer__lr=1e4, schedule={"name": "constant"}, checkpoint__every=2))
+    # Weight decay made the weights grow a thousandfold a step; nothing was saved after they were too large.
+    good = checkpoint.pointed(tiny["output_dir"], "latest")
+    model = AutoModelForCausalLM.from_pretrained(good)
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+
+
+def test_a_change_of_environment_is_warned_of(run, tiny, capsys):
+    path = run.output_dir / "environment.json"
+    environment = json.loads(path.read_text())
+    environment["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(environment))
+    hf_gpt.train(changed(tiny, train__max_steps=13))
+    assert "torch was 1.0, is " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_going_on_from_a_model(run, tiny, tmp_path, precision):
+    recipe = changed(tiny, output_dir=str(tmp_path / "more"), model={"from_pretrained": str(run.checkpoints[-1])})
+    recipe["train"]["mixed_precision"] = precision
+    more = hf_gpt.train(recipe)
+    before = [line for line in run.metrics if "validation_loss" in line][-1]
+    after = more.metrics[0]
+    assert after["validation_loss"] == pytest.approx(
+        before["validation_loss"], rel=1e-6 if precision == "no" else 2e-2
+    )
+    assert more.model.dtype == torch.float32
+
+
+def test_isolated_documents_train(tiny, tmp_path):
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number:02}.txt").write_text(f"Book {number}. It says {number} and no more.")
+    recipe = changed(tiny, data={"source": str(folder), "isolate_documents": True})
+    isolated = hf_gpt.train(recipe)
+    joined = hf_gpt.train(changed(recipe, output_dir=str(tmp_path / "joined"), data__isolate_documents=False))
+    assert isolated.metrics[0]["eval_train_loss"] != joined.metrics[0]["eval_train_loss"]
