@@ -120,6 +120,8 @@ def _train(arguments: argparse.Namespace) -> None:
     run = train(Recipe.from_yaml(arguments.recipe, arguments.overrides))
     for line in run.summary():
         _say(line)
+    program = sys.argv[0] if sys.argv[0].endswith("hf-gpt") else "hf-gpt"  # which may not be on the PATH
+    _say(f'try        {program} generate {run.output_dir} --prompt "..." --temperature 0.8 --top-k 40')
 
 
 def _tokenize(arguments: argparse.Namespace) -> None:

@@ -38,7 +38,8 @@ class Journal:
         self._files: dict[Path, Any] = {}
         self._max_steps = max_steps
         self._bar: tqdm | None = None
-        self._last_line = 0.0
+        self._start = 0
+        self._started = self._last_line = 0.0
 
     def rewind(self, step: int) -> None:
         """Keep what was written up to `step` and drop the rest; call before the first new line."""
@@ -47,8 +48,7 @@ class Journal:
         for path in (self.metrics_path, self.samples_path):
             kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_lines(path) if line["step"] <= step]
             write_text(path, "".join(kept))
-        self._start = self._resumed_at = step
-        self._started = time.monotonic()
+        self._start = step
 
     def metrics(self, step: int, **values: float) -> None:
         """One line of `metrics.jsonl`, also sent to the trackers."""
@@ -67,6 +67,7 @@ class Journal:
         if not self.writes:
             return
         if self._bar is None:
+            self._started = time.monotonic()
             self._bar = tqdm(
                 total=self._max_steps,
                 initial=self._start,
@@ -115,7 +116,7 @@ class Journal:
         if loss is None or (now - self._last_line < _LINE_EVERY and step < self._max_steps):
             return
         self._last_line = now
-        rate = (now - self._started) / max(step - self._start, 1)
+        rate = (now - self._started) / max(step - self._start - 1, 1)  # the clock began after the first step
         left = time.strftime("%H:%M:%S", time.gmtime(rate * (self._max_steps - step)))
         self.say(f"step {step}/{self._max_steps}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  {left} left")
 

@@ -70,7 +70,6 @@ class Run:
         yield f"model      {self.checkpoints[-1]}" + (f"   (best on validation text: {best.name})" if best else "")
         if (plot := self.output_dir / "loss.png").is_file():
             yield f"loss plot  {plot}"
-        yield f'try        hf-gpt generate {self.output_dir} --prompt "..." --temperature 0.8 --top-k 40'
 
 
 @dataclass

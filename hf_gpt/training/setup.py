@@ -79,8 +79,10 @@ class Data:
                 )
         if not facts["validation"]:
             yield "validation none; data.validation_fraction: 0.1 would keep a tenth of the text for it"
-        joined = "with <|endoftext|> between documents" if facts["separator"] else "as they are, lines of one text"
-        yield f"rows       joined {joined}; stride {facts['stride']}; vocabulary {facts['vocabulary']:,}"
+        joined = (
+            "documents, <|endoftext|> between them" if facts["separator"] else "lines of one text, joined as they are"
+        )
+        yield f"read as    {joined}; stride {facts['stride']}; vocabulary {facts['vocabulary']:,}"
         yield f"an epoch   {facts['batches_per_epoch']:,} steps on one process"
         yield f"input      {facts['first_input']!r} ..."
         yield f"target     {facts['first_target']!r} ..."
