@@ -118,6 +118,8 @@ def _train(arguments: argparse.Namespace) -> None:
     from .training import train
 
     run = train(Recipe.from_yaml(arguments.recipe, arguments.overrides))
+    if not run.is_main_process:
+        return
     for line in run.summary():
         _say(line)
     program = sys.argv[0] if sys.argv[0].endswith("hf-gpt") else "hf-gpt"  # which may not be on the PATH

@@ -46,6 +46,7 @@ class Run:
     recipe: Recipe
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
+    is_main_process: bool = True  # the one of several that writes and prints
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -287,7 +288,7 @@ class _Training:
             accelerator.end_training()
         model = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         model.eval()
-        return Run(job.run_dir, self.recipe, model, job.data.tokenizer)
+        return Run(job.run_dir, self.recipe, model, job.data.tokenizer, accelerator.is_main_process)
 
     def position(self) -> dict[str, float]:
         """What every line of metrics starts with."""
