@@ -24,6 +24,7 @@ GPT_CONFIG_124M = {  # as printed in the book
     "drop_rate": 0.1,
     "qkv_bias": False,
 }
+README = Path(__file__).parent.parent / "README.md"
 START_CONTEXT = "Every effort moves you"
 START_IDS = [6109, 3626, 6100, 345]
 GREEDY_IDS = [34245, 5139, 2492, 25405, 17434, 17853, 5308, 3398, 13174, 43071, 45446, 26653, 3505]
@@ -198,12 +199,21 @@ def test_losses_before_training_are_the_books(model, data_folder, tokenizer):
     assert f"{mean_loss(model, validation_loader):.5f}" == "10.98111"
 
 
-def test_books_loop_repeats_its_first_losses(data_folder, tokenizer):
-    for _, step, losses in train_as_the_book_does(*book_loaders(data_folder, tokenizer)):
-        assert losses == pytest.approx(TRACE[step], abs=0.001)
-        if step == 6:
-            return
-    pytest.fail("the loop ended before step 6")
+def test_the_readmes_loop_repeats_the_books_first_losses(data_folder, tmp_path, monkeypatch):
+    """The README's code as it stands, stopped after step 6: the book's loop, DataLoaders and evaluation."""
+    code = README.read_text(encoding="utf-8").partition("PyTorch's `DataLoader`s")[2].split("```")[1]
+    printed = []
+
+    def print_until_step_6(line: str) -> None:
+        printed.append(line)
+        if len(printed) == 2:
+            raise StopIteration
+
+    (tmp_path / "the-verdict.txt").symlink_to(data_folder / "the-verdict.txt")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StopIteration):
+        exec(code.removeprefix("python"), {"print": print_until_step_6})
+    assert printed == [f"step {step}: {TRACE[step][0]:.3f}/{TRACE[step][1]:.3f}" for step in (1, 6)]
 
 
 @pytest.mark.slow

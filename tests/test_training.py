@@ -183,6 +183,13 @@ def test_a_change_of_environment_is_warned_of(run, tiny, capsys):
     assert "torch was 1.0, is " in capsys.readouterr().err
 
 
+def test_a_corpus_that_has_changed_is_another_run(run, tiny):
+    with open(tiny["data"]["source"], "a") as file:
+        file.write("One more line.\n")
+    with pytest.raises(UserError, match="began with another text"):
+        hf_gpt.train(changed(tiny, train__max_steps=13))
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_going_on_from_a_model(run, tiny, tmp_path, precision):
     recipe = changed(tiny, output_dir=str(tmp_path / "more"), model={"from_pretrained": str(run.checkpoints[-1])})

@@ -194,7 +194,7 @@ def prepare(recipe: Recipe) -> Job:
     train = recipe.train
     plan = batch_plan(recipe, data.windows, accelerator.num_processes)
     max_steps = train.max_steps if train.max_steps is not None else round(train.epochs * plan.steps_per_epoch)
-    environment = describe_environment(accelerator)
+    environment = describe_environment(accelerator, data)
     return Job(
         recipe=data.recipe,
         run_dir=run_dir,
@@ -239,8 +239,8 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT
     return config
 
 
-def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Versions and hardware: what else, beside the recipe, decides the last digits of a run."""
+def describe_environment(accelerator: Accelerator, data: Data) -> dict[str, Any]:
+    """What decides a run beside its recipe: versions and hardware, and the content of the text by its hash."""
     packages = ("hf_gpt", "torch", "transformers", "accelerate", "datasets", "tokenizers", "tiktoken", "safetensors")
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
@@ -251,6 +251,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
         "device_name": name,
         "processes": accelerator.num_processes,
         "cpu_threads": torch.get_num_threads(),
+        "text": {name: windows.store.path.name for name, windows in data.evaluated.items()},
     }
 
 
@@ -366,7 +367,12 @@ def _changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[
     if not path.is_file():
         return []
     before = json.loads(path.read_text())
-    flat = [(key, before.get(key), environment[key]) for key in environment if key != "versions"]
+    if before.get("text", environment["text"]) != environment["text"]:
+        raise UserError(
+            f"{run_dir}: the run there began with another text: the files of the corpus, or the Python that"
+            " builtin:python-docs comes from, have changed; give another --output_dir"
+        )
+    flat = [(key, before.get(key), environment[key]) for key in environment if key not in ("versions", "text")]
     flat += [(key, before["versions"].get(key), value) for key, value in environment["versions"].items()]
     changed = [f"{key} was {old}, is {new}" for key, old, new in flat if old != new]
     if not changed:
