@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,11 +163,25 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
     source = resolve_model(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        loaded = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{model}: cannot be loaded as a model: {error}") from None
+    refuse_missing_weights(model, report)
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return loaded.to(device).eval(), tokenizer
+
+
+def refuse_missing_weights(model: str, report: Mapping[str, Any]) -> None:
+    """transformers draws anew what a checkpoint lacks, and goes on; here that is a broken checkpoint.
+
+    `report` is what `from_pretrained(..., output_loading_info=True)` gives beside the model.
+    """
+    for kind in ("missing_keys", "mismatched_keys"):
+        if found := sorted(map(str, report.get(kind) or ())):
+            what = "lacks" if kind == "missing_keys" else "has other shapes than its config.json for"
+            raise UserError(f"{model}: {what} {found[0]} and {len(found) - 1} more of the model's weights")
 
 
 def resolve_model(model: str) -> str:

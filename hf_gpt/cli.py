@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that cannot be written
         where = f"{error.filename}: " if error.filename else ""
         return _fail(error if debug else f"{where}{error.strerror or error}", _EXIT_FAILED, debug)
-    except KeyboardInterrupt:
-        return _EXIT_INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted; nothing more was saved", _EXIT_INTERRUPTED, debug=False)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--text", metavar="FILE", help="a file, directory or glob (txt, jsonl, parquet, csv)")
     text.add_argument("--dataset", metavar="NAME", help="a Hub dataset id or a local dataset folder")
     evaluate.add_argument("--dataset-config", metavar="C", help="configuration of a dataset that has several")
-    evaluate.add_argument("--split", metavar="S", default="test", help="split of the dataset (default: test)")
+    evaluate.add_argument("--split", metavar="S", help="split (default: test of a dataset, train of files)")
     evaluate.add_argument("--text-column", metavar="NAME", help="column that holds the text")
     evaluate.add_argument("--stride", metavar="N", type=int, help="how far the window slides (default: its length)")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -146,7 +146,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         arguments.model,
         source=arguments.text or arguments.dataset,
         config=arguments.dataset_config,
-        split="train" if arguments.text else arguments.split,
+        split=arguments.split or ("train" if arguments.text else "test"),
         text_column=arguments.text_column,
         stride=arguments.stride,
     )

@@ -10,6 +10,7 @@ mode draws nothing.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -113,7 +114,11 @@ def evaluate_corpus(
     if stride is not None and stride < 1:
         raise UserError(f"--stride {stride}: must be 1 or more")
     data = DataRecipe(source=source, config=config, train_split=split, text_column=text_column)
-    corpus, _ = load_corpora(data)
+    try:
+        corpus, _ = load_corpora(data)
+    except UserError as error:  # which speaks of a recipe
+        words = {"data.train_split": "--split", "data.config": "--dataset-config", "data.text_column": "--text-column"}
+        raise UserError(functools.reduce(lambda text, pair: text.replace(*pair), words.items(), str(error))) from None
     loaded, tokenizer = load_model(model)
     store = tokenize(corpus, tokenizer)
     if len(store.tokens) < 2:

@@ -34,7 +34,12 @@ def generate_text(
         UserError: an empty prompt, or a sampling value that cannot work.
     """
     check_request(prompt, max_new_tokens, temperature, top_k, top_p)
-    input_ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed {seed}: must be at least 0 and below 2**63")
+    # Not verbose: a prompt longer than the window is nothing to warn of, the window slides.
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, verbose=False)["input_ids"]
+    input_ids = ids.to(model.device)
+    _refuse_past_window(model, input_ids.shape[1] + max_new_tokens)
     # Everything is said, so that a model's own generation defaults (top_k 50 in transformers) add nothing.
     decoding = {"do_sample": False}
     if temperature or (temperature is None and (top_k or top_p)):
@@ -64,12 +69,22 @@ def check_request(
         raise UserError("--prompt: it is empty; give at least one character to go on from")
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
-    if temperature is not None and not 0 <= temperature < math.inf:
-        raise UserError(f"--temperature {temperature:g}: must be 0 (greedy) or more")
+    if temperature is not None and temperature != 0 and not 1e-4 <= temperature < math.inf:
+        raise UserError(f"--temperature {temperature:g}: must be 0 (greedy) or at least 0.0001")
     if top_k is not None and top_k < 1:
         raise UserError(f"--top-k {top_k}: must be 1 or more")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"--top-p {top_p:g}: must be above 0 and at most 1")
+
+
+def _refuse_past_window(model: PreTrainedModel, num_tokens: int) -> None:
+    """Our GPT slides its window; a stock GPT-2 would end in an IndexError."""
+    window = getattr(model.config, "n_positions", None)
+    if window is not None and num_tokens > window:
+        raise UserError(
+            f"--max-new-tokens: prompt and continuation make {num_tokens} tokens, and this {model.config.model_type}"
+            f" model has no more than {window} positions"
+        )
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ Two conveniences over plain YAML: floats may be written `4e-4` (YAML 1.1 reads t
 
 import dataclasses
 import functools
+import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
@@ -38,6 +39,7 @@ def _yaml_no(value: Any) -> Any:
 
 _Number = BeforeValidator(_no_boolean)
 Count = Annotated[int, Field(ge=0), _Number]
+Seed = Annotated[int, Field(ge=0, lt=2**63), _Number]
 PositiveInt = Annotated[int, Field(ge=1), _Number]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _Number]
@@ -107,7 +109,9 @@ class TrainTokenizerRecipe:
 
 @_section
 class TokenizerRecipe:
-    name: str | None = _doc(None, "gpt2, bytes, a path or a Hub id; gpt2 when nothing is said")
+    name: str | None = _doc(
+        None, "gpt2, bytes, a path or a Hub id; if nothing is said, that of model.from_pretrained, else gpt2"
+    )
     revision: str | None = _doc(None, "branch, tag or commit of that Hub id")
     train: TrainTokenizerRecipe | None = _doc(None, "train a byte-level BPE on the training text instead")
 
@@ -115,8 +119,6 @@ class TokenizerRecipe:
     def _check(self) -> "TokenizerRecipe":
         if self.name and self.train:
             raise ValueError("give 'name' or 'train', not both")
-        if not self.name and not self.train:
-            self.name = "gpt2"
         return self
 
 
@@ -139,6 +141,8 @@ class DataRecipe:
 
     @model_validator(mode="after")
     def _check(self) -> "DataRecipe":
+        if not self.source:
+            raise ValueError("'source' is empty; name a file, a folder, a dataset, or builtin:python-docs")
         given = [k for k in ("validation_split", "validation_source", "validation_fraction") if getattr(self, k)]
         if len(given) > 1 and set(given) != {"validation_split", "validation_source"}:
             raise ValueError(f"give one of {' and '.join(repr(k) for k in given)}")
@@ -239,7 +243,7 @@ class Recipe:
     types and impossible values.
     """
 
-    seed: Count = _doc(123, "of the weights, dropout and the order of windows")
+    seed: Seed = _doc(123, "of the weights, dropout and the order of windows")
     output_dir: str = _doc("runs/gpt", "folder of the run")
     model: ModelRecipe = _doc(ModelRecipe, "")
     tokenizer: TokenizerRecipe = _doc(TokenizerRecipe, "")
@@ -331,10 +335,22 @@ def parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[list[str], Any]]
             if not arguments:
                 raise UserError(f"--{name} needs a value, as in --{name} VALUE (null unsets it)")
             text = arguments.pop(0)
+        keys = name.split(".")
         try:
-            yield name.split("."), yaml.safe_load(text)
-        except yaml.YAMLError:
-            yield name.split("."), text  # a path or a prompt that only looks like YAML
+            # Text is taken as it stands, so that a path may hold " #" or be a number; only null unsets.
+            yield keys, text if _is_text(keys) and text != "null" else yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--{name}: not valid YAML: {error}") from None
+
+
+def _is_text(keys: Sequence[str]) -> bool:
+    """Whether the field that flags name by `keys` holds a string."""
+    section: Any = Recipe
+    for key in keys:
+        fields = {f.name: f.type for f in dataclasses.fields(section)} if section else {}
+        annotation = fields.get(key)
+        section = _dataclass_in(annotation)
+    return annotation is str or (isinstance(annotation, types.UnionType) and str in typing.get_args(annotation))
 
 
 def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:

@@ -188,6 +188,8 @@ def test_a_folder_that_holds_another_run_is_refused(recipe, tiny, capsys):
         (["generate", "RUN", "--prompt", ""], "--prompt: it is empty"),
         (["generate", "RUN", "--prompt", "a", "--temperature", "-1"], "--temperature -1"),
         (["generate", "RUN", "--prompt", "a", "--temperature", "nan"], "--temperature nan"),
+        (["generate", "RUN", "--prompt", "a", "--temperature", "1e-42"], "--temperature 1e-42"),
+        (["generate", "RUN", "--prompt", "a", "--top-k", "5", "--seed", "9" * 30], "--seed"),
         (["generate", "RUN", "--prompt", "a", "--top-k", "0"], "--top-k 0"),
         (["generate", "RUN", "--prompt", "a", "--top-p", "1.5"], "--top-p 1.5"),
         (["generate", "RUN", "--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens 0"),
@@ -214,6 +216,18 @@ def test_a_broken_checkpoint_is_refused(run_dir, tmp_path, capsys):
     broken.mkdir()
     (broken / "config.json").write_text("{")
     assert "cannot be loaded" in refused(capsys, "generate", str(broken), "--prompt", "a")
+
+
+def test_a_refusal_is_one_line_whatever_the_libraries_say(recipe):
+    """In a process of its own, where the libraries' loggers print too."""
+    done = subprocess.run([*HF_GPT, "train", recipe, "--model.vocab_size", "100"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_output_that_cannot_be_written_is_refused_first(recipe, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "file is a file" in refused(capsys, "train", recipe, "--output_dir", str(tmp_path / "file" / "run"))
 
 
 def test_debug_shows_the_traceback():

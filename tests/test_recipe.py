@@ -9,7 +9,7 @@ from hf_gpt.recipe import ModelRecipe, Recipe, differences, fields_help
 
 def test_defaults_are_a_whole_recipe():
     recipe = Recipe()
-    assert recipe.tokenizer.name == "gpt2"
+    assert recipe.tokenizer.name is None  # gpt2, or the tokenizer of model.from_pretrained
     assert recipe.train.max_steps == 1000
     assert recipe.optimizer.lr == 4e-4
 
@@ -37,6 +37,25 @@ def test_the_command_line_changes_a_file(tmp_path):
     assert recipe.train.max_steps == 7
     assert recipe.data.validation_fraction is None
     assert recipe.model.config == {"emb_dim": 8}
+
+
+def test_text_on_the_command_line_is_taken_as_it_stands(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("seed: 1")
+    flags = [
+        "--data.source",
+        "a.txt #2",
+        "--output_dir",
+        "2024",
+        "--data.config",
+        "x: y",
+        "--evaluation.prompts",
+        "[a]",
+    ]
+    recipe = Recipe.from_yaml(path, flags)
+    assert (recipe.data.source, recipe.output_dir, recipe.data.config) == ("a.txt #2", "2024", "x: y")
+    assert recipe.evaluation.prompts == ["a"]
+    assert Recipe.from_yaml(path, ["--data.config", "null"]).data.config is None
 
 
 @pytest.mark.parametrize("word", ["no", "off", "'no'", "False"])
@@ -68,6 +87,8 @@ def test_floats_may_be_written_without_a_point(tmp_path, number):
         ({"train": [1]}, "train: expected a section with keys, found [1]"),
         ({"train": {"max_steps": 1, "epochs": 2}}, "train: give 'max_steps' or 'epochs', not both"),
         ({"optimizer": {"lr": float("nan")}}, "optimizer.lr: expected "),
+        ({"seed": 2**63}, "seed: expected less than "),
+        ({"data": {"source": ""}}, "data: 'source' is empty"),
         ({"optimizer": {"name": "sgd"}}, "optimizer.name: expected 'adamw', found sgd"),
         ({"evaluation": {"prompts": [""]}}, "evaluation: 'prompts' holds an empty prompt"),
         ({"evaluation": {"temperature": -1}}, "evaluation.temperature: expected greater than or equal to 0, found -1"),

@@ -3,10 +3,12 @@
 import copy
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import hf_gpt
 from hf_gpt import checkpoint
@@ -164,14 +166,83 @@ def test_another_recipe_in_the_same_folder_is_refused(run, tiny, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny):
-    with pytest.raises(
-        RunStopped, match=r"loss of step \d+ is not finite; the last good checkpoint is .*step-0000000"
-    ):
+    with pytest.raises(RunStopped, match=r"step \d+ is not finite; the last good checkpoint is .*step-0000000"):
         hf_gpt.train(changed(tiny, optimizer__lr=1e4, schedule={"name": "constant"}, checkpoint__every=2))
     # Weight decay made the weights grow a thousandfold a step; nothing was saved after they were too large.
     good = checkpoint.pointed(tiny["output_dir"], "latest")
     model = AutoModelForCausalLM.from_pretrained(good)
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("lr", "steps", "message"),
+    [(1e30, 4, "evaluated at step 1 is not finite"), (1e38, 1, "not finite")],
+)
+def test_nothing_that_is_not_finite_is_written(tiny, lr, steps, message):
+    recipe = changed(tiny, optimizer__lr=lr, checkpoint__every=1, schedule={"name": "constant"})
+    recipe["train"] |= {"max_steps": steps}
+    recipe["evaluation"] |= {"first": 1, "every": 1 if steps > 1 else 100}
+    with pytest.raises(RunStopped, match=message):
+        hf_gpt.train(recipe)
+    assert checkpoint.checkpoints(tiny["output_dir"]) == []
+    text = Path(tiny["output_dir"], "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
+def test_gradients_are_clipped(tiny, tmp_path):
+    """SGD-like: with eps so large that Adam divides by a constant, the first update has the clipped norm."""
+    moved = {}
+    for limit in (0.01, 1000.0):
+        recipe = changed(tiny, output_dir=str(tmp_path / str(limit)), train__max_grad_norm=limit, train__max_steps=1)
+        recipe["optimizer"] = {"lr": 1.0, "eps": 100.0, "weight_decay": 0.0, "betas": [0.0, 0.0]}
+        recipe["schedule"] = {"name": "constant"}
+        run = hf_gpt.train(recipe)
+        start = hf_gpt.train(changed(recipe, output_dir=str(tmp_path / f"{limit}-start"), train__max_steps=0)).model
+        pairs = zip(run.model.parameters(), start.parameters())
+        moved[limit] = math.sqrt(sum((a - b).double().square().sum().item() for a, b in pairs)) * 100
+        norm = run.metrics[-1]["grad_norm"]
+    assert norm > 0.1
+    assert moved[0.01] == pytest.approx(0.01, rel=0.05)
+    assert moved[1000.0] == pytest.approx(norm, rel=0.05)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_over(tiny):
+    whole = timeless(hf_gpt.train(tiny).metrics)
+    shutil.rmtree(Path(tiny["output_dir"], "checkpoints"))
+    run = hf_gpt.train(tiny)
+    assert timeless(run.metrics) == whole
+    assert [sample["step"] for sample in run.samples] == [0, 4, 8, 12]
+
+
+def test_a_run_cannot_be_made_shorter_than_it_is(run, tiny):
+    before = (run.output_dir / "recipe.yaml").read_text()
+    with pytest.raises(UserError, match=r"max_steps: 3, but .* is at step 12"):
+        hf_gpt.train(changed(tiny, train__max_steps=3))
+    assert (run.output_dir / "recipe.yaml").read_text() == before
+
+
+def test_only_models_of_this_kind_with_all_their_weights_are_gone_on_from(run, tiny, tmp_path):
+    stock = tmp_path / "stock"
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=32, vocab_size=300)).save_pretrained(stock)
+    recipe = changed(tiny, output_dir=str(tmp_path / "more"), model={"from_pretrained": str(stock)})
+    with pytest.raises(UserError, match="is a gpt2 model; from_pretrained takes hf_gpt models"):
+        hf_gpt.train(recipe)
+    broken = shutil.copytree(run.checkpoints[-1], tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(UserError, match=r"lacks model\.layers\.2\."):
+        hf_gpt.train(changed(recipe, model={"from_pretrained": str(broken)}))
+    with pytest.raises(UserError, match=r"lacks model\.layers\.2\."):
+        checkpoint.load_model(str(broken))
+
+
+def test_going_on_from_a_model_takes_its_tokenizer(run, tiny, tmp_path):
+    recipe = changed(tiny, output_dir=str(tmp_path / "more"), model={"from_pretrained": str(run.output_dir)})
+    recipe["tokenizer"] = {}
+    more = hf_gpt.train(recipe)
+    assert more.tokenizer.get_vocab() == run.tokenizer.get_vocab()
+    assert more.recipe.tokenizer.name == str(checkpoint.pointed(run.output_dir, "best") or run.checkpoints[-1])
 
 
 def test_a_change_of_environment_is_warned_of(run, tiny, capsys):

@@ -41,11 +41,15 @@ def are_lines(rows: Sequence[str]) -> bool:
 
 
 def csv_options(path: Path, wanted: str | None) -> dict[str, Any]:
-    """Options for `datasets`' csv reader. pandas would read `NA` as nothing and `001` as 1; here both are text."""
+    """Options for `datasets`' csv reader.
+
+    pandas would read `NA` as nothing and `001` as 1, and take the first column of a file with a field too many for row
+    names; here both are text, and columns are where the header has them.
+    """
     with open_bytes(path) as file:
         header = next(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline="")), [])
     column = wanted or "text"
-    return {"keep_default_na": False, "converters": {column: str} if column in header else None}
+    return {"keep_default_na": False, "index_col": False, "converters": {column: str} if column in header else None}
 
 
 @contextlib.contextmanager

@@ -117,7 +117,7 @@ class Journal:
             return
         self._last_line = now
         rate = (now - self._started) / max(step - self._start - 1, 1)  # the clock began after the first step
-        left = time.strftime("%H:%M:%S", time.gmtime(rate * (self._max_steps - step)))
+        left = tqdm.format_interval(rate * (self._max_steps - step))
         self.say(f"step {step}/{self._max_steps}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  {left} left")
 
 

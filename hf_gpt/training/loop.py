@@ -26,7 +26,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from .. import checkpoint
-from ..errors import RunStopped
+from ..errors import RunStopped, UserError
 from ..evaluation import loss_on_windows, perplexity
 from ..generation import generate_text
 from ..recipe import Recipe, flat
@@ -66,7 +66,7 @@ class Run:
     def summary(self) -> Iterator[str]:
         """The last sample and where things are, for people."""
         if self.samples:
-            yield f"\n{self.samples[-1]['text']}\n"
+            yield f"\nsample     after step {self.samples[-1]['step']}:\n\n{self.samples[-1]['text']}\n"
         best = checkpoint.pointed(self.output_dir, "best")
         yield f"model      {self.checkpoints[-1]}" + (f"   (best on validation text: {best.name})" if best else "")
         if (plot := self.output_dir / "loss.png").is_file():
@@ -107,8 +107,7 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path) -> Run:
             if stopping or training.saves_at(step):
                 training.save(step)
             if stopping:
-                training.journal.say(f"stopped and saved after step {step}; the same command goes on from there")
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"stopped and saved after step {step}; the same command goes on from there")
     return training.end()
 
 
@@ -140,11 +139,15 @@ class _Training:
         found, problems = checkpoint.newest_whole(job.run_dir)
         for text in (*job.notes, *(f"warning: {problem}" for problem in problems.values())):
             self.journal.say(text)
+        if found is not None and checkpoint.step_of(found) > job.max_steps:
+            raise UserError(
+                f"train.max_steps: {job.max_steps}, but {job.run_dir} is at step {checkpoint.step_of(found)}"
+            )
         if found is not None:
             saved = load_training_state(found, self.accelerator, self.model, self.optimizer)
             self.progress = Progress(**saved)
             finished = self.progress.step >= job.max_steps
-            what = "finished already (a larger train.max_steps goes on):" if finished else "going on after"
+            what = "finished already (more train.max_steps or train.epochs go on):" if finished else "going on after"
             self.journal.say(f"{what} step {self.progress.step}, from {found}")
         else:
             for line in job.describe():
@@ -154,7 +157,7 @@ class _Training:
             for damaged in problems:
                 checkpoint.set_aside(damaged)
         self.write_down_what_runs()
-        self.journal.rewind(self.progress.step)
+        self.journal.rewind(self.progress.step if found is not None else -1)
         self.started, self.seconds_before = time.monotonic(), self.progress.seconds
         self.start_clock()
         if found is None:
@@ -187,7 +190,10 @@ class _Training:
         self.optimizer.zero_grad()
         self.progress.step = step
         self.progress.tokens += num_targets
-        bad = ~torch.isfinite(total) & (self.first_bad_step == 0)
+        bad = ~torch.isfinite(total)
+        if self.accelerator.scaler is None:  # which skips updates whose gradients overflow
+            bad |= ~torch.isfinite(torch.as_tensor(self.grad_norm, device=total.device))
+        bad &= self.first_bad_step == 0
         self.first_bad_step.masked_fill_(bad, step)
         return total
 
@@ -224,6 +230,8 @@ class _Training:
             f"{name}_loss": loss_on_windows(self.model, windows, how.tokens, self.accelerator)
             for name, windows in data.evaluated.items()
         }
+        if not all(math.isfinite(loss) for loss in losses.values()):
+            raise self.stopped(f"a loss evaluated at step {step} is not finite")
         if "validation_loss" in losses:
             self.validated = (step, losses["validation_loss"])
         judged = losses.get("validation_loss", losses["eval_train_loss"])
@@ -263,6 +271,8 @@ class _Training:
         self.progress.seconds = self.seconds()
         self.journal.flush()
         weights = accelerator.get_state_dict(self.model)
+        if main and not all(torch.isfinite(tensor).all() for tensor in weights.values()):
+            raise self.stopped(f"the weights after step {step} are not finite")
         with checkpoint.writing(run_dir, step) if main else contextlib.nullcontext() as directory:
             progress = dataclasses.asdict(self.progress)
             save_training_state(directory, accelerator, self.model, self.optimizer, progress)
@@ -305,12 +315,15 @@ class _Training:
         return self.seconds_before + time.monotonic() - self.started
 
     def stop_if_not_finite(self) -> None:
-        """Raises :class:`RunStopped` if any loss was not finite. Looking makes the device finish what it does."""
-        if not (bad := int(self.first_bad_step)):
-            return
+        """Raises :class:`RunStopped` if a loss or gradient was not finite. Looking waits for the device."""
+        if bad := int(self.first_bad_step):
+            raise self.stopped(f"the loss or the gradient of step {bad} is not finite")
+
+    def stopped(self, what: str) -> RunStopped:
+        """The end of a run that cannot go on, with where to go back to."""
         good = checkpoint.pointed(self.job.run_dir, "latest")
         last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-        raise RunStopped(f"the loss of step {bad} is not finite; {last}; a lower optimizer.lr may help")
+        return RunStopped(f"{what}; {last}; a lower optimizer.lr may help")
 
     def start_clock(self) -> None:
         """Tokens per second count from here, so that evaluating and saving do not."""

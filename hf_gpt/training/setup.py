@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from filelock import FileLock
+from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from .. import checkpoint
@@ -32,7 +34,16 @@ from ..recipe import ModelRecipe, Recipe, TokenizerRecipe, differences
 from ..tokenization import load_tokenizer, train_tokenizer, vocab_size
 
 # What may change when a run goes on in the same folder; anything else makes it a different run.
-_CHANGEABLE = ("output_dir", "train.max_steps", "train.log_every", "evaluation.", "checkpoint.", "tracking.", "hub.")
+_CHANGEABLE = (
+    "output_dir",
+    "train.max_steps",
+    "train.epochs",
+    "train.log_every",
+    "evaluation.",
+    "checkpoint.",
+    "tracking.",
+    "hub.",
+)
 
 # Of English under gpt2 almost no token is part of a character, of Chinese more than half are.
 _MANY_SPLIT = 0.2
@@ -125,7 +136,12 @@ class Job:
 def prepare_data(recipe: Recipe) -> Data:
     """Load or train the tokenizer, tokenise the corpora (or find them tokenised), and cut windows."""
     corpus, validation = load_corpora(recipe.data)
-    tokenizer = _tokenizer(recipe.tokenizer, corpus)
+    named = recipe.tokenizer
+    if not named.name and not named.train:
+        named = dataclasses.replace(named, name=recipe.model.from_pretrained or "gpt2", revision=recipe.model.revision)
+    if named.name and named.name == recipe.model.from_pretrained:
+        named = dataclasses.replace(named, name=checkpoint.resolve_model(named.name))
+    tokenizer = _tokenizer(named, corpus)
     config = model_config(recipe.model, tokenizer)
     context_length = tokenizer.model_max_length = config.max_position_embeddings
     data = dataclasses.replace(recipe.data, stride=recipe.data.stride or context_length, separator=corpus.separated)
@@ -134,12 +150,12 @@ def prepare_data(recipe: Recipe) -> Data:
     def windows(store: TokenStore, stride: int) -> Windows:
         return Windows(store, context_length, stride, data.isolate_documents)
 
-    store = tokenize(corpus, tokenizer)
+    store = _tokenize(corpus, tokenizer)
     evaluated = {"eval_train": windows(store, context_length)}
     if validation is not None:
-        evaluated["validation"] = windows(tokenize(validation, tokenizer), context_length)
+        evaluated["validation"] = windows(_tokenize(validation, tokenizer), context_length)
     return Data(
-        recipe=dataclasses.replace(recipe, data=data, model=model),
+        recipe=dataclasses.replace(recipe, data=data, model=model, tokenizer=named),
         tokenizer=tokenizer,
         config=config,
         windows=windows(store, data.stride),
@@ -179,7 +195,8 @@ def prepare(recipe: Recipe) -> Job:
     Raises:
         UserError: anything in the recipe that cannot work here, including an output folder that holds another run.
     """
-    run_dir = Path(recipe.output_dir)
+    run_dir = Path(recipe.output_dir).expanduser()
+    _refuse_unwritable(run_dir)
     earlier = _earlier_recipe(run_dir)
     recipe = _resolve_hardware(recipe, earlier)
     accelerator = _accelerator(recipe)
@@ -193,7 +210,7 @@ def prepare(recipe: Recipe) -> Job:
 
     train = recipe.train
     plan = batch_plan(recipe, data.windows, accelerator.num_processes)
-    max_steps = train.max_steps if train.max_steps is not None else round(train.epochs * plan.steps_per_epoch)
+    max_steps = train.max_steps if train.max_steps is not None else max(1, round(train.epochs * plan.steps_per_epoch))
     environment = describe_environment(accelerator, data)
     return Job(
         recipe=data.recipe,
@@ -214,16 +231,22 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT
     Raises:
         UserError: an impossible shape, an unknown field or preset, or a vocabulary smaller than the tokenizer's.
     """
-    known = {*GPTConfig.__dataclass_fields__, *GPTConfig.attribute_map}
+    known = GPTConfig._own_names()
     for name in recipe.config:
         if name not in known:
             raise UserError(f"model.{name}: unknown key{did_you_mean(name, known | {'preset', 'from_pretrained'})}")
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     size = vocab_size(tokenizer)
     fields = {"vocab_size": size, **special, **recipe.config}
+    given = recipe.config.get("vocab_size")
+    if isinstance(given, int) and given < size:
+        raise UserError(_too_small(given, size))
     try:
         if recipe.from_pretrained:
             source = checkpoint.resolve_model(recipe.from_pretrained)
+            kind = GPTConfig.get_config_dict(source, revision=recipe.revision)[0].get("model_type")
+            if kind != GPTConfig.model_type:
+                raise ValueError(f"{source} is a {kind} model; from_pretrained takes {GPTConfig.model_type} models")
             config = GPTConfig.from_pretrained(source, revision=recipe.revision, **recipe.config)
         elif recipe.preset:
             config = GPTConfig.from_preset(recipe.preset, **fields)
@@ -232,11 +255,15 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"model: {error}") from None
     if config.vocab_size < size:
-        raise UserError(
-            f"model.vocab_size: {config.vocab_size} is smaller than the tokenizer's {size} entries;"
-            f" raise it to {size} or leave it out"
-        )
+        raise UserError(_too_small(config.vocab_size, size))
     return config
+
+
+def _too_small(vocabulary: int, size: int) -> str:
+    return (
+        f"model.vocab_size: {vocabulary} is smaller than the tokenizer's {size} entries; raise it to {size} or leave"
+        " it out (a model that was trained already wants the tokenizer it was trained with)"
+    )
 
 
 def describe_environment(accelerator: Accelerator, data: Data) -> dict[str, Any]:
@@ -307,15 +334,22 @@ def _trackers(recipe: Recipe) -> list[str]:
 def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFast:
     if recipe.train is None:
         return load_tokenizer(recipe.name, revision=recipe.revision)
-    # Trained once for a corpus and a size, and kept beside the token stores.
-    kept = cache_folder() / "tokenizers" / f"bpe-{recipe.train.vocab_size}-{corpus.identity}"
-    if not (kept / "tokenizer.json").is_file():
-        with checkpoint.replacing_directory(kept) as directory:
-            train_tokenizer(_documents(corpus), recipe.train.vocab_size).save_pretrained(directory)
+    # Trained once for a corpus and a size, by the first process that asks, and kept beside the token stores.
+    kept = cache_folder() / "tokenizers" / f"bpe-1-{recipe.train.vocab_size}-{corpus.identity}"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{kept}.lock"):
+        if not (kept / "tokenizer.json").is_file():
+            with checkpoint.replacing_directory(kept) as directory:
+                train_tokenizer(_texts(corpus), recipe.train.vocab_size).save_pretrained(directory)
     return load_tokenizer(str(kept))
 
 
-def _documents(corpus: Corpus) -> Iterator[str]:
+def _tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> TokenStore:
+    with tqdm(desc=f"tokenising {corpus.name}", unit=" characters", unit_scale=True, delay=2, disable=None) as bar:
+        return tokenize(corpus, tokenizer, progress=bar.update)
+
+
+def _texts(corpus: Corpus) -> Iterator[str]:
     """The text of a corpus, piece by piece, without the marks between its documents."""
     return (piece for piece in corpus.pieces() if piece)
 
@@ -325,20 +359,31 @@ def _model(recipe: Recipe, config: GPTConfig) -> GPTForCausalLM:
     try:
         if recipe.model.from_pretrained:
             source = checkpoint.resolve_model(recipe.model.from_pretrained)
-            model = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 source,
                 revision=recipe.model.revision,
                 config=config,
                 attn_implementation=attention,
                 dtype=torch.float32,
+                output_loading_info=True,
             )
+            checkpoint.refuse_missing_weights(source, report)
         else:
             model = GPTForCausalLM._from_config(config, attn_implementation=attention)
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
         raise UserError(f"model: {error}") from None
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
+
+
+def _refuse_unwritable(run_dir: Path) -> None:
+    """Before anything is tokenised: the nearest folder that exists must be one, and take new files."""
+    nearest = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise UserError(f"output_dir: {nearest} is a file")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"output_dir: {nearest} cannot be written to")
 
 
 def _earlier_recipe(run_dir: Path) -> Recipe | None:
