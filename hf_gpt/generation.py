@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import UserError
+from .evaluation import evaluating
 
 
 def generate_text(
@@ -44,7 +45,7 @@ def generate_text(
     decoding = {"do_sample": False}
     if temperature or (temperature is None and (top_k or top_p)):
         decoding = {"do_sample": True, "temperature": temperature or 1.0, "top_k": top_k or 0, "top_p": top_p or 1.0}
-    with own_random_stream(seed, model.device), _eager():
+    with evaluating(model), own_random_stream(seed, model.device), _eager():
         output = model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),

@@ -9,7 +9,9 @@ from hf_gpt import GPTConfig, GPTForCausalLM, UserError, generate_text, load_tok
 @pytest.fixture(scope="module")
 def parts():
     torch.manual_seed(0)
-    config = GPTConfig(vocab_size=257, context_length=16, emb_dim=16, n_layers=1, n_heads=2, initializer_range=0.5)
+    config = GPTConfig(
+        vocab_size=257, context_length=16, emb_dim=16, n_layers=1, n_heads=2, initializer_range=0.5, drop_rate=0.5
+    )
     return GPTForCausalLM(config).eval(), load_tokenizer("bytes")
 
 
@@ -30,6 +32,15 @@ def test_sampling_repeats_with_its_seed_and_draws_from_no_other_stream(parts):
     texts = [generate_text(model, tokenizer, "Once", temperature=1.0, seed=seed) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_in_training_writes_without_dropout(parts):
+    model, tokenizer = parts
+    expected = generate_text(model, tokenizer, "Once")
+    model.train()
+    assert generate_text(model, tokenizer, "Once") == expected
+    assert model.training
+    model.eval()
 
 
 def test_top_k_and_top_p_alone_sample_at_temperature_one(parts):

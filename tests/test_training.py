@@ -215,6 +215,19 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_over(tiny):
     assert [sample["step"] for sample in run.samples] == [0, 4, 8, 12]
 
 
+def test_the_books_names_and_the_hubs_are_the_same_run(run, tiny):
+    tiny["model"]["hidden_size"] = tiny["model"].pop("emb_dim")
+    assert same_weights(run.model, hf_gpt.train(tiny).model)
+
+
+def test_recomputing_activations_changes_nothing_but_memory(run, tiny, tmp_path):
+    recipe = changed(tiny, output_dir=str(tmp_path / "recomputed"), train__gradient_checkpointing=True)
+    recomputed = hf_gpt.train(recipe)
+    assert recomputed.model.is_gradient_checkpointing
+    assert timeless(recomputed.metrics) == timeless(run.metrics)
+    assert recomputed.samples == run.samples
+
+
 def test_a_run_cannot_be_made_shorter_than_it_is(run, tiny):
     before = (run.output_dir / "recipe.yaml").read_text()
     with pytest.raises(UserError, match=r"max_steps: 3, but .* is at step 12"):

@@ -145,7 +145,9 @@ def prepare_data(recipe: Recipe) -> Data:
     config = model_config(recipe.model, tokenizer)
     context_length = tokenizer.model_max_length = config.max_position_embeddings
     data = dataclasses.replace(recipe.data, stride=recipe.data.stride or context_length, separator=corpus.separated)
-    model = dataclasses.replace(recipe.model, config={**recipe.model.config, "vocab_size": config.vocab_size})
+    # One name for each field, so that a recipe in the book's words is the same run as one in the Hub's.
+    fields = {GPTConfig.attribute_map.get(name, name): value for name, value in recipe.model.config.items()}
+    model = dataclasses.replace(recipe.model, config={**fields, "vocab_size": config.vocab_size})
 
     def windows(store: TokenStore, stride: int) -> Windows:
         return Windows(store, context_length, stride, data.isolate_documents)
