@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,8 +145,7 @@ def prepare_data(recipe: Recipe) -> Data:
     config = model_config(recipe.model, tokenizer)
     context_length = tokenizer.model_max_length = config.max_position_embeddings
     data = dataclasses.replace(recipe.data, stride=recipe.data.stride or context_length, separator=corpus.separated)
-    # One name for each field, so that a recipe in the book's words is the same run as one in the Hub's.
-    fields = {GPTConfig.attribute_map.get(name, name): value for name, value in recipe.model.config.items()}
+    fields = _in_the_hubs_words(recipe.model.config)
     model = dataclasses.replace(recipe.model, config={**fields, "vocab_size": config.vocab_size})
 
     def windows(store: TokenStore, stride: int) -> Windows:
@@ -259,6 +258,11 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT
     if config.vocab_size < size:
         raise UserError(_too_small(config.vocab_size, size))
     return config
+
+
+def _in_the_hubs_words(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """One name for each field, so that a recipe in the book's words is the same run as one in the Hub's."""
+    return {GPTConfig.attribute_map.get(name, name): value for name, value in fields.items()}
 
 
 def _too_small(vocabulary: int, size: int) -> str:
@@ -398,6 +402,8 @@ def _changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[s
     """What is allowed to be different from the recipe that the run in `run_dir` began with; the rest is refused."""
     if recipe.checkpoint.resume == "never" and checkpoint.checkpoints(run_dir):
         raise UserError(f"checkpoint.resume: never, but {run_dir} holds checkpoints; give another --output_dir")
+    words = _in_the_hubs_words(earlier.model.config)
+    earlier = dataclasses.replace(earlier, model=dataclasses.replace(earlier.model, config=words))
     shown = {key: f"{key} {old} -> {new}" for key, (old, new) in differences(earlier, recipe).items()}
     different = [text for key, text in shown.items() if not key.startswith(_CHANGEABLE)]
     if different:
