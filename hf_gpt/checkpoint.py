@@ -157,7 +157,6 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
     Raises:
         UserError: it is not there, or not a causal language model with a tokenizer.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = resolve_model(model)
@@ -169,8 +168,14 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{model}: cannot be loaded as a model: {error}") from None
     refuse_missing_weights(model, report)
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return loaded.to(device).eval(), tokenizer
+    return loaded.to(best_device()).eval(), tokenizer
+
+
+def best_device() -> str:
+    """What `auto` means: cuda, else mps, else cpu."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def refuse_missing_weights(model: str, report: Mapping[str, Any]) -> None:

@@ -67,7 +67,6 @@ def tokenize(
     corpus: Corpus,
     tokenizer: "PreTrainedTokenizerFast",
     *,
-    num_threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TokenStore:
     """The token store of `corpus`: from the cache, or made now.
@@ -90,7 +89,7 @@ def tokenize(
             with FileLock(folder.with_suffix(".lock")):
                 store = _open(folder, corpus.name)
                 if store is None:
-                    _write(folder, corpus, tokenizer, separator, num_threads, progress or (lambda _: None))
+                    _write(folder, corpus, tokenizer, separator, progress or (lambda _: None))
                     store = dataclasses.replace(_open(folder, corpus.name), from_cache=False)
         except OSError as error:
             reason = error.strerror or error
@@ -125,7 +124,6 @@ def _write(
     corpus: Corpus,
     tokenizer: "PreTrainedTokenizerFast",
     separator: int | None,
-    num_threads: int | None,
     progress: Callable[[int], None],
 ) -> None:
     """Makes the store at `folder`, whole or not at all. Called with its lock held."""
@@ -139,7 +137,7 @@ def _write(
         with open(part / "tokens.bin", "wb") as file:
             for batch in _batches(_texts(corpus, tokenizer, counts)):
                 texts = [text for text in batch if text is not None]
-                encoded = iter(encode_ordinary(tokenizer, texts, num_threads))
+                encoded = iter(encode_ordinary(tokenizer, texts))
                 if separator is None and len(texts) < len(batch):
                     raise UserError(
                         f"{corpus.name}: the tokenizer has no <|endoftext|> or EOS token to put between documents; "

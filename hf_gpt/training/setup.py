@@ -191,7 +191,7 @@ def batch_plan(recipe: Recipe, windows: Windows, num_processes: int = 1) -> Batc
 
 
 def prepare(recipe: Recipe) -> Job:
-    """Resolve `recipe` and build what it names. Nothing is written but the caches and the output folder's own files.
+    """Resolve `recipe` and build what it names. Nothing is written but the caches.
 
     Raises:
         UserError: anything in the recipe that cannot work here, including an output folder that holds another run.
@@ -294,7 +294,7 @@ def _resolve_hardware(recipe: Recipe, earlier: Recipe | None) -> Recipe:
     before = earlier.train if earlier is not None else train
     device = train.device if train.device != "auto" else before.device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = checkpoint.best_device()
     if device != "cpu" and not getattr(torch, device).is_available():
         raise UserError(f"train.device: {device} is not available here; use cpu or auto")
     precision = train.mixed_precision if train.mixed_precision != "auto" else before.mixed_precision

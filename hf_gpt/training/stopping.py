@@ -40,7 +40,9 @@ def stop_on_interrupt() -> Iterator[Stop]:
         stop.requested = True
         signal.signal(signal.SIGINT, before)
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    # A handler that was not installed from Python is None here and cannot be put back; Python's own takes its place.
+    before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+    signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield stop
     finally:
