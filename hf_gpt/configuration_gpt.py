@@ -12,12 +12,19 @@ with 768, and no check would see it. Here they are translated first, and names a
 - read from a file: every key is kept as transformers keeps it, for a newer version or another tool may have put it
   there.
 
-This file travels with checkpoints as remote code: it imports nothing of `hf_gpt`, and no torch.
+Whatever saves a model saves its configuration, so this is also where a model's directory gets its code: the two files
+`configuration_gpt.py` and `modeling_gpt.py`, and the `auto_map` by which transformers finds the classes in them. With
+`trust_remote_code=True` such a directory loads where this package is not installed.
+
+As one of the two this file imports nothing of `hf_gpt`, and no torch.
 """
 
 import difflib
 import functools
+import os
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -39,6 +46,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-355m": {**_GPT2, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
     "gpt2-774m": {**_GPT2, "hidden_size": 1280, "num_hidden_layers": 36, "num_attention_heads": 20},
     "gpt2-1558m": {**_GPT2, "hidden_size": 1600, "num_hidden_layers": 48, "num_attention_heads": 25},
+}
+
+# Which of our classes each of transformers' Auto classes takes, by the file beside a checkpoint that defines it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_gpt.GPTConfig",
+    "AutoModel": "modeling_gpt.GPTModel",
+    "AutoModelForCausalLM": "modeling_gpt.GPTForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_gpt.GPTForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_gpt.GPTForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_gpt.GPTForQuestionAnswering",
 }
 
 # What other GPTs call our fields. Spelling alone would not lead from one to the other.
@@ -200,6 +217,25 @@ class GPTConfig(PreTrainedConfig):
         """The configuration in a JSON file, whose unknown keys are kept (see `from_dict`)."""
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """As transformers', with the model's code beside `config.json` (see `AUTO_MAP`).
+
+        transformers copies the code of classes registered with an Auto class. That would name in `auto_map` only the
+        class that is saved, and copy torch's code instead of ours for a model that FSDP2 wrapped.
+        """
+        os.makedirs(save_directory, exist_ok=True)
+        auto_map = {}
+        for auto_class, reference in AUTO_MAP.items():
+            file_name = reference.split(".")[0] + ".py"
+            beside_this, saved = Path(__file__).with_name(file_name), Path(save_directory) / file_name
+            if beside_this.is_file():
+                shutil.copyfile(beside_this, saved)
+            # A configuration that came as remote code has the model's code beside it only once a model was saved.
+            if saved.is_file():
+                auto_map[auto_class] = reference
+        self.auto_map = auto_map
+        super().save_pretrained(save_directory, **kwargs)
+
     def __post_init__(self, **kwargs: Any) -> None:
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
@@ -275,4 +311,4 @@ class GPTConfig(PreTrainedConfig):
                 raise ImpossibleConfigError(f"GPTConfig has no field {name!r}; did you mean {meant!r}?")
 
 
-__all__ = ["PRESETS", "GPTConfig", "ImpossibleConfigError"]
+__all__ = ["AUTO_MAP", "PRESETS", "GPTConfig", "ImpossibleConfigError"]

@@ -476,20 +476,29 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         return criteria
 
 
-class GPTForSequenceClassification(GenericForSequenceClassification, GPTPreTrainedModel):
+class _BackboneIsGPTModel:
+    """The three heads below are transformers' generic ones, which build their backbone with AutoModel.
+
+    AutoModel must know the class of the configuration at hand for that. Where these files arrive as remote code it is
+    not always the one imported above: each file of a checkpoint may be imported as a module of its own.
+    """
+
+    def __init__(self, config: GPTConfig):
+        AutoModel.register(type(config), GPTModel, exist_ok=True)
+        super().__init__(config)
+
+
+class GPTForSequenceClassification(_BackboneIsGPTModel, GenericForSequenceClassification, GPTPreTrainedModel):
     """`GPTModel` and a linear layer that reads the last token of each row, padding left out."""
 
 
-class GPTForTokenClassification(GenericForTokenClassification, GPTPreTrainedModel):
+class GPTForTokenClassification(_BackboneIsGPTModel, GenericForTokenClassification, GPTPreTrainedModel):
     """`GPTModel` and a linear layer that reads every token."""
 
 
-class GPTForQuestionAnswering(GenericForQuestionAnswering, GPTPreTrainedModel):
+class GPTForQuestionAnswering(_BackboneIsGPTModel, GenericForQuestionAnswering, GPTPreTrainedModel):
     """`GPTModel` and a linear layer that scores every token as the start and as the end of an answer."""
 
-
-# The three heads above build their backbone with AutoModel, also where this file arrived as remote code.
-AutoModel.register(GPTConfig, GPTModel, exist_ok=True)
 
 __all__ = [
     "GPTForCausalLM",
