@@ -66,14 +66,16 @@ def eager_attention_forward(
     Args:
         query: (batch, heads, time, head_dim).
         key, value: (batch, heads, past + time, head_dim).
-        attention_mask: added to the scores, 0 where a query may look and the dtype's minimum where it may not;
-            (batch or 1, 1, time, past + time).
+        attention_mask: (batch or 1, 1, time, past + time), added to the scores: 0 where a query may look and the
+            dtype's minimum where it may not. Or boolean, as a caller's own 4-D mask may be: True where it may look.
 
     Returns:
         The context vectors (batch, time, heads, head_dim) and the weights (batch, heads, time, past + time).
     """
     attention_scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        attention_scores = attention_scores.masked_fill(~attention_mask, torch.finfo(attention_scores.dtype).min)
+    elif attention_mask is not None:
         attention_scores = attention_scores + attention_mask
     # fp32 for the sum of exponentials, whatever the model runs in
     attention_weights = nn.functional.softmax(attention_scores, dim=-1, dtype=torch.float32).to(query.dtype)
@@ -229,9 +231,6 @@ class GPTModel(GPTPreTrainedModel):
     It returns hidden states; the book's class of this name returns logits, as `GPTForCausalLM` does.
     """
 
-    # The head of a GPTForCausalLM checkpoint is not part of this class, and nothing is missing without it.
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.weight$"]  # noqa: RUF012
-
     def __init__(self, config: GPTConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -265,6 +264,9 @@ class GPTModel(GPTPreTrainedModel):
             past_key_values: keys and values of the tokens before these.
             use_cache: whether to return them; `config.use_cache` by default.
 
+        Under pipeline parallelism transformers and vLLM put `nn.Identity` in place of the blocks that a process does
+        not have, and hand the hidden states of the stage before to the next one as its `inputs_embeds`.
+
         Returns:
             `last_hidden_state` (batch, time, hidden), `past_key_values`, on request `hidden_states` and `attentions`.
 
@@ -287,11 +289,13 @@ class GPTModel(GPTPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        positions = position_ids
-        if positions is None:
-            positions = self._count_positions(inputs_embeds, attention_mask, past_key_values)
-        position_embeds = self.embed_positions(positions).to(inputs_embeds.device)
-        hidden_states = self.dropout(inputs_embeds + position_embeds)
+        hidden_states = inputs_embeds
+        if not isinstance(self.layers[0], nn.Identity):  # else a later stage of a pipeline: the first has done this
+            positions = position_ids
+            if positions is None:
+                positions = self._count_positions(inputs_embeds, attention_mask, past_key_values)
+            position_embeds = self.embed_positions(positions).to(inputs_embeds.device)
+            hidden_states = self.dropout(inputs_embeds + position_embeds)
 
         for layer in self.layers:
             hidden_states = layer(

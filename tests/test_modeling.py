@@ -395,7 +395,7 @@ def test_what_a_checkpoint_lacks_is_drawn_as_the_config_says(initialization, tmp
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("initialization", ["gpt2", "pytorch"])
-def test_auto_classes_load_every_checkpoint_without_a_report(tied, initialization, tmp_path, caplog):
+def test_auto_classes_load_every_checkpoint_whole(tied, initialization, tmp_path, caplog):
     model = small_model(tie_word_embeddings=tied, initialization=initialization)
     model.save_pretrained(tmp_path / "causal")
     model.model.save_pretrained(tmp_path / "backbone")
@@ -406,8 +406,11 @@ def test_auto_classes_load_every_checkpoint_without_a_report(tied, initializatio
     for auto_class, name in cases:
         caplog.clear()
         loaded, report = auto_class.from_pretrained(tmp_path / name, output_loading_info=True)
+        if auto_class is AutoModel and name == "causal" and not tied:  # as transformers has it: the head is left over
+            assert report.pop("unexpected_keys") == {"lm_head.weight"}
+        else:
+            assert not caplog.records, caplog.text
         assert not any(report.values()), (auto_class, name, report)
-        assert not caplog.records, caplog.text
         with torch.no_grad():
             if auto_class is AutoModel:
                 assert type(loaded) is GPTModel
