@@ -167,6 +167,53 @@ def test_a_continued_prefix_equals_one_pass(cache, padded):
             torch.testing.assert_close(outputs.logits[:, real], whole[:, start:stop][:, real], atol=1e-4, rtol=1e-4)
 
 
+def test_flex_attention_agrees_with_eager():
+    """On padded and on packed inputs; every kernel is compiled, so that this takes a while."""
+    model = small_model(attention="eager")
+    ids, mask = random_ids(2, 12), torch.ones(2, 12, dtype=torch.long)
+    mask[0, :5] = 0
+    packed = torch.cat([torch.arange(5), torch.arange(7)]).expand(2, -1)
+    cases = [{"attention_mask": mask}, {"position_ids": packed}]
+    with torch.no_grad():
+        expected = [model(ids, **case).logits for case in cases]
+        model.set_attn_implementation("flex_attention")
+        found = [model(ids, **case).logits for case in cases]
+    for i, (ours, eager) in enumerate(zip(found, expected)):
+        real = mask.bool() if i == 0 else torch.ones_like(mask).bool()
+        torch.testing.assert_close(ours[real], eager[real], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_half_precision_is_the_same_model_rounded(attention, dtype):
+    model = small_model(attention=attention)
+    ids, mask = random_ids(2, 12), torch.ones(2, 12, dtype=torch.long)
+    mask[1, :4] = 0
+    with torch.no_grad():
+        exact = model(ids, attention_mask=mask).logits
+        rounded = model.to(dtype)(ids, attention_mask=mask).logits
+    assert rounded.dtype == dtype
+    # 3 blocks of a few roundings each, on logits that go up to 20
+    real = mask.bool()
+    assert (rounded.float() - exact)[real].abs().max() < exact.abs().max() * 16 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", ["boolean", "added"])
+def test_a_mask_of_four_dimensions_is_taken_as_it_is(attention, kind):
+    model = small_model(attention=attention)
+    ids = random_ids(2, 10)
+    may_look = torch.ones(10, 10).tril().bool().repeat(2, 1, 1, 1)
+    may_look[0, :, 6:, :6] = False  # the second document of the first row
+    mask = may_look if kind == "boolean" else torch.zeros(may_look.shape).masked_fill(~may_look, torch.finfo().min)
+    with torch.no_grad():
+        positions = torch.stack([torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2, 3]), torch.arange(10)])
+        masked = model(ids, attention_mask=mask, position_ids=positions).logits
+        torch.testing.assert_close(masked[:1, :6], model(ids[:1, :6]).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(masked[:1, 6:], model(ids[:1, 6:]).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(masked[1:], model(ids[1:]).logits, atol=1e-4, rtol=1e-4)
+
+
 def test_inputs_embeds_equal_input_ids():
     model = small_model()
     ids = random_ids(2, 7)
@@ -264,6 +311,32 @@ def test_forward_compiles_without_a_graph_break():
         torch.testing.assert_close(compiled(ids).logits, model(ids).logits)
         mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1] * 8])
         torch.testing.assert_close(compiled(ids, attention_mask=mask).logits, model(ids, attention_mask=mask).logits)
+
+
+def test_training_compiles_without_a_graph_break():
+    ids = random_ids(2, 8)
+    gradients = []
+    for compiled in (False, True):
+        model = small_model(drop_rate=0.0).train()
+        forward = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+        forward(ids, labels=ids, use_cache=False).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, compiled in zip(*gradients):
+        torch.testing.assert_close(compiled, plain)
+
+
+def test_it_exports_with_dynamic_shapes():
+    model = small_model()
+    batch, time = torch.export.Dim("batch", max=8), torch.export.Dim("time", max=16)
+    program = torch.export.export(
+        model,
+        (),
+        {"input_ids": random_ids(2, 8), "use_cache": False},
+        dynamic_shapes={"input_ids": {0: batch, 1: time}, "use_cache": None},
+    )
+    for shape in ((2, 8), (3, 16), (4, 5)):
+        ids = random_ids(*shape)
+        torch.testing.assert_close(program.module()(input_ids=ids, use_cache=False).logits, model(ids).logits)
 
 
 def test_an_unknown_activation_is_refused_by_name():
