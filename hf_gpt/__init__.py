@@ -10,25 +10,31 @@ rest is imported when it is first used.
 """
 
 import importlib
+import logging
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
+_level = logging.root.manager.disable
+logging.disable(logging.WARNING)  # what torchao, where it is installed, says of itself when transformers imports it
+try:
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForQuestionAnswering,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
 
-from .configuration_gpt import GPTConfig
-from .modeling_gpt import (
-    GPTForCausalLM,
-    GPTForQuestionAnswering,
-    GPTForSequenceClassification,
-    GPTForTokenClassification,
-    GPTModel,
-)
+    from .configuration_gpt import GPTConfig
+    from .modeling_gpt import (
+        GPTForCausalLM,
+        GPTForQuestionAnswering,
+        GPTForSequenceClassification,
+        GPTForTokenClassification,
+        GPTModel,
+    )
+finally:
+    logging.disable(_level)
 
 __version__ = "0.1.0"
 

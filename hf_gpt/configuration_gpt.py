@@ -140,7 +140,7 @@ class GPTConfig(PreTrainedConfig):
     """
 
     model_type = "hf_gpt"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - Trainer adds a list to it
     attribute_map = {  # noqa: RUF012 - transformers' own protocol
         "context_length": "max_position_embeddings",
         "emb_dim": "hidden_size",
@@ -298,6 +298,9 @@ class GPTConfig(PreTrainedConfig):
             or name.endswith("_token_id")  # a tokenizer may have special tokens of any name
         )
         if known:
+            return None
+        # A word before one of our names, as in moe_intermediate_size, makes it another model's field.
+        if any("_" in own and name.endswith(f"_{own}") for own in own_names):
             return None
         # 0.82 separates emb_dims, n_layer and dropout_rate from what transformers and its tools pass, such as
         # initializer_factor or vocab_file: tests/test_configuration.py lists both kinds.

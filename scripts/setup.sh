@@ -1,5 +1,5 @@
 # Sourced by quickstart.sh and test.sh: makes .venv and installs into it, once. Needs Python 3.10 or newer, nothing else.
-# usage: . scripts/setup.sh [EXTRA]
+# usage: . scripts/setup.sh [EXTRA[,EXTRA ...]]
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
