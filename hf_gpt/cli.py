@@ -110,7 +110,34 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-k", type=int, metavar="K", help="sample among the K most likely tokens")
     generate.add_argument("--top-p", type=float, metavar="P", help="sample among the likeliest tokens that make up P")
     generate.add_argument("--seed", type=int, default=123, metavar="S", help="of the random draws (default: 123)")
+
+    convert = command("convert", _convert, "convert models of other kinds into ours, and ours into stock GPT-2")
+    convert.formatter_class = argparse.RawDescriptionHelpFormatter
+    convert.epilog = _CONVERT_EXAMPLES
+    convert.add_argument("source", metavar="SOURCE", help="a model's directory, a Hub id, or the book's .pth file")
+    convert.add_argument("dest", metavar="DEST", help="a directory that is not there yet")
+    kind = convert.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--from", dest="from_", choices=["gpt2", "book", "openai"], help="what SOURCE is")
+    kind.add_argument("--to", choices=["gpt2"], help="what DEST becomes; SOURCE is ours")
+    convert.add_argument("--tokenizer", metavar="T", help="instead of the source's: as in a recipe, or none")
+    convert.add_argument("--heads", type=int, metavar="N", help="attention heads (book: its n_heads)")
+    convert.add_argument("--drop-rate", type=float, metavar="R", help="dropout (book: its drop_rate; default: 0.1)")
     return parser
+
+
+_CONVERT_EXAMPLES = """\
+examples:
+  hf-gpt convert openai-community/gpt2 my-gpt2 --from gpt2
+      a GPT-2 from the Hub or a directory: .safetensors or .bin, whole or in shards
+  hf-gpt convert model.pth my-gpt --from book --heads 12
+      a state dict of the GPT in the book "Build a Large Language Model From Scratch"; its file does not tell n_heads
+  hf-gpt convert models/124M my-gpt2 --from openai
+      OpenAI's TensorFlow release: hparams.json, encoder.json, vocab.bpe, model.ckpt.* (needs tensorflow-cpu)
+  hf-gpt convert runs/quickstart stock-gpt2 --to gpt2
+      a model or run of ours as a GPT2LMHeadModel, which needs neither this package nor remote code
+
+Source and result compute the logits of the same tokens, and DEST is written only if they agree.
+"""
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -179,6 +206,26 @@ def _generate(arguments: argparse.Namespace) -> None:
         **sampling,
     )
     print(text)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    for flag, value in (("--heads", arguments.heads), ("--drop-rate", arguments.drop_rate)):
+        if value is not None and arguments.from_ != "book":
+            raise UserError(f"{flag} goes with --from book; the other sources say it themselves")
+    from . import conversion
+
+    source, dest, tokenizer = arguments.source, arguments.dest, arguments.tokenizer
+    if arguments.to == "gpt2":
+        done = conversion.to_gpt2(source, dest, tokenizer=tokenizer)
+    elif arguments.from_ == "gpt2":
+        done = conversion.from_gpt2(source, dest, tokenizer=tokenizer)
+    elif arguments.from_ == "openai":
+        done = conversion.from_openai(source, dest, tokenizer=tokenizer)
+    else:
+        drop_rate = 0.1 if arguments.drop_rate is None else arguments.drop_rate
+        done = conversion.from_book(source, dest, heads=arguments.heads, tokenizer=tokenizer, drop_rate=drop_rate)
+    for line in done.describe():
+        _say(line)
 
 
 def _quiet() -> None:
