@@ -62,6 +62,7 @@ def test_generation_with_a_compiled_static_cache(model):
     from transformers import CompileConfig
 
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     compile_config = CompileConfig(backend="eager", fullgraph=True, mode=None)
     compile_config._compile_all_devices = True
     found = model.generate(prompts(2, 9), **GREEDY, cache_implementation="static", compile_config=compile_config)
