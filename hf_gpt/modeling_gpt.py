@@ -271,7 +271,8 @@ class GPTModel(GPTPreTrainedModel):
             `last_hidden_state` (batch, time, hidden), `past_key_values`, on request `hidden_states` and `attentions`.
 
         Raises:
-            ValueError: not exactly one of `input_ids` and `inputs_embeds`, or more tokens than there are positions.
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`, or more tokens than there are positions (a
+                longer `position_ids` is found on the CPU alone: elsewhere, looking at it would wait for the device).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -294,6 +295,8 @@ class GPTModel(GPTPreTrainedModel):
             positions = position_ids
             if positions is None:
                 positions = self._count_positions(inputs_embeds, attention_mask, past_key_values)
+            elif positions.device.type == "cpu" and not torch.compiler.is_compiling():
+                self._refuse_beyond_window(int(positions.max()) + 1)
             position_embeds = self.embed_positions(positions).to(inputs_embeds.device)
             hidden_states = self.dropout(inputs_embeds + position_embeds)
 
@@ -315,18 +318,22 @@ class GPTModel(GPTPreTrainedModel):
         """Positions (batch or 1, time) of tokens that came without any."""
         num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
         num_new = inputs_embeds.shape[1]
-        max_positions = self.config.max_position_embeddings
         # A static cache counts in a tensor, which cannot be read without waiting for the device.
-        if not isinstance(num_past, torch.Tensor) and num_past + num_new > max_positions:
-            raise ValueError(
-                f"input of {num_past + num_new} tokens is longer than max_position_embeddings={max_positions}; "
-                "shorten it, or let generate() slide the window"
-            )
+        if not isinstance(num_past, torch.Tensor):
+            self._refuse_beyond_window(num_past + num_new)
         columns = torch.arange(num_new, device=inputs_embeds.device) + num_past
         if attention_mask is not None and attention_mask.ndim == 2:
             own_tokens = attention_mask.to(inputs_embeds.device).long().cumsum(-1)
             return (own_tokens - 1).clamp(min=0)[:, columns]
         return columns.unsqueeze(0)
+
+
+    def _refuse_beyond_window(self, num_tokens: int) -> None:
+        if num_tokens > self.config.max_position_embeddings:
+            raise ValueError(
+                f"input of {num_tokens} tokens is longer than max_position_embeddings="
+                f"{self.config.max_position_embeddings}; shorten it, or let generate() slide the window"
+            )
 
 
 class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):

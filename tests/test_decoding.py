@@ -1,5 +1,6 @@
 """Every way of decoding that `generate()` has works on the model, whatever keeps the keys and values."""
 
+import copy
 import threading
 
 import pytest
@@ -69,6 +70,15 @@ def test_generation_with_a_compiled_static_cache(model):
     assert torch.equal(found, greedy_by_hand(model, prompts(2, 9), 20, without_eos))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert hasattr(model, "_compiled_call")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="offloaded caches need a GPU to be offloaded from")
+@pytest.mark.parametrize("cache", ["offloaded", "offloaded_static"])
+def test_an_offloaded_cache_changes_no_token(model, cache):
+    on_device, ids = copy.deepcopy(model).cuda(), prompts(2, 9).cuda()
+    found = on_device.generate(ids, **GREEDY, cache_implementation=cache)
+    assert torch.equal(found, on_device.generate(ids, **GREEDY))
 
 
 @torch.no_grad()

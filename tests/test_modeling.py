@@ -232,8 +232,10 @@ def test_an_input_longer_than_the_positions_is_refused_in_one_line():
         for make in (lambda: model(random_ids(1, 17)), lambda: model(random_ids(1, 1), past_key_values=past)):
             with pytest.raises(ValueError, match=r"\A.*17 tokens.*max_position_embeddings=16.*\Z"):
                 make()
-        # positions somebody chose are trusted
+        # more tokens, but no position beyond the last
         model(random_ids(1, 17), position_ids=torch.arange(17).clamp(max=15).unsqueeze(0))
+        with pytest.raises(ValueError, match=r"\A.*17 tokens.*max_position_embeddings=16.*\Z"):
+            model(random_ids(1, 17), position_ids=torch.arange(17).unsqueeze(0))
 
 
 # Losses and outputs
@@ -296,8 +298,11 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         model = small_model().train()
         if checkpointing:
             model.gradient_checkpointing_enable()
+        calls = []
+        model.model.layers[0].mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         torch.manual_seed(7)  # the same dropout
         model(random_ids(2, 8), labels=random_ids(2, 8), use_cache=False).loss.backward()
+        assert len(calls) == (2 if checkpointing else 1)  # computed once more on the way back
         gradients.append([parameter.grad for parameter in model.parameters()])
     for plain, checkpointed in zip(*gradients):
         assert torch.equal(plain, checkpointed)

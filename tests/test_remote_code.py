@@ -15,6 +15,14 @@ import hf_gpt
 from hf_gpt.configuration_gpt import AUTO_MAP
 
 CODE = ["configuration_gpt.py", "modeling_gpt.py"]
+AUTO_CLASSES = {
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForQuestionAnswering",
+}
 
 # Runs where hf_gpt cannot be imported. Loads what the parent saved and writes what it computes.
 CHILD = """
@@ -81,7 +89,7 @@ def test_every_auto_class_loads_a_checkpoint_where_the_package_is_not_installed(
             *(sys.executable, "-S", "-E", "-c", CHILD, packages_without_ours(tmp_path / "packages")),
             *(checkpoint, tmp_path / "classifier", tmp_path / "again", tmp_path / "found.safetensors"),
         ],
-        input=json.dumps([name for name in AUTO_MAP if name != "AutoConfig"]),
+        input=json.dumps(sorted(AUTO_CLASSES - {"AutoConfig"})),
         text=True,
         capture_output=True,
         cwd=tmp_path,
@@ -108,6 +116,7 @@ def test_every_auto_class_loads_a_checkpoint_where_the_package_is_not_installed(
 
 def test_a_saved_model_names_every_class_and_carries_both_files(checkpoint):
     assert json.loads((checkpoint / "config.json").read_text())["auto_map"] == AUTO_MAP
+    assert set(AUTO_MAP) == AUTO_CLASSES
     package = Path(hf_gpt.__file__).parent
     for file in CODE:
         assert (checkpoint / file).read_text() == (package / file).read_text()
