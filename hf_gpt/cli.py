@@ -115,13 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     convert.formatter_class = argparse.RawDescriptionHelpFormatter
     convert.epilog = _CONVERT_EXAMPLES
     convert.add_argument("source", metavar="SOURCE", help="a model's directory, a Hub id, or the book's .pth file")
-    convert.add_argument("dest", metavar="DEST", help="a directory that is not there yet")
+    convert.add_argument("dest", metavar="DEST", help="a directory that is not there yet, or an empty one")
     kind = convert.add_mutually_exclusive_group(required=True)
     kind.add_argument("--from", dest="from_", choices=["gpt2", "book", "openai"], help="what SOURCE is")
     kind.add_argument("--to", choices=["gpt2"], help="what DEST becomes; SOURCE is ours")
     convert.add_argument("--tokenizer", metavar="T", help="instead of the source's: as in a recipe, or none")
     convert.add_argument("--heads", type=int, metavar="N", help="attention heads (book: its n_heads)")
-    convert.add_argument("--drop-rate", type=float, metavar="R", help="dropout (book: its drop_rate; default: 0.1)")
+    convert.add_argument(
+        "--drop-rate", type=float, metavar="R", help="dropout (book: its drop_rate; default: the file's, else 0.1)"
+    )
     return parser
 
 
@@ -222,8 +224,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     elif arguments.from_ == "openai":
         done = conversion.from_openai(source, dest, tokenizer=tokenizer)
     else:
-        drop_rate = 0.1 if arguments.drop_rate is None else arguments.drop_rate
-        done = conversion.from_book(source, dest, heads=arguments.heads, tokenizer=tokenizer, drop_rate=drop_rate)
+        heads, drop_rate = arguments.heads, arguments.drop_rate
+        done = conversion.from_book(source, dest, heads=heads, tokenizer=tokenizer, drop_rate=drop_rate)
     for line in done.describe():
         _say(line)
 

@@ -327,7 +327,6 @@ class GPTModel(GPTPreTrainedModel):
             return (own_tokens - 1).clamp(min=0)[:, columns]
         return columns.unsqueeze(0)
 
-
     def _refuse_beyond_window(self, num_tokens: int) -> None:
         if num_tokens > self.config.max_position_embeddings:
             raise ValueError(

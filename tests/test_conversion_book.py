@@ -183,6 +183,25 @@ def test_heads_are_asked_for_unless_the_file_says_them(tmp_path, capsys):
         capsys, str(tmp_path / "model.pth"), str(tmp_path / "out"), "--heads", "2"
     )
     converts(tmp_path, model, tmp_path / "model.pth", heads=None)
+    torch.save({"model_state_dict": model.state_dict(), "config": {"n_heads": 5}}, tmp_path / "model.pth")
+    message = refused(capsys, str(tmp_path / "model.pth"), str(tmp_path / "out"))
+    assert "model.pth: it says n_heads=5, which must divide the width of the model, emb_dim 128" in message
+
+
+def test_dropout_is_the_files_unless_it_is_given(tmp_path, capsys):
+    path, out = str(tmp_path / "model.pth"), str(tmp_path / "out")
+
+    def dropout(name, said, given=None) -> float:
+        torch.save({"model_state_dict": ReadersGPT().state_dict(), "config": {"n_heads": 3, **said}}, path)
+        from_book(path, str(tmp_path / name), tokenizer="none", drop_rate=given)
+        return hf_gpt.GPTConfig.from_pretrained(tmp_path / name).dropout
+
+    assert dropout("one", {"drop_rate": 0.2}) == 0.2
+    assert dropout("two", {"drop_rate": 0.2}, given=0.0) == 0.0
+    assert dropout("three", {}) == 0.1
+    with pytest.raises(UserError, match=r"model.pth: it says drop_rate='much', which must be .*--drop-rate"):
+        dropout("four", {"drop_rate": "much"})
+    assert refused(capsys, path, out, "--drop-rate", "1.5").startswith("hf-gpt: --drop-rate 1.5: it must be")
 
 
 def test_another_number_of_heads_would_be_another_model(tmp_path):
@@ -254,6 +273,8 @@ def test_without_gpt2s_files_the_model_is_converted_and_it_is_said(tmp_path, mon
         (lambda s: s.update({"trf_blocks.1.norm1.scale": torch.ones(24, dtype=torch.int8)}), "int8"),
         (lambda s: s.update({"trf_blocks.3.norm1.scale": torch.ones(24)}), "between trf_blocks.0 and trf_blocks.3"),
         (lambda s: s.clear(), "holds no weights"),
+        (lambda s: s.update({"tok_emb.weight": torch.eye(257, 24).to_sparse()}), "tok_emb.weight is a sparse coo"),
+        (lambda s: s.update({"out_head.weight": torch.ones(257, 24, device="meta")}), "out_head.weight is a meta"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, capsys, change, message):

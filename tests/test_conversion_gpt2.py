@@ -139,6 +139,12 @@ def with_masks(model, folder):
     save_file(state, folder / "model.safetensors", {"format": "pt"})
 
 
+def from_within_compile_and_ddp(model, folder):
+    model.save_pretrained(folder)
+    state = {f"module._orig_mod.{name}": weight for name, weight in weights(folder).items()}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
 def in_shards(model, folder):
     model.save_pretrained(folder, max_shard_size="20KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 2
@@ -168,7 +174,17 @@ def as_bin_in_shards(model, folder):
 
 @pytest.mark.parametrize(
     "layout",
-    [as_it_is, without_prefix, base_model, with_masks, in_shards, as_bin, as_old_bin, as_bin_in_shards],
+    [
+        as_it_is,
+        without_prefix,
+        base_model,
+        with_masks,
+        from_within_compile_and_ddp,
+        in_shards,
+        as_bin,
+        as_old_bin,
+        as_bin_in_shards,
+    ],
 )
 def test_every_layout_on_the_hub_there_and_back_is_the_same_to_the_bit(tmp_path, layout):
     model = scrambled(GPT2LMHeadModel(GPT2Config(**SIZES)))
@@ -193,6 +209,26 @@ def test_an_untied_head_stays_untied_even_if_it_is_equal(tmp_path):
     from_gpt2(saved(model, tmp_path / "stock"), str(tmp_path / "ours"))
     assert "lm_head.weight" in weights(tmp_path / "ours")
     assert hf_gpt.GPTConfig.from_pretrained(tmp_path / "ours").tie_word_embeddings is False
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_the_dtype_that_config_json_says_does_not_matter(tmp_path, stock, dtype):
+    """Checkpoints whose weights were kept in full are common; both sides are compared in the dtype of the weights."""
+    config = Path(stock) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": dtype}))
+    assert from_gpt2(stock, str(tmp_path / "ours")).difference < 1e-5
+    config = tmp_path / "ours" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": dtype}))
+    assert to_gpt2(str(tmp_path / "ours"), str(tmp_path / "back")).dtype == "float32"
+    assert same_bits(weights(stock), weights(tmp_path / "back"))
+
+
+def test_weights_of_two_dtypes_are_compared_in_the_wider_one(tmp_path, stock):
+    state = {name: weight.bfloat16() if "mlp" in name else weight for name, weight in weights(stock).items()}
+    save_file(state, Path(stock) / "model.safetensors", {"format": "pt"})
+    assert from_gpt2(stock, str(tmp_path / "ours")).difference < 1e-5
+    to_gpt2(str(tmp_path / "ours"), str(tmp_path / "back"))
+    assert same_bits(state, weights(tmp_path / "back"))
 
 
 def test_a_head_that_only_config_json_ties_becomes_one_of_its_own(tmp_path, stock):
@@ -264,6 +300,9 @@ def test_another_tokenizer_or_none_can_be_asked_for(tmp_path, stock):
     small = scrambled(GPT2LMHeadModel(GPT2Config(**{**SIZES, "vocab_size": 100})))
     with pytest.raises(UserError, match="has 257 ids, the model embeddings for 100"):
         from_gpt2(saved(small, tmp_path / "few"), str(tmp_path / "three"), tokenizer="bytes")
+    hf_gpt.load_tokenizer("bytes").save_pretrained(tmp_path / "few")
+    done = from_gpt2(str(tmp_path / "few"), str(tmp_path / "four"))
+    assert done.tokenizer.startswith("the source's, 257 ids, but the model has embeddings for 100")
 
 
 def test_a_run_means_its_best_checkpoint(tmp_path):
@@ -304,12 +343,23 @@ assert not [name for name in sys.modules if name.startswith("hf_gpt")]
         ({"model_type": "llama"}, "model_type='llama'"),
         ({"architectures": ["GPT2DoubleHeadsModel"]}, "GPT2DoubleHeadsModel"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
-        ({"n_layer": 3}, "lacks transformer.h.2.ln_1.weight and 11 more"),
-        ({"n_layer": 1}, "holds transformer.h.1.attn.c_attn.bias and 11 more"),
+        ({"n_layer": 1}, "holds 2 layers, the last is transformer.h.1.*; config.json has n_layer=1"),
+        ({"n_layer": 1_000_000}, "holds 2 layers"),  # without a model of a million layers
+        ({"n_layer": "two"}, "'n_layer' expected int, got str"),
+        ({"n_positions": "a"}, "'n_positions' expected int"),
+        ({"tie_word_embeddings": None}, "'tie_word_embeddings' expected bool"),
+        ({"use_cache": None}, "'use_cache' expected bool"),
+        ({"attn_pdrop": None}, "'attn_pdrop'"),
+        ({"eos_token_id": "x"}, "'eos_token_id' with value 'x'"),
+        ({"layer_norm_epsilon": 1}, "'layer_norm_epsilon' expected float, got int"),
+        ({"initializer_range": 0}, "'initializer_range' expected float, got int"),
+        ({"dtype": []}, "config.json cannot be used"),
+        ({"architectures": 5}, "architectures=5; a list is needed"),
+        ({"architectures": "GPT2LMHeadModel"}, """architectures='GPT2LMHeadModel'; a list is needed, such as ["GPT"""),
         ({"n_inner": 64}, "transformer.h.0.mlp.c_fc.weight has the shape [32, 128], the model needs [32, 64]"),
         ({"tie_word_embeddings": False}, "lacks lm_head.weight"),
         ({"n_head": 5}, "num_attention_heads (5) must divide hidden_size (32)"),
-        ({"activation_function": "magic"}, "magic"),
+        ({"activation_function": "magic"}, "stock: config.json: hidden_act 'magic' is unknown"),
         ({"attn_pdrop": 1.0}, "attention_dropout"),
     ],
 )
@@ -328,6 +378,10 @@ def test_what_our_model_cannot_express_is_refused_by_name(tmp_path, stock, capsy
         ({"per_layer_config": {"0": {"dropout": 0.3}}}, "per_layer_config"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
         ({"n_layers": 3}, "two values for one field"),
+        ({"num_hidden_layers": 1_000_000}, "holds 2 layers, the last is model.layers.1.*"),
+        ({"architectures": 5}, "architectures=5; a list is needed"),
+        ({"hidden_act": "magic"}, "ours: config.json: hidden_act 'magic' is unknown"),
+        ({"dropout": "much"}, "'dropout'"),
     ],
 )
 def test_what_gpt2_cannot_express_is_refused_by_name(tmp_path, capsys, changes, message):
@@ -350,7 +404,7 @@ def test_weights_that_are_not_numbers_or_not_floats_are_refused(tmp_path, stock,
     state = weights(stock)
     for name, wrong, message in (
         ("transformer.wpe.weight", torch.full((48, 32), torch.nan), "not finite"),
-        ("transformer.h.1.mlp.c_fc.weight", torch.ones(32, 128, dtype=torch.int8), "int8"),
+        ("transformer.h.1.mlp.c_fc.weight", torch.ones(32, 128, dtype=torch.int8), "c_fc.weight is I8"),
         ("transformer.h.1.crossattention.c_attn.bias", torch.ones(64), "crossattention.c_attn.bias"),
     ):
         save_file(state | {name: wrong}, Path(stock) / "model.safetensors", {"format": "pt"})
@@ -390,6 +444,21 @@ def test_a_damaged_file_ends_in_one_line(tmp_path, stock, capsys, content):
         assert name in refused(capsys, stock, str(tmp_path / "out"), "--from", "gpt2")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[]", "config.json holds a list; a JSON object is needed"),
+        ("config.json", "{", "config.json is not JSON"),
+        ("generation_config.json", "[]", "generation_config.json holds a list"),
+        ("generation_config.json", "{", "generation_config.json is not JSON"),
+    ],
+)
+def test_a_json_file_that_is_none_is_named(tmp_path, stock, capsys, name, content, message):
+    (Path(stock) / name).write_text(content)
+    assert message in refused(capsys, stock, str(tmp_path / "out"), "--from", "gpt2")
+    assert os.listdir(tmp_path) == ["stock"]
+
+
 def test_a_missing_shard_is_named(tmp_path, capsys):
     (tmp_path / "stock").mkdir()
     in_shards(scrambled(GPT2LMHeadModel(GPT2Config(**SIZES))), tmp_path / "stock")
@@ -406,18 +475,15 @@ def test_a_result_with_other_logits_is_not_kept(tmp_path, stock, monkeypatch, ca
     assert os.listdir(tmp_path) == ["stock"]
 
 
-def test_a_destination_that_holds_something_is_left_alone(tmp_path, stock, capsys):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").write_text("x")
-    assert "is not empty" in refused(capsys, stock, str(tmp_path / "out"), "--from", "gpt2")
-    assert os.listdir(tmp_path / "out") == ["precious"]
-    assert "is a file" in refused(capsys, stock, str(tmp_path / "out" / "precious"), "--from", "gpt2")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nobody/nothing", "OUT", "--from", "gpt2"], "nobody/nothing: neither a directory here nor to be had"),
+        (
+            ["nobody/nothing", "OUT", "--from", "gpt2"],
+            "neither a directory here nor to be had from the Hub: the Hub cannot be",
+        ),
+        (["nobody/nothing", "OUT", "--to", "gpt2"], "give a directory, or come back with a network"),
+        (["no body", "OUT", "--from", "gpt2"], "it is no Hub id either"),
         (["./nowhere", "OUT", "--to", "gpt2"], "no such directory"),
         (["STOCK", "OUT"], "one of the arguments --from --to is required"),
         (["STOCK", "OUT", "--from", "gpt3"], "invalid choice: 'gpt3'"),
@@ -430,11 +496,12 @@ def test_bad_arguments_are_refused(tmp_path, stock, capsys, arguments, message):
     assert message in refused(capsys, *(names.get(a, a) for a in arguments))
 
 
-def test_the_command_says_what_it_made_and_how_close_it_is(tmp_path, stock, capsys):
-    assert main(["convert", stock, str(tmp_path / "ours"), "--from", "gpt2"]) == 0
+def test_the_command_says_what_it_made_and_how_close_it_is(tmp_path, stock, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", stock, "./new/ours", "--from", "gpt2"]) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert f"{tmp_path}/ours: GPTForCausalLM, 35,232 parameters, float32" in err
+    assert "model      ./new/ours: GPTForCausalLM, 35,232 parameters, float32" in err
     assert "logits agree to " in err
     assert err.endswith("on 48 tokens\n")
     with pytest.raises(SystemExit):
@@ -465,6 +532,34 @@ getattr(conversion, function)(source, out, tokenizer="none", **({"heads": int(he
 import os
 print((status("VmHWM") - before) / os.path.getsize(out + "/model.safetensors"))
 """
+
+
+# The same of a small model, in bytes beyond one model and beyond what the process had before. A smaller one comes
+# first, so that the libraries have what they keep. 5 resets VmHWM.
+SMALL_PEAK = """
+import os
+from hf_gpt.conversion import from_gpt2, to_gpt2
+def status(field):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
+for size in ("tiny", "small"):
+    for convert, source, out in ((from_gpt2, size, size + "-ours"), (to_gpt2, size + "-ours", size + "-back")):
+        open("/proc/self/clear_refs", "w").write("5")
+        before = status("VmRSS")
+        convert(source, out, tokenizer="none")
+        print(status("VmHWM") - before - os.path.getsize(out + "/model.safetensors"))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_converting_takes_the_memory_of_one_model_and_of_what_is_mapped(tmp_path):
+    """50 MB of weights, for which 16 MB may be mapped; holding anything twice would take 30 MB more than that."""
+    for name, width, layers in (("tiny", 32, 1), ("small", 512, 4)):
+        sizes = {"vocab_size": 300, "n_positions": 64, "n_embd": width, "n_layer": layers, "n_head": 4}
+        saved(GPT2LMHeadModel(GPT2Config(**sizes)), tmp_path / name)
+    command = [sys.executable, "-c", SMALL_PEAK]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    beyond = [int(line) / 2**20 for line in done.stdout.split()[2:]]
+    assert max(beyond) < 16 + 10, beyond
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ and whether theirs lies on its side (`weights.Row`). Everything else is common:
   of its own, renamed, turned, split or joined. A file that stays mapped counts as memory once it is read, so mappings
   are given up on the way: there is never a second copy of the model, not even in the form of a file. Nothing that
   is read is executed: safetensors, JSON, and torch's own files with `weights_only=True`.
-- `result.py` writes, whole or not at all, and then looks: source and result compute the logits of the same tokens, one
+- `destination.py` says where to: the result is there whole or not at all, and over nothing of anybody else's.
+- `result.py` writes and then looks: source and result compute the logits of the same tokens, one
   after the other, never both in memory, and the result is kept only if they agree. What computes the source's
   logits is not what was converted: stock `GPT2LMHeadModel` where there is one, else a forward pass that is written in
   the source's own names and reads the source's own files.

@@ -2,8 +2,8 @@
 
 Whoever typed the book's `GPTModel` and trained it has a file that `torch.save` wrote: names and numbers, without a
 configuration. All sizes are read from the shapes. What shapes cannot tell: the number of heads, which only divides the
-width and has to be given (unless the file holds the book's `GPT_CONFIG` dictionary beside the weights), and
-the dropout rate, which no longer matters.
+width and has to be given, and the dropout rate, which matters for training further. Both are taken from the book's
+`GPT_CONFIG` dictionary if the file holds it beside the weights.
 
 `_VARIANTS` brings the names that the companion code and its readers use to the book's; `_TABLE` has the book's names
 and ours.
@@ -20,20 +20,21 @@ from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
+from .destination import Destination
 from .result import (
     Conversion,
     Logits,
     gpt_config,
     made_of,
-    refuse_destination,
     shapes_of,
     token_ids,
     tokenizer_for,
     write,
 )
-from .weights import Row, Weights, as_ours, check, expanded, freeing_at_once, open_file, their_shapes
+from .weights import WRAPPERS, Row, Weights, as_ours, check, expanded, freeing_at_once, open_file, their_shapes
 
 _GPT2_VOCAB_SIZE = 50257
+_DROP_RATE = 0.1
 
 _EMBEDDING = Row("tok_emb.weight", ("model.embed_tokens.weight",))
 _HEAD = Row("out_head.weight", ("lm_head.weight",))
@@ -57,7 +58,7 @@ _SEPARATE = tuple(zip(("W_query", "W_key", "W_value"), _QKV))
 
 # What others call it, and the book's name.
 _VARIANTS = (
-    (re.compile(r"^((_orig_mod|module)\.)+"), ""),  # torch.compile, DistributedDataParallel
+    (WRAPPERS, ""),
     (re.compile(r"^token_emb\."), "tok_emb."),
     (re.compile(r"^position_emb\."), "pos_emb."),
     (re.compile(r"^transformer_blocks\."), "trf_blocks."),
@@ -72,29 +73,32 @@ _SECTIONS = ("model_state_dict", "state_dict", "model")
 
 @freeing_at_once()
 def from_book(
-    source: str, out: str, heads: int | None = None, tokenizer: str | None = None, drop_rate: float = 0.1
+    source: str, out: str, heads: int | None = None, tokenizer: str | None = None, drop_rate: float | None = None
 ) -> Conversion:
     """Convert the file `source` with a state dict of the book's GPT into our model in the new directory `out`.
 
     Args:
         heads: attention heads (the book's `n_heads`); needed unless the file says it.
         tokenizer: see `load_tokenizer`, or `"none"`. By default GPT-2's if the vocabulary is GPT-2's.
-        drop_rate: for training it further.
+        drop_rate: for training it further; by default the file's, or 0.1 if it does not say.
 
     Raises:
         UserError: it is not such a file, weights are missing or unknown, or the number of heads is.
     """
-    destination = refuse_destination(out)
+    if drop_rate is not None and not 0 <= drop_rate < 1:
+        raise UserError(f"--drop-rate {drop_rate}: it must be at least 0 and less than 1")
+    destination = Destination.of(out)
     weights = open_file(Path(source), _SECTIONS)
     said = _said_beside(weights)
     weights = weights.renamed(_book_name)
     is_safetensors = source.endswith(".safetensors")  # which holds tied weights once, under either name
     if is_safetensors and _EMBEDDING.theirs not in weights:
         weights = weights.renamed(lambda name: _EMBEDDING.theirs if name == _HEAD.theirs else name)
-    fields = _sizes(weights) | {"num_attention_heads": _heads(weights, heads, said), "dropout": drop_rate}
+    fields = _sizes(weights) | {"num_attention_heads": _heads(weights, heads, said)}
+    fields["dropout"] = _drop_rate(weights, drop_rate, said)
 
     rows = [_EMBEDDING, _HEAD, *expanded(_table(weights), fields["num_hidden_layers"])]
-    shapes = shapes_of(GPTForCausalLM, gpt_config(source, fields), untied=True)
+    shapes = shapes_of(source, GPTForCausalLM, gpt_config(source, fields), untied=True)
     check(weights, their_shapes(rows, shapes), optional=[_HEAD.theirs] if is_safetensors else [])
 
     chosen, tokenizer_note = _tokenizer(tokenizer, fields["vocab_size"])
@@ -179,7 +183,7 @@ def _sizes(weights: Weights) -> dict[str, Any]:
 def _said_beside(weights: Weights) -> Mapping[str, Any]:
     """A dictionary like the book's `GPT_CONFIG_124M`, if the file holds one beside the weights."""
     for value in weights.others():
-        if isinstance(value, Mapping) and isinstance(value.get("n_heads"), int):
+        if isinstance(value, Mapping) and type(value.get("n_heads")) is int:
             return value
     return {}
 
@@ -188,7 +192,8 @@ def _heads(weights: Weights, heads: int | None, said: Mapping[str, Any]) -> int:
     width = weights.shape("tok_emb.weight")[1]
     if heads is not None and said.get("n_heads", heads) != heads:
         raise UserError(f"--heads {heads}: {weights.where} itself says n_heads={said['n_heads']}; leave --heads out")
-    heads = said.get("n_heads") if heads is None else heads
+    given = heads is not None
+    heads = heads if given else said.get("n_heads")
     if heads is None:
         # Every GPT-2 has heads of 64; a hint, no more: with another number the model would be another function.
         hint = f", such as --heads {width // 64}, GPT-2's for this width" if width >= 64 and width % 64 == 0 else ""
@@ -197,8 +202,21 @@ def _heads(weights: Weights, heads: int | None, said: Mapping[str, Any]) -> int:
             f"with --heads{hint}"
         )
     if heads < 1 or width % heads:
-        raise UserError(f"--heads {heads}: it must divide the width of {weights.where}, emb_dim {width}")
+        flag = f"--heads {heads}: it" if given else f"{weights.where}: it says n_heads={heads}, which"
+        raise UserError(f"{flag} must divide the width of {weights.where if given else 'the model'}, emb_dim {width}")
     return heads
+
+
+def _drop_rate(weights: Weights, drop_rate: float | None, said: Mapping[str, Any]) -> float:
+    if drop_rate is not None:
+        return drop_rate
+    rate = said.get("drop_rate", _DROP_RATE)
+    if not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise UserError(
+            f"{weights.where}: it says drop_rate={rate!r}, which must be at least 0 and less than 1; "
+            "--drop-rate gives another"
+        )
+    return rate
 
 
 def _tokenizer(asked_for: str | None, num_embeddings: int):
@@ -216,13 +234,12 @@ def _tokenizer(asked_for: str | None, num_embeddings: int):
 def _book_logits(weights: Weights, num_layers: int, num_heads: int, ids: torch.LongTensor) -> torch.Tensor:
     """The book's forward pass, chapter 4, on the file's own weights, each read when it is needed.
 
-    (1, time) -> (time * vocab), in the dtype of the embedding.
+    (1, time) -> (time * vocab), in the widest dtype of the weights.
     """
-    time = ids.shape[1]
-    x = weights.read("tok_emb.weight")[ids[0]]  # (time, emb_dim)
+    time, dtype = ids.shape[1], weights.widest_dtype
 
     def read(name: str) -> torch.Tensor | None:
-        return weights.read(name).to(x.dtype) if name in weights else None
+        return weights.read(name).to(dtype) if name in weights else None
 
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         return F.linear(x, read(f"{name}.weight"), read(f"{name}.bias"))
@@ -230,7 +247,7 @@ def _book_logits(weights: Weights, num_layers: int, num_heads: int, ids: torch.L
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         return F.layer_norm(x, x.shape[-1:], read(f"{name}.scale"), read(f"{name}.shift"), eps=1e-5)
 
-    x = x + read("pos_emb.weight")[:time]
+    x = read("tok_emb.weight")[ids[0]] + read("pos_emb.weight")[:time]  # (time, emb_dim)
     for block in (f"trf_blocks.{layer}" for layer in range(num_layers)):
         y = norm(x, f"{block}.norm1")
         if f"{block}.att.qkv.weight" in weights:
@@ -244,4 +261,4 @@ def _book_logits(weights: Weights, num_layers: int, num_heads: int, ids: torch.L
         x = x + linear(y, f"{block}.ff.layers.2")
     x = norm(x, "final_norm")
     head = "out_head" if _HEAD.theirs in weights else "tok_emb"
-    return linear(x, head).float().flatten()
+    return linear(x, head).flatten()

@@ -5,16 +5,24 @@ matrices on their side: GPT-2's `Conv1D` has the shape (in, out). `_TABLE` is al
 cannot say is refused by name; the language model and the three heads that both have are converted.
 
 Checkpoints on the Hub differ: without the prefix `transformer.` (saved from `GPT2Model`, as OpenAI's own four are),
-with the masks that old versions kept as `attn.bias` and `attn.masked_bias`, with the tied head written out, in shards,
-in `.bin`. All of them are read.
+with the masks that old versions kept as `attn.bias` and `attn.masked_bias`, with the tied head written out, saved from
+within `torch.compile` or DistributedDataParallel, in shards, in `.bin`. All of them are read.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
 from transformers import (
     GenerationConfig,
     GPT2Config,
@@ -35,18 +43,29 @@ from ..modeling_gpt import (
     GPTForSequenceClassification,
     GPTForTokenClassification,
 )
+from .destination import Destination
 from .result import (
     Conversion,
     gpt_config,
     logits_of,
     made_of,
-    refuse_destination,
     shapes_of,
     token_ids,
     tokenizer_for,
     write,
 )
-from .weights import Row, as_ours, as_theirs, check, expanded, freeing_at_once, open_folder, their_shapes
+from .weights import (
+    WRAPPERS,
+    Row,
+    as_ours,
+    as_theirs,
+    check,
+    check_num_layers,
+    expanded,
+    freeing_at_once,
+    open_folder,
+    their_shapes,
+)
 
 _QKV = ("q_proj", "k_proj", "v_proj")
 _EMBEDDING = Row("transformer.wte.weight", ("model.embed_tokens.weight",))
@@ -131,8 +150,9 @@ def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion
     Raises:
         UserError: it is not GPT-2, or a GPT-2 that our model cannot express, or not whole.
     """
-    destination = refuse_destination(out)
+    destination = Destination.of(out)
     folder = _local_folder(source)
+    generation_file = _generation_file(folder, source)
     config = _config(folder, source, GPT2Config, "GPT-2")
     for field, usual in (
         ("add_cross_attention", False),
@@ -149,21 +169,25 @@ def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion
     fields |= {"qkv_bias": True, "initialization": "gpt2"}
     fields |= _labels(config, our_class)
 
+    saved = open_folder(folder)
+    weights = saved.renamed(lambda name: None if _MASK.search(name) else _whole_name(name, "transformer."))
+    check_num_layers(weights, "transformer.h.{}.", config.n_layer, "config.json has n_layer=")
     rows = expanded(_TABLE, config.n_layer)
-    weights = open_folder(folder).renamed(_their_name)
-    shapes = shapes_of(our_class, gpt_config(source, fields), untied=True)
+    where = f"{source}: config.json"
+    shapes = shapes_of(where, our_class, gpt_config(where, fields), untied=True)
     check(weights, their_shapes([*rows, *head], shapes), optional=_optional(config))
 
     ids = token_ids(config.vocab_size, config.n_positions)
-    source_logits, generation_config = logits_of(their_class, folder, ids)
+    is_wrapped = any(map(WRAPPERS.match, saved))
+    source_logits, generation_config = logits_of(their_class, folder, ids, weights.widest_dtype, is_wrapped)
     chosen, tokenizer_note = tokenizer_for(tokenizer, folder, config.vocab_size)
     notes: list[str] = []
 
     def make_model() -> PreTrainedModel:
         state = as_ours(weights, [rows[0], *(row for row in head if row.theirs in weights)])
-        fields["tie_word_embeddings"] = _is_tied(config, state, _EMBEDDING.ours[0], notes)
+        fields["tie_word_embeddings"] = _settle_head(config, state, _EMBEDDING.ours[0], notes)
         state |= as_ours(weights, rows[1:])
-        return made_of(our_class, gpt_config(source, fields), state)
+        return made_of(our_class, gpt_config(where, fields), state)
 
     return write(
         destination,
@@ -172,7 +196,7 @@ def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion
         source_logits=source_logits,
         tokenizer=chosen,
         tokenizer_note=tokenizer_note,
-        generation_config=_generation_config(folder, generation_config),
+        generation_config=generation_file or generation_config,
         notes=notes,
     )
 
@@ -187,8 +211,9 @@ def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
     Raises:
         UserError: it is not our model, or one that GPT-2 cannot express, or not whole.
     """
-    destination = refuse_destination(out)
+    destination = Destination.of(out)
     folder = _local_folder(model)
+    generation_file = _generation_file(folder, model)
     config = _config(folder, model, GPTConfig, "a model of this package")
     _refuse_what_gpt2_cannot_say(config, model)
     their_class, our_class, head = _head(config, model, ours=True)
@@ -199,20 +224,24 @@ def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
         fields["n_inner"] = None
     their_config = GPT2Config(**fields, **_labels(config, our_class))
 
+    saved = open_folder(folder)
+    weights = saved.renamed(lambda name: _whole_name(name, "model."))
+    check_num_layers(weights, "model.layers.{}.", config.num_hidden_layers, "config.json has num_hidden_layers=")
     rows = expanded(_TABLE, config.num_hidden_layers)
-    weights = open_folder(folder).renamed(_our_name)
-    check(weights, shapes_of(our_class, config, untied=True), optional=_optional(config))
+    where = f"{model}: config.json"
+    check(weights, shapes_of(where, our_class, config, untied=True), optional=_optional(config))
 
     ids = token_ids(config.vocab_size, config.max_position_embeddings)
-    source_logits, generation_config = logits_of(our_class, folder, ids)
+    is_wrapped = any(map(WRAPPERS.match, saved))
+    source_logits, generation_config = logits_of(our_class, folder, ids, weights.widest_dtype, is_wrapped)
     chosen, tokenizer_note = tokenizer_for(tokenizer, folder, config.vocab_size)
     notes = [] if config.qkv_bias else ["query, key and value biases, which GPT-2 has and the model lacks, are zeros"]
 
     def make_model() -> PreTrainedModel:
         state = as_theirs(weights, [rows[0], *head])
-        their_config.tie_word_embeddings = _is_tied(config, state, _EMBEDDING.theirs, notes)
+        their_config.tie_word_embeddings = _settle_head(config, state, _EMBEDDING.theirs, notes)
         state |= as_theirs(weights, rows[1:])
-        for name, shape in shapes_of(their_class, their_config).items():
+        for name, shape in shapes_of(where, their_class, their_config).items():
             if name not in state:  # a bias that ours lacks: check() has found everything else
                 state[name] = torch.zeros(shape, dtype=state[_EMBEDDING.theirs].dtype)
         return made_of(their_class, their_config, state)
@@ -224,27 +253,26 @@ def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
         source_logits=source_logits,
         tokenizer=chosen,
         tokenizer_note=tokenizer_note,
-        generation_config=_generation_config(folder, generation_config),
+        generation_config=generation_file or generation_config,
         notes=notes,
     )
 
 
-def _their_name(name: str) -> str | None:
-    """A weight's name in `_TABLE`, whether it was saved with the prefix or without; None for a mask."""
-    if _MASK.search(name):
-        return None
-    return name if name.startswith(("transformer.", *_HEAD_NAMES)) else f"transformer.{name}"
-
-
-def _our_name(name: str) -> str:
-    return name if name.startswith(("model.", *_HEAD_NAMES)) else f"model.{name}"
+def _whole_name(name: str, prefix: str) -> str:
+    """A weight's name in `_TABLE`, whether it was saved with the `prefix` of the model below the head or without."""
+    name = WRAPPERS.sub("", name)
+    return name if name.startswith((prefix, *_HEAD_NAMES)) else prefix + name
 
 
 def _head(
     config: PreTrainedConfig, source: str, ours: bool
 ) -> tuple[type[PreTrainedModel], type[PreTrainedModel], tuple[Row, ...]]:
     """The line of `_HEADS` that `architectures` of config.json means; a bare model gets its tied head."""
-    architecture = (config.architectures or [None])[0]
+    named = config.architectures
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        example = _HEADS[0][int(ours)].__name__
+        raise UserError(f'{source}: config.json has architectures={named!r}; a list is needed, such as ["{example}"]')
+    architecture = named[0] if named else None
     if architecture in (None, "GPT2Model", "GPTModel"):
         return _HEADS[0]
     known = {classes[int(ours)].__name__: (*classes, rows) for *classes, rows in _HEADS}
@@ -261,8 +289,8 @@ def _optional(config: PreTrainedConfig) -> list[str]:
     return [_LM_HEAD.theirs] if config.tie_word_embeddings else []
 
 
-def _is_tied(config: PreTrainedConfig, state: dict[str, torch.Tensor], embedding: str, notes: list[str]) -> bool:
-    """Whether the head is the embedding; one that was written out although it is the same is dropped from `state`."""
+def _settle_head(config: PreTrainedConfig, state: dict[str, torch.Tensor], embedding: str, notes: list[str]) -> bool:
+    """Drop a tied head that was written out from `state`, or note that it is none, and return whether it is tied."""
     name = _LM_HEAD.theirs
     if not config.tie_word_embeddings or name not in state:
         return config.tie_word_embeddings
@@ -291,6 +319,7 @@ def _labels(config: PreTrainedConfig, our_class: type[PreTrainedModel]) -> dict[
 
 def _config(folder: Path, source: str, config_class: type[PreTrainedConfig], what: str) -> PreTrainedConfig:
     """The configuration in `folder`, which must be of the class that is to be converted."""
+    _refuse_other_json(folder / "config.json", source)
     try:
         content, _ = config_class.get_config_dict(folder, local_files_only=True)
         if content.get("model_type", config_class.model_type) != config_class.model_type:
@@ -301,16 +330,37 @@ def _config(folder: Path, source: str, config_class: type[PreTrainedConfig], wha
         if content.get("quantization_config"):
             raise UserError(f"{source}: config.json has a quantization_config; convert the model it was made from")
         return config_class.from_dict(content)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except StrictDataclassError as error:  # two lines that name the validator; its cause names the field
+        raise UserError(f"{source}: config.json cannot be used: {error.__cause__ or error}") from None
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise UserError(f"{source}: config.json cannot be used: {error}") from None
 
 
-def _generation_config(folder: Path, loaded: GenerationConfig | None) -> GenerationConfig | Path | None:
-    """The file where there is one, for it may say more than the class that read it; else what was loaded."""
+def _generation_file(folder: Path, source: str) -> Path | None:
+    """The file where there is one, which then comes along as it is: it may say more than the class that reads it.
+
+    transformers passes over one that it cannot read.
+    """
     file = folder / "generation_config.json"
-    return file if file.is_file() else loaded
+    if not file.is_file():
+        return None
+    _refuse_other_json(file, source)
+    try:
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{source}: {file.name} cannot be used: {error}; remove or mend it") from None
+    return file
+
+
+def _refuse_other_json(file: Path, source: str) -> None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: {file.name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{source}: {file.name} holds a {type(content).__name__}; a JSON object is needed: {{...}}")
 
 
 def _local_folder(source: str) -> Path:
@@ -328,9 +378,23 @@ def _local_folder(source: str) -> Path:
         if not any(folder.glob("model*.safetensors")):
             folder = download([*_SMALL_FILES, "pytorch_model*.bin"])
     except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())
-        said = said if len(said) <= 200 else f"{said[:197]}..."
-        raise UserError(f"{source}: neither a directory here nor to be had from the Hub ({said})") from None
+        raise UserError(f"{source}: neither a directory here nor to be had from the Hub: {_why(error)}") from None
     if not (folder / "config.json").is_file():
         raise UserError(f"{source}: not a model: there is no config.json in it")
     return folder
+
+
+def _why(error: Exception) -> str:
+    """What to do about an error of the Hub's client, whose own words are paragraphs."""
+    if isinstance(error, HFValidationError):
+        return "it is no Hub id either (owner/name)"
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            "the Hub cannot be reached (no network, or HF_HUB_OFFLINE is set) and its cache has no such model; "
+            "give a directory, or come back with a network"
+        )
+    if isinstance(error, GatedRepoError):
+        return "its owner lets in whoever accepts the conditions on its page and logs in with `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such repository; a private one needs `hf auth login`"
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -20,19 +20,19 @@ from transformers import GPT2Tokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
 from ..tokenization import END_OF_TEXT
+from .destination import Destination
 from .result import (
     Conversion,
     Logits,
     gpt_config,
+    ids_of,
     made_of,
-    num_ids,
-    refuse_destination,
     shapes_of,
     token_ids,
     tokenizer_for,
     write,
 )
-from .weights import Row, Weights, as_ours, check, expanded, freeing_at_once, their_shapes
+from .weights import Row, Weights, as_ours, check, check_num_layers, expanded, freeing_at_once, their_shapes
 
 _QKV = ("q_proj", "k_proj", "v_proj")
 _TABLE = (
@@ -71,7 +71,7 @@ def from_openai(source: str, out: str, tokenizer: str | None = None) -> Conversi
     Raises:
         UserError: tensorflow is not installed, a file is missing or damaged, or weights are missing or unknown.
     """
-    destination = refuse_destination(out)
+    destination = Destination.of(out)
     folder = Path(source)
     if not folder.is_dir():
         raise UserError(
@@ -81,12 +81,14 @@ def from_openai(source: str, out: str, tokenizer: str | None = None) -> Conversi
     checkpoint = _TensorFlow(folder)
     # Beside the model there may be the counter of a training script.
     weights = Weights(source, {key: (checkpoint, key) for key in checkpoint.shapes if key.startswith("model/")})
-    rows = expanded(_TABLE, fields["num_hidden_layers"])
-    check(weights, their_shapes(rows, shapes_of(GPTForCausalLM, gpt_config(source, fields))))
+    config = gpt_config(f"{source}: hparams.json", fields)
+    check_num_layers(weights, "model/h{}/", config.num_hidden_layers, "hparams.json has n_layer=")
+    rows = expanded(_TABLE, config.num_hidden_layers)
+    check(weights, their_shapes(rows, shapes_of(source, GPTForCausalLM, config)))
 
     if tokenizer is None:
         chosen = _tokenizer(folder)
-        tokenizer_note = f"the source's, {num_ids(chosen):,} ids"
+        tokenizer_note = f"the source's, {ids_of(chosen, fields['vocab_size'])}"
     else:
         chosen, tokenizer_note = tokenizer_for(tokenizer, None, fields["vocab_size"])
     if chosen is not None:
@@ -122,6 +124,7 @@ class _TensorFlow:
         try:
             self._reader = tensorflow.train.load_checkpoint(str(prefix))
             shapes = self._reader.get_variable_to_shape_map()
+            dtypes = self._reader.get_variable_to_dtype_map()
         except (tensorflow.errors.OpError, ValueError, RuntimeError) as error:
             raise UserError(f"{prefix}: not a whole TensorFlow checkpoint: {_first_line(error)}") from None
         self._prefix = prefix
@@ -130,6 +133,7 @@ class _TensorFlow:
             key: tuple(shape[1:] if len(shape) == 3 and shape[0] == 1 else shape)
             for key, shape in sorted(shapes.items())
         }
+        self.dtypes = {key: getattr(torch, dtype.name, dtype.name) for key, dtype in dtypes.items()}
 
     def read(self, key: str) -> torch.Tensor:
         try:
@@ -208,4 +212,4 @@ def _openai_logits(weights: Weights, num_layers: int, num_heads: int, ids: torch
         x = x + conv1d(context.transpose(1, 2).reshape(time, -1), f"{block}/attn/c_proj")
         y = F.gelu(conv1d(norm(x, f"{block}/ln_2"), f"{block}/mlp/c_fc"), approximate="tanh")
         x = x + conv1d(y, f"{block}/mlp/c_proj")
-    return (norm(x, "model/ln_f") @ read("model/wte").T).float().flatten()
+    return (norm(x, "model/ln_f") @ read("model/wte").T).flatten()

@@ -18,10 +18,12 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..checkpoint import refuse_missing_weights, replacing_directory
+from ..checkpoint import refuse_missing_weights
 from ..configuration_gpt import GPTConfig
 from ..errors import UserError
 from ..tokenization import load_tokenizer
+from .destination import Destination
+from .weights import WRAPPERS
 
 _NUM_TOKENS = 64
 # How far logits may be apart, as a part of the largest of them (or of 1, if that is larger): two ways to sum the same
@@ -59,27 +61,17 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Logits:
-    """`values` are a model's logits, in fp32 and in any shape, for the token ids `ids` (1, tokens)."""
+    """`values` are a model's logits for the token ids `ids` (1, tokens), in any shape.
+
+    Their dtype is the one that they were computed in, with the weights converted to it.
+    """
 
     ids: torch.LongTensor
     values: torch.Tensor
 
 
-def refuse_destination(out: str) -> Path:
-    """Where the result goes: a path with nothing there yet, or an empty directory.
-
-    Raises:
-        UserError: something is there.
-    """
-    path = Path(out).expanduser().resolve()
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        what = "is not empty" if path.is_dir() else "is a file"
-        raise UserError(f"{out}: {what}; name a directory that is not there yet")
-    return path
-
-
-def gpt_config(source: str, fields: dict[str, Any]) -> GPTConfig:
-    """Our configuration of what was found in `source`.
+def gpt_config(where: str, fields: dict[str, Any]) -> GPTConfig:
+    """Our configuration of what was found in `where`.
 
     Raises:
         UserError: no model can have it.
@@ -87,23 +79,25 @@ def gpt_config(source: str, fields: dict[str, Any]) -> GPTConfig:
     try:
         return GPTConfig(**fields)
     except ValueError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 def shapes_of(
-    model_class: type[PreTrainedModel], config: PreTrainedConfig, untied: bool = False
+    where: str, model_class: type[PreTrainedModel], config: PreTrainedConfig, untied: bool = False
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's weights by name; a tied head is none of its own, unless it is asked for (`untied`).
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model as the configuration in `where` says.
     """
     config = copy.deepcopy(config)
     config.tie_word_embeddings = config.tie_word_embeddings and not untied
     try:
         model = _without_memory(model_class, config)
     except (ValueError, KeyError) as error:
-        raise UserError(f"config.json: {error}") from None
+        raise UserError(f"{where}: {error}") from None
+    except (TypeError, RuntimeError) as error:  # of torch, with what it was called with
+        raise UserError(f"{where}: no tensor can have such sizes: {str(error).partition('. ')[0]}") from None
     tied = model.all_tied_weights_keys
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items() if name not in tied}
 
@@ -126,7 +120,7 @@ def made_of(
 
 
 def write(
-    out: Path,
+    out: Destination,
     make_model: Callable[[], PreTrainedModel],
     *,
     source: str,
@@ -145,35 +139,35 @@ def write(
     Raises:
         UserError: the logits do not agree, or the weights cannot be written. Nothing is left behind.
     """
-    with replacing_directory(out) as directory:
+    dtype_compared = source_logits.values.dtype
+    with out.writing() as directory:
         with _quiet():
             model = make_model()
             model_class, num_parameters = type(model), model.num_parameters()
             dtype = str(model.dtype).removeprefix("torch.")
-            tolerance = max(_TOLERANCES[weight.dtype] for weight in model.parameters())
             if isinstance(generation_config, GenerationConfig):
                 model.generation_config = generation_config
             try:
                 model.save_pretrained(directory)
             except SafetensorError as error:
-                raise UserError(f"{out}: the weights cannot be written: {error}") from None
+                raise UserError(f"{out.name}: the weights cannot be written: {error}") from None
             del model
             if tokenizer is not None:
                 tokenizer.save_pretrained(directory)
         if isinstance(generation_config, Path):
             shutil.copyfile(generation_config, directory / generation_config.name)
-        result_logits = logits_of(model_class, directory, source_logits.ids)[0]
-        difference = (result_logits.values - source_logits.values).abs().max().item()
-        largest = source_logits.values.abs().max().item()
+        result_logits = logits_of(model_class, directory, source_logits.ids, dtype_compared)[0]
+        difference = (result_logits.values.float() - source_logits.values.float()).abs().max().item()
+        largest = source_logits.values.float().abs().max().item()
         if not largest < float("inf"):
             raise UserError(f"{source}: its logits are not finite, so there is nothing to compare a result with")
-        if not difference <= tolerance * max(1.0, largest):
+        if not difference <= _TOLERANCES[dtype_compared] * max(1.0, largest):
             raise UserError(
                 f"{source}: the result's logits differ from the source's by {difference:.1e} (the largest is "
                 f"{largest:.1f}), so it is not the same model, and nothing was written"
             )
     return Conversion(
-        destination=str(out),
+        destination=out.name,
         model_class=model_class.__name__,
         num_parameters=num_parameters,
         dtype=dtype,
@@ -192,11 +186,16 @@ def token_ids(vocab_size: int, max_positions: int) -> torch.LongTensor:
 
 @torch.inference_mode()
 def logits_of(
-    model_class: type[PreTrainedModel], folder: Path, ids: torch.LongTensor
+    model_class: type[PreTrainedModel], folder: Path, ids: torch.LongTensor, dtype: torch.dtype, wrapped: bool = False
 ) -> tuple[Logits, GenerationConfig | None]:
     """The logits of the model in `folder`, loaded for this alone, and the generation config that it was loaded with.
 
     `from_pretrained` maps the file, so that a model takes the memory of its weights once, and none when it is gone.
+
+    Args:
+        dtype: to compute in: that of the weights (the widest of them, for which the others are converted). The one in
+            config.json may be another, and to compare in less than the weights have would tell less.
+        wrapped: the names of the weights begin as `weights.WRAPPERS` says.
 
     Raises:
         UserError: it cannot be loaded, or what is there does not fill the model.
@@ -204,13 +203,17 @@ def logits_of(
     with _quiet():
         try:
             model, report = model_class.from_pretrained(
-                folder, dtype="auto", local_files_only=True, output_loading_info=True
+                folder,
+                dtype=dtype,
+                key_mapping={WRAPPERS.pattern: ""} if wrapped else None,
+                local_files_only=True,
+                output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: {model_class.__name__} cannot load it: {error}") from None
     refuse_missing_weights(str(folder), report)
     outputs = model.eval()(input_ids=ids, use_cache=False)
-    values = [outputs[name].float().flatten() for name in ("logits", "start_logits", "end_logits") if name in outputs]
+    values = [outputs[name].flatten() for name in ("logits", "start_logits", "end_logits") if name in outputs]
     return Logits(ids, torch.cat(values)), getattr(model, "generation_config", None)
 
 
@@ -223,7 +226,8 @@ def tokenizer_for(
         asked_for: what `--tokenizer` names (see `load_tokenizer`), `"none"`, or None for the one in `folder`.
 
     Raises:
-        UserError: there is no such tokenizer, or it has more ids than the model has embeddings.
+        UserError: there is no such tokenizer, or the one that was asked for has more ids than the model has
+            embeddings. Of the source's own that is said, no more: the source is like that.
     """
     if asked_for == "none":
         return None, "none, as asked for"
@@ -234,17 +238,25 @@ def tokenizer_for(
             tokenizer = load_tokenizer(str(folder.resolve()))
         except UserError as error:
             raise UserError(f"{error}; --tokenizer none leaves it out") from None
-        return tokenizer, f"the source's, {num_ids(tokenizer):,} ids"
+        return tokenizer, f"the source's, {ids_of(tokenizer, num_embeddings)}"
     tokenizer = load_tokenizer(asked_for)
-    if num_ids(tokenizer) > num_embeddings:
+    if _num_ids(tokenizer) > num_embeddings:
         raise UserError(
-            f"--tokenizer {asked_for}: it has {num_ids(tokenizer):,} ids, the model embeddings for "
+            f"--tokenizer {asked_for}: it has {_num_ids(tokenizer):,} ids, the model embeddings for "
             f"{num_embeddings:,}; name the tokenizer that the model was trained with, or none"
         )
-    return tokenizer, f"{asked_for}, {num_ids(tokenizer):,} ids"
+    return tokenizer, f"{asked_for}, {ids_of(tokenizer, num_embeddings)}"
 
 
-def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+def ids_of(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> str:
+    """How many ids a tokenizer has, for a person, with a warning if the model does not know all of them."""
+    ids = f"{_num_ids(tokenizer):,} ids"
+    if _num_ids(tokenizer) <= num_embeddings:
+        return ids
+    return f"{ids}, but the model has embeddings for {num_embeddings:,}: text with the others will fail"
+
+
+def _num_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     """As `tokenization.vocab_size`, without the encoder that it would make, which is larger than the tokenizer."""
     return max(tokenizer.get_vocab().values()) + 1
 

@@ -12,7 +12,9 @@ bytes and made anew. What was freed can count as well, when the C library keeps 
 
 import contextlib
 import ctypes
+import functools
 import json
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,12 +30,16 @@ from ..errors import UserError
 _KEEP_MAPPED = 16 * 2**20
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_SAFETENSORS_FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+# What torch.compile and DistributedDataParallel put before every name.
+WRAPPERS = re.compile(r"^(?:(?:_orig_mod|module)\.)+")
 
 
 class File(Protocol):
-    """One file of weights: shapes by key, all the values it has besides weights, and one weight at a time."""
+    """One file of weights: shapes and types by key, what it has besides weights, and one weight at a time."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype | str]  # a word for what torch has no floating-point type for
     others: Mapping[str, Any]
 
     def read(self, key: str) -> torch.Tensor:
@@ -63,6 +69,11 @@ class Weights:
         self.where = where
         self._found = dict(found)
 
+    @classmethod
+    def joined(cls, where: str, shards: Mapping[str, "Weights"]) -> "Weights":
+        """One model out of several files: of each weight of `shards`, the weights in which it is."""
+        return cls(where, {name: shard._found[name] for name, shard in shards.items()})
+
     def __contains__(self, name: str) -> bool:
         return name in self._found
 
@@ -73,26 +84,25 @@ class Weights:
         file, key = self._found[name]
         return tuple(file.shapes[key])
 
+    def dtype(self, name: str) -> torch.dtype | str:
+        file, key = self._found[name]
+        return file.dtypes[key]
+
+    @property
+    def widest_dtype(self) -> torch.dtype:
+        """The floating-point type that holds every weight as it is, whatever a configuration says of them."""
+        floats = [dtype for dtype in map(self.dtype, self) if dtype in _FLOATS]
+        return functools.reduce(torch.promote_types, floats)
+
     def others(self) -> Iterator[Any]:
         """What the files hold besides weights."""
         for file in {id(file): file for file, _ in self._found.values()}.values():
             yield from file.others.values()
 
     def read(self, name: str) -> torch.Tensor:
-        """One weight, in memory that nothing else holds but another name of the same weight.
-
-        Raises:
-            UserError: it is not made of floating-point numbers.
-        """
+        """One weight, in memory that nothing else holds but another name of the same weight."""
         file, key = self._found[name]
-        weight = file.read(key)
-        if weight.dtype not in _FLOATS or weight.layout is not torch.strided:
-            kind = str(weight.dtype if weight.dtype not in _FLOATS else weight.layout).removeprefix("torch.")
-            raise UserError(
-                f"{self.where}: {name} is {kind}; quantised and sparse weights are not converted, "
-                "only float32, bfloat16, float16 and float64"
-            )
-        return weight
+        return file.read(key)
 
     def renamed(self, rename: Callable[[str], str | None]) -> "Weights":
         """The same weights under other names; those that `rename` answers None for are left out.
@@ -172,11 +182,33 @@ def expanded(table: Iterable[Row], num_layers: int) -> list[Row]:
     return rows
 
 
+def check_num_layers(weights: Weights, pattern: str, num_layers: int, says: str) -> None:
+    """Compare the number of layers somebody says there are with the names, before a model of that many is thought of.
+
+    Args:
+        pattern: how names of a layer's weights begin, with `{}` for the layer.
+        says: who says it, as `config.json has n_layer=`.
+
+    Raises:
+        UserError: they do not agree.
+    """
+    numbered = re.compile(re.escape(pattern).replace(re.escape("{}"), r"(\d+)"))
+    layers = {int(found[1]) for name in weights if (found := numbered.match(name))}
+    if not layers:
+        raise UserError(f"{weights.where}: lacks {pattern.format(0)}* and all layers; it has {next(iter(weights))}")
+    if len(layers) != num_layers:
+        raise UserError(
+            f"{weights.where}: holds {len(layers)} layers, the last is {pattern.format(max(layers))}*; "
+            f"{says}{num_layers}"
+        )
+
+
 def check(weights: Weights, expected: Mapping[str, tuple[int, ...]], optional: Iterable[str] = ()) -> None:
     """Compare what is there with what a model of its configuration has, before anything is read.
 
     Raises:
-        UserError: weights are missing, there are others, or one has another shape. It names the first.
+        UserError: weights are missing, there are others, or one has another shape or is not made of floating-point
+            numbers. It names the first.
     """
     optional = set(optional)
     missing = [name for name in expected if name not in weights and name not in optional]
@@ -190,6 +222,13 @@ def check(weights: Weights, expected: Mapping[str, tuple[int, ...]], optional: I
         if name in weights and weights.shape(name) != shape:
             raise UserError(
                 f"{weights.where}: {name} has the shape {list(weights.shape(name))}, the model needs {list(shape)}"
+            )
+    for name in weights:
+        if weights.dtype(name) not in _FLOATS:
+            kind = str(weights.dtype(name)).removeprefix("torch.")
+            raise UserError(
+                f"{weights.where}: {name} is {kind}; quantised weights are not converted, "
+                "only float32, bfloat16, float16 and float64"
             )
 
 
@@ -234,7 +273,9 @@ class _Safetensors:
         self.others = {}
         try:
             with safe_open(path, framework="pt") as file:
-                self.shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                self.shapes = {key: tuple(one.get_shape()) for key, one in slices.items()}
+                self.dtypes = {key: _safetensors_dtype(one.get_dtype()) for key, one in slices.items()}
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: not a whole safetensors file ({error})") from None
 
@@ -258,6 +299,7 @@ class _Torch:
         self._is_mapped = zipfile.is_zipfile(path)
         self.others, weights = self._load()
         self.shapes = {key: tuple(weight.shape) for key, weight in weights.items()}
+        self.dtypes = {key: weight.dtype for key, weight in weights.items()}
         self._loaded: dict[str, torch.Tensor] | None = None  # until something is read
         self._touched = 0
 
@@ -299,6 +341,9 @@ class _Torch:
         others |= {str(key): value for key, value in content.items() if not isinstance(value, torch.Tensor)}
         if not weights:
             raise UserError(f"{self._path}: holds no weights, only {_and_more(list(map(str, others)) or ['nothing'])}")
+        for key, weight in weights.items():
+            if kind := _unusual_kind(weight):
+                raise UserError(f"{self._path}: {key} is a {kind} tensor; only dense weights are converted")
         others = {key: value for key, value in others.items() if not _holds_tensors(value)}
         return others, weights
 
@@ -324,12 +369,12 @@ def _open_shards(index: Path) -> Weights:
         if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
             raise UserError(f"{index}: names the shard {name!r}, which is not beside it")
         shards[name] = open_file(index.parent / name)
-    found = {}
+    shard_of = {}
     for weight, name in weight_map.items():
         if weight not in shards[name]:
             raise UserError(f"{index.parent / name}: lacks {weight}, which {index.name} says is in it")
-        found[weight] = shards[name]._found[weight]
-    return Weights(str(index.parent), found)
+        shard_of[weight] = shards[name]
+    return Weights.joined(str(index.parent), shard_of)
 
 
 def _why_not_loaded(path: Path, error: Exception) -> str:
@@ -342,6 +387,19 @@ def _why_not_loaded(path: Path, error: Exception) -> str:
         )
     why = text.partition("WeightsUnpickler error: ")[2].split(" Please file")[0] or text or type(error).__name__
     return f"{path}: not a whole file of torch.save ({why[:150]})"
+
+
+def _unusual_kind(weight: torch.Tensor) -> str | None:
+    """What a tensor is whose numbers do not simply lie in memory, one after the other."""
+    if weight.is_nested:
+        return "nested"
+    if weight.layout is not torch.strided:
+        return str(weight.layout).removeprefix("torch.").replace("_", " ")
+    return "meta" if weight.is_meta else "quantised" if weight.is_quantized else None
+
+
+def _safetensors_dtype(word: str) -> torch.dtype | str:
+    return _SAFETENSORS_FLOATS.get(word, word)
 
 
 def _holds_tensors(value: Any) -> bool:
