@@ -119,7 +119,7 @@ def encode_ordinary(
     num_threads = num_threads or _num_cpus()
     pieces, owners = [], []
     for index, text in enumerate(texts):
-        for piece in _cut(encoder.safe_cuts, [text], _PIECE):
+        for piece in [text] if 0 < len(text) <= _PIECE else _cut(encoder.safe_cuts, [text], _PIECE):
             pieces.append(piece)
             owners.append(index)
     jobs = _grouped(pieces, _PIECE if not encoder.has_own_threads else 16 * _PIECE)

@@ -53,6 +53,10 @@ def test_windows_are_the_books(num_tokens, context_length, stride):
 def test_a_store_shorter_than_a_window_says_what_to_lower():
     with pytest.raises(UserError, match=r"a corpus: 256 tokens, and a window takes 257; lower model.context_length"):
         windows_of(256, 256)
+    with pytest.raises(UserError, match=r"model.context_length or give more text$"):  # it may be the training text
+        windows_of(256, 256)
+    with pytest.raises(UserError, match=r"or raise data\.validation_fraction$"):
+        windows_of(256, 256, remedy="raise data.validation_fraction")
     assert len(windows_of(257, 256)) == 1
 
 

@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_gpt.data.corpus import Corpus, cut, load_corpora, without_blank_lines
+from hf_gpt.data.corpus import Corpus, _hub, cut, load_corpora, without_blank_lines
 from hf_gpt.errors import UserError
 from hf_gpt.recipe import DataRecipe
 
@@ -134,6 +134,78 @@ def test_rows_of_tables_are_documents_and_arrive_as_they_are(folder, kind):
 def test_csv_text_that_looks_like_numbers_stays_text(folder):
     (folder / "n.csv").write_text("text,n\n001,1\n1e5,3\n")
     assert documents(training(folder / "n.csv")) == ["001", "1e5"]
+
+
+def test_a_csv_row_with_a_field_too_many_does_not_shift_the_others(folder):
+    (folder / "n.csv").write_text("text,n\nfirst,1,\nsecond,2,\n")
+    assert documents(training(folder / "n.csv")) == ["first", "second"]
+
+
+def test_each_csv_of_a_folder_has_its_columns_in_its_own_order(folder):
+    (folder / "a.csv").write_text("text,n\nfirst,1\nsecond,2\n")
+    (folder / "b.csv").write_text("n,text\n3,001\n")
+    (folder / "c.csv").write_text("text\nfourth\n")
+    assert documents(training(folder)) == ["first", "second", "001", "fourth"]
+    (folder / "d.csv").write_text("n,body\n3,third\n")
+    message = refusal(folder)
+    assert f"no 'text' in {folder / 'd.csv'}" in message
+    assert "columns of text: body" in message
+
+
+def test_endings_of_compressed_files_may_be_written_in_capitals(folder):
+    (folder / "a.txt").write_text(AWKWARD)
+    text = training(folder / "a.txt")
+    tables = [write_rows(folder, kind) for kind in ("jsonl", "csv")]
+    for path in [folder / "a.txt", *tables]:
+        for file in compressed(path)[1:]:
+            shouted = file.rename(file.with_suffix(file.suffix.upper()))
+            corpus = training(shouted)
+            assert documents(corpus) == ([AWKWARD] if path.suffix == ".txt" else [row for row in ROWS if row])
+            if path.suffix == ".txt":
+                assert corpus.identity == text.identity
+    assert "no such file" in refusal("data/NOWHERE.GZ")
+
+
+DATES = ["2020-01-01", "2021-01-01 10:00:00", "1999-12-31T23:59:59"]
+
+
+def test_json_text_that_looks_like_dates_stays_as_it_is_written(folder):
+    rows = [{"text": date, "id": f"n{n}", "when": date} for n, date in enumerate(DATES)]
+    (folder / "lines.jsonl").write_text("\ufeff" + "".join(json.dumps(row) + "\n\n" for row in rows))
+    (folder / "list.json").write_text(json.dumps([*rows, {"text": None, "id": "x"}]))
+    for file in [*compressed(folder / "lines.jsonl"), folder / "list.json"]:
+        assert documents(training(file)) == DATES
+        assert documents(training(file, text_column="when")) == DATES
+    # A column that is neither named nor called `text` is not taken for text.
+    (folder / "other.jsonl").write_text(json.dumps({"date": DATES[0], "body": "b"}) + "\n")
+    assert documents(training(folder / "other.jsonl")) == ["b"]
+    (folder / "mixed.jsonl").write_text('{"text": "2020-01-01"}\n' + '{"text": null}\n')
+    assert documents(training(folder / "mixed.jsonl")) == ["2020-01-01"]
+
+
+def test_a_hub_dataset_can_be_read_as_it_arrives(tmp_path, monkeypatch):
+    """The code path of the Hub, on a folder that stands for the repository."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    repository = tmp_path / "owner" / "name"
+    repository.mkdir(parents=True)
+    for number in range(3):
+        pq.write_table(
+            pa.table({"text": [f"{number} {n}" for n in range(700)]}), repository / f"train-{number}.parquet"
+        )
+    (repository / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: 'train-*.parquet'}\n---\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    cache = tmp_path / "datasets"
+    corpora = []
+    for streaming in (True, False):
+        source = _hub("owner/name", DataRecipe(source="owner/name", streaming=streaming))
+        corpora.append(source.corpus("train", "data.train_split", "auto"))
+        assert documents(corpora[-1]) == [f"{number} {n}" for number in range(3) for n in range(700)]
+        assert bool(list(cache.rglob("*.arrow"))) == (not streaming)
+    assert corpora[0].identity == corpora[1].identity
 
 
 def test_rows_are_lines_of_one_text_when_some_are_blank_and_all_end_in_a_newline(folder):

@@ -1,17 +1,23 @@
 """The token store: the ids of the text as a whole, made once, found again, never trusted blindly."""
 
+import io
+import itertools
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_gpt.data import tokens
+from hf_gpt.data import progress, tokens
 from hf_gpt.data.corpus import Corpus, load_corpora
 from hf_gpt.data.tokens import fraction_of_split_characters, tokenize
 from hf_gpt.errors import UserError
@@ -170,24 +176,212 @@ def test_a_damaged_store_is_made_again(bytes_tokenizer, damage):
     assert tokenize(corpus, bytes_tokenizer).from_cache
 
 
-def test_a_run_that_dies_while_tokenising_leaves_nothing_that_counts(bytes_tokenizer, tmp_path):
-    script = """
-import os
-from hf_gpt.data import tokens
-from hf_gpt.data.corpus import Corpus
-from hf_gpt.tokenization import load_tokenizer
-def pieces():
-    yield "x" * tokens._BATCH
-    yield "y" * tokens._BATCH
-    os._exit(9)
-tokens.tokenize(Corpus("c", "i", True, pieces), load_tokenizer("bytes"))
-"""
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 9
-    folder = tmp_path / "cache" / "tokens"
-    assert list(folder.glob("*.part"))
-    store = tokenize(corpus_of("whole", identity="i"), bytes_tokenizer)
-    assert store.num_tokens == 5
-    assert sorted(path.suffix for path in folder.iterdir()) == ["", ".lock"]
+# Killed while it is made ---------------------------------------------------------------------------------------------
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Shards of about 4,000 characters, so that a small text has many."""
+    for name, size in {"_CHUNK": 300, "_BATCH": 1000, "_SHARD": 4000}.items():
+        monkeypatch.setattr(tokens, name, size)
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """How many characters each call of the tokenizer was given."""
+    sizes = []
+
+    def counted(tokenizer, texts):
+        sizes.append(sum(map(len, texts)))
+        return encode_ordinary(tokenizer, texts)
+
+    monkeypatch.setattr(tokens, "encode_ordinary", counted)
+    return sizes
+
+
+@pytest.fixture
+def many_files(tmp_path) -> Corpus:
+    """A folder of text files of several lengths, some shorter and some longer than a shard: 100,000 characters."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    text = "".join(f"the cat {n} \n\n\n the hat\t{n * n}  the \u00e9nd \u6f22\r\n" for n in range(4000))
+    ends = [0, 1, 500, 20_000, 20_001, 23_000, 90_000, 100_000]
+    for number, (start, end) in enumerate(itertools.pairwise(ends)):
+        (folder / f"{number}.txt").write_bytes(text[start:end].encode())
+    return load_corpora(DataRecipe(source=str(folder)))[0]
+
+
+def content(store) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(store.path.iterdir())}
+
+
+def made_elsewhere(corpus, tokenizer, tmp_path, monkeypatch) -> dict[str, bytes]:
+    """The store as it is made without interruption, in another cache."""
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_GPT_CACHE", str(tmp_path / "uninterrupted"))
+        return content(tokenize(corpus, tokenizer))
+
+
+def num_shards(cache) -> int:
+    """Finished shards of the unfinished store in a cache."""
+    lines = [path.read_bytes().splitlines() for path in cache.glob("tokens/*.part/shards.jsonl")]
+    return len(lines[0]) if lines else 0
+
+
+def test_killed_at_random_again_and_again_it_gives_the_same_bytes_and_encodes_nothing_finished_twice(
+    small_shards, encoded, many_files, trained_tokenizer, tmp_path, monkeypatch
+):
+    expected = made_elsewhere(many_files, trained_tokenizer, tmp_path, monkeypatch)
+    random, finished = Random(0), [0]
+    while True:
+        worker = FORK.Process(target=tokenize, args=(many_files, trained_tokenizer))
+        worker.start()
+        stop_at = finished[-1] + random.randint(0, 4)
+        while num_shards(tmp_path / "cache") < stop_at and worker.is_alive():
+            time.sleep(0.0005)
+        time.sleep(random.random() * 0.01)
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        if not list(tmp_path.glob("cache/tokens/*.part")):
+            break
+        finished.append(num_shards(tmp_path / "cache"))
+        if finished[-1] > 15:  # of 24
+            break
+    assert len(finished) > 4
+    assert finished == sorted(finished)  # no shard was lost
+    encoded.clear()
+    store = tokenize(many_files, trained_tokenizer)
+    assert content(store) == expected
+    if not store.from_cache:
+        last = json.loads(expected["shards.jsonl"].splitlines()[finished[-1] - 1])
+        assert sum(encoded) == 100_000 - last["num_characters"]
+    assert sorted(path.suffix for path in (tmp_path / "cache" / "tokens").iterdir()) == ["", ".lock"]
+
+
+def _killed_at(name: str, count: int, corpus, tokenizer):
+    """Tokenises, and dies when `tokens.<name>` is called for the `count`-th time."""
+    calls, real = itertools.count(1), getattr(tokens, name)
+
+    def deadly(*args):
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*args)
+
+    setattr(tokens, name, deadly)
+    tokenize(corpus, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["_flush", "_flush_folder"])
+def test_killed_at_any_moment_that_matters_it_gives_the_same_bytes(
+    small_shards, bytes_tokenizer, tmp_path, monkeypatch, name
+):
+    corpus = corpus_of("one " * 1500, None, "two " * 50, None, "three " * 1500)
+    expected = made_elsewhere(corpus, bytes_tokenizer, tmp_path, monkeypatch)
+    for count in itertools.count(1):
+        monkeypatch.setenv("HF_GPT_CACHE", str(tmp_path / f"cache-{count}"))
+        worker = FORK.Process(target=_killed_at, args=(name, count, corpus, bytes_tokenizer))
+        worker.start()
+        worker.join()
+        assert content(tokenize(corpus, bytes_tokenizer)) == expected
+        if worker.exitcode == 0:
+            break
+    assert count > {"_flush": 8, "_flush_folder": 3}[name]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "more", "torn line", "not a line", "all"])
+def test_shards_that_are_not_what_was_written_are_made_again(
+    small_shards, encoded, bytes_tokenizer, tmp_path, monkeypatch, damage
+):
+    corpus = corpus_of("text " * 6000)
+    expected = made_elsewhere(corpus, bytes_tokenizer, tmp_path, monkeypatch)
+    worker = FORK.Process(target=_killed_at, args=("_flush", 11, corpus, bytes_tokenizer))
+    worker.start()
+    worker.join()
+    assert num_shards(tmp_path / "cache") == 5
+    (part,) = (tmp_path / "cache" / "tokens").glob("*.part")
+    ids, lines = part / "tokens.bin", part / "shards.jsonl"
+    if damage == "flip":
+        changed = bytearray(ids.read_bytes())
+        changed[2 * 16_000] ^= 1  # in the fourth
+        ids.write_bytes(changed)
+    elif damage == "cut":
+        os.truncate(ids, 2 * 16_000)
+    elif damage == "more":
+        ids.write_bytes(ids.read_bytes() + b"written and never entered" * 10_000)
+    elif damage == "torn line":
+        os.truncate(lines, lines.stat().st_size - 7)
+    elif damage == "not a line":
+        lines.write_bytes(lines.read_bytes() + b"[1]\n")
+    else:
+        ids.write_bytes(b"")
+    encoded.clear()
+    store = tokenize(corpus, bytes_tokenizer)
+    assert content(store) == expected
+    kept = {"flip": 3, "cut": 3, "more": 5, "torn line": 4, "not a line": 5, "all": 0}[damage]
+    ends = [0, *(json.loads(line)["num_characters"] for line in expected["shards.jsonl"].splitlines())]
+    assert sum(encoded) == 30_000 - ends[kept]
+
+
+def test_an_error_on_the_way_keeps_what_is_finished_and_leaves_nothing_when_nothing_is(
+    small_shards, encoded, bytes_tokenizer, tmp_path
+):
+    def breaks_after(num_pieces):
+        def pieces():
+            for number in range(30):
+                if number == num_pieces:
+                    raise UserError("the line is cut")
+                yield "text " * 200
+
+        return Corpus("c", "i", False, pieces)
+
+    with pytest.raises(UserError, match="the line is cut"):
+        tokenize(breaks_after(3), bytes_tokenizer)
+    assert [path.suffix for path in (tmp_path / "cache" / "tokens").iterdir()] == [".lock"]
+    with pytest.raises(UserError, match="the line is cut"):
+        tokenize(breaks_after(20), bytes_tokenizer)
+    finished = num_shards(tmp_path / "cache")
+    assert finished >= 3
+    encoded.clear()
+    assert tokenize(breaks_after(99), bytes_tokenizer).num_tokens == 30_000
+    assert sum(encoded) <= 30_000 - 4000 * finished
+
+
+def _tokenize_and_perhaps_die(corpus, tokenizer, results, somebody_died):
+    real = tokens._encode
+
+    def deadly(*args):
+        ids, counts = real(*args)
+        results.put(("encoded", counts["num_characters"]))
+        if num_shards(Path(os.environ["HF_GPT_CACHE"])) == 5 and somebody_died.acquire(block=False):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return ids, counts
+
+    tokens._encode = deadly
+    store = tokenize(corpus, tokenizer)
+    results.put(("store", store.num_tokens))
+
+
+def test_when_the_one_that_tokenises_dies_one_that_waits_goes_on_from_its_last_shard(
+    small_shards, bytes_tokenizer, many_files
+):
+    results, not_died_yet = FORK.SimpleQueue(), FORK.Semaphore(1)
+    arguments = (many_files, bytes_tokenizer, results, not_died_yet)
+    workers = [FORK.Process(target=_tokenize_and_perhaps_die, args=arguments) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(worker.exitcode for worker in workers) == [-signal.SIGKILL, 0, 0]
+    found = []
+    while not results.empty():
+        found.append(results.get())
+    made = [number for what, number in found if what == "store"]
+    assert len(made) == 2
+    assert len(set(made)) == 1
+    twice = sum(number for what, number in found if what == "encoded") - 100_000
+    assert 0 <= twice < 3 * 4000 + 3 * 1000  # what was under way, and nothing of the five finished shards
 
 
 def _tokenize_slowly(results, barrier):
@@ -201,9 +395,8 @@ def _tokenize_slowly(results, barrier):
 
 
 def test_of_two_processes_one_tokenises_and_both_have_the_result():
-    context = multiprocessing.get_context("fork")
-    results, barrier = context.Queue(), context.Barrier(2)
-    workers = [context.Process(target=_tokenize_slowly, args=(results, barrier)) for _ in range(2)]
+    results, barrier = FORK.Queue(), FORK.Barrier(2)
+    workers = [FORK.Process(target=_tokenize_slowly, args=(results, barrier)) for _ in range(2)]
     for worker in workers:
         worker.start()
     found = [results.get(timeout=60) for _ in range(3)]
@@ -235,6 +428,56 @@ def test_progress_counts_every_character(bytes_tokenizer):
     assert len(seen) > 1
 
 
+class _Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_a_bar_on_a_screen_and_plain_lines_in_a_log(small_shards, bytes_tokenizer, monkeypatch):
+    monkeypatch.setattr(progress, "_DELAY", 0)
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0)
+    for stderr in (io.StringIO(), _Screen()):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with progress.Progress("tokenising a corpus") as shown:
+            tokenize(corpus_of("x" * 30_000, identity=repr(stderr)), bytes_tokenizer, progress=shown)
+        if stderr.isatty():
+            assert "\rtokenising a corpus: 30.0k characters" in stderr.getvalue()
+        else:
+            lines = stderr.getvalue().splitlines()
+            assert len(lines) > 3
+            assert lines[-1] == "tokenising a corpus: 30,000 characters in 00:00"
+            assert "\r" not in stderr.getvalue()
+
+
+def _tokenize_into(log, barrier):
+    sys.stderr = log.open("w")
+    progress._DELAY = progress._LINE_EVERY = 0
+    pieces = ["text " * 1000 for _ in range(20)]
+
+    def slowly():
+        for piece in pieces:
+            time.sleep(0.02)
+            yield piece
+
+    barrier.wait()
+    with progress.Progress("tokenising") as shown:
+        tokenize(Corpus("c", "i", False, slowly), load_tokenizer("bytes"), progress=shown)
+    sys.stderr.flush()
+
+
+def test_processes_that_wait_print_nothing(small_shards, tmp_path):
+    barrier, logs = FORK.Barrier(3), [tmp_path / f"{rank}.log" for rank in range(3)]
+    workers = [FORK.Process(target=_tokenize_into, args=(log, barrier)) for log in logs]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    sizes = sorted(log.stat().st_size for log in logs)
+    assert sizes[:2] == [0, 0]
+    assert sizes[2] > 0
+
+
 def test_gpt2_cuts_chinese_characters_apart_and_english_not(gpt2):
     chinese = "天地玄黃宇宙洪荒日月盈昃辰宿列張寒來暑往秋收冬藏閏餘成歲律呂調陽雲騰致雨露結為霜。" * 20
     assert fraction_of_split_characters(tokenize(corpus_of(chinese), gpt2), gpt2) > 0.5
@@ -243,20 +486,19 @@ def test_gpt2_cuts_chinese_characters_apart_and_english_not(gpt2):
 
 
 PEAK = """
-import itertools, resource, sys
+import itertools, resource
 from hf_gpt.data.corpus import Corpus
 from hf_gpt.data.tokens import tokenize
 from hf_gpt.tokenization import load_tokenizer
 text = "To be, or not to be. " * 50_000
-corpus = Corpus("c", sys.argv[1], False, lambda: itertools.repeat(text, int(sys.argv[1])))
-tokenize(corpus, load_tokenizer("bytes"))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+for megabytes in (16, 64):
+    corpus = Corpus("c", str(megabytes), False, lambda: itertools.repeat(text, megabytes))
+    tokenize(corpus, load_tokenizer("bytes"))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
 def test_memory_does_not_grow_with_the_corpus():
-    def peak(megabytes: int) -> float:
-        command = [sys.executable, "-c", PEAK, str(megabytes)]
-        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-    assert peak(56) - peak(8) < 30  # MiB; to hold the text would take 48 more, to hold the ids 96
+    done = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True)
+    small, large = map(float, done.stdout.split())
+    assert large - small < 30  # MiB; to hold the text would take 48 more, to hold the ids 96

@@ -34,19 +34,21 @@ class Windows:
     each has positions too, which begin again at 0 on every separator: a document begins at the separator before it, so
     the last token of one document predicts the separator, and the separator, alone in sight, the next one's first.
 
-    Raises :class:`UserError` if the store is shorter than one window.
+    Raises :class:`UserError` if the store is shorter than one window; `remedy` is what the message says to do then,
+    beside lowering the context length.
     """
 
     store: TokenStore
     context_length: int
     stride: int | None = None
     isolate_documents: bool = False
+    remedy: str = dataclasses.field(default="give more text", compare=False)
 
     def __post_init__(self) -> None:
         if len(self) == 0:
             raise UserError(
                 f"{self.store.name}: {self.store.num_tokens} tokens, and a window takes {self.context_length + 1}; "
-                "lower model.context_length or give more text (for validation: raise data.validation_fraction)"
+                f"lower model.context_length or {self.remedy}"
             )
 
     def __len__(self) -> int:

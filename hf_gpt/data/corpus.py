@@ -27,13 +27,13 @@ from typing import Any
 from ..errors import UserError
 from ..recipe import DataRecipe
 from .files import (
-    COMPRESSED,
     EMPTY,
     KINDS,
     check_unchanged,
     content_hash,
     digest,
     file_stamp,
+    is_compressed,
     kind_of,
     read_text,
     recall,
@@ -168,7 +168,7 @@ def _open_source(source: str, recipe: DataRecipe) -> _Source:
             raise UserError(f"data: no file matches {source!r}")
         return _files(source, {"train": found}, recipe)
     # Only what looks like OWNER/NAME is ever asked of the network.
-    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", source) or kind_of(path) or path.suffix in COMPRESSED:
+    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", source) or kind_of(path) or is_compressed(path):
         raise UserError(f"{source}: no such file or folder (a dataset on the Hub is named OWNER/NAME)")
     return _hub(source, recipe)
 
@@ -224,14 +224,17 @@ def _files(source: str, splits: dict[str, list[Path]], recipe: DataRecipe) -> _S
         if kind == "text":
             return _text_corpus(name, paths, separator)
 
-        def dataset() -> Any:
+        def table(paths: Sequence[Path]) -> Any:
             from datasets import load_dataset_builder
 
             options = csv_options(paths[0], recipe.text_column) if kind == "csv" else {}
             builder = load_dataset_builder(kind, data_files={"train": [str(p) for p in paths]}, **options)
             return builder.as_streaming_dataset(split="train")
 
-        return _table_corpus(name, dataset, recipe.text_column, separator, kind, paths)
+        tables = [(name, partial(table, paths))]
+        if kind == "csv" and len(paths) > 1:  # each has a header of its own, in an order of its own
+            tables = [(str(path), partial(table, [path])) for path in paths]
+        return _table_corpus(name, tables, recipe.text_column, separator, kind, paths)
 
     return _Source(source, list(splits), make)
 
@@ -246,8 +249,8 @@ def _dataset_folder(source: str, folder: Path, recipe: DataRecipe) -> _Source:
         kind = type(builder).__module__.rpartition(".")[2]
         if kind == "text":
             return _text_corpus(name, files[split], separator)
-        dataset = partial(builder.as_streaming_dataset, split=split)
-        return _table_corpus(name, dataset, recipe.text_column, separator, kind, files[split])
+        tables = [(name, partial(builder.as_streaming_dataset, split=split))]
+        return _table_corpus(name, tables, recipe.text_column, separator, kind, files[split])
 
     return _Source(source, list(files), make)
 
@@ -263,13 +266,17 @@ def _saved_to_disk(source: str, folder: Path, recipe: DataRecipe) -> _Source:
     def make(split: str, separator: Any) -> Corpus:
         files = [Path(f["filename"]) for f in splits[split].cache_files]
         name = _name(source, split, splits)
-        return _table_corpus(name, lambda: splits[split], recipe.text_column, separator, "arrow", files)
+        tables = [(name, lambda: splits[split])]
+        return _table_corpus(name, tables, recipe.text_column, separator, "arrow", files)
 
     return _Source(source, list(splits), make)
 
 
 def _hub(source: str, recipe: DataRecipe) -> _Source:
-    """A dataset on the Hub, or the copy of it that `datasets` keeps; known by its commit, not by reading it."""
+    """A dataset on the Hub, or the copy of it that `datasets` keeps; known by its commit, not by reading it.
+
+    With `data.streaming` it is read as it arrives and no copy is kept: the same rows in the same order.
+    """
     problem = (
         f"{source}: no such file or folder, and as a dataset on the Hub it cannot be had (is the name right, is there "
         "a network, is HF_HUB_OFFLINE set?)"
@@ -278,13 +285,15 @@ def _hub(source: str, recipe: DataRecipe) -> _Source:
     splits = [str(split) for split in builder.config.data_files or builder.info.splits or ()]
 
     def make(split: str, separator: Any) -> Corpus:
-        def dataset() -> Any:
+        def table() -> Any:
+            if recipe.streaming:
+                return builder.as_streaming_dataset(split=split)
             builder.download_and_prepare()
             return builder.as_dataset(split=split)
 
         commit = digest("hub", source, builder.config.name, str(builder.hash), split)
         name = _name(source, split, splits, builder.config.name)
-        return _table_corpus(name, dataset, recipe.text_column, separator, commit)
+        return _table_corpus(name, [(name, table)], recipe.text_column, separator, commit)
 
     return _Source(source, splits, make)
 
@@ -344,26 +353,31 @@ def _stream(texts: Iterable[str | None], separated: bool) -> Pieces:
 
 def _table_corpus(
     name: str,
-    dataset: Callable[[], Any],
+    tables: Sequence[tuple[str, Callable[[], Any]]],
     wanted: str | None,
     separator: Any,
     content: str,
     paths: Sequence[Path] = (),
 ) -> Corpus:
-    """The rows of a text column. `content` is the kind of the files in `paths`, or what stands for their hashes.
+    """The rows of a text column of `tables`, one after the other: what each is called, and how to open it.
 
+    `content` is the kind of the files in `paths`, or what stands for their hashes.
     With `separator: auto` rows are documents unless the first 1000 of them are lines of one text (`are_lines`).
     """
     stamps = [file_stamp(path) for path in paths]
+    json_files = paths if content == "json" else ()
     hashes = [content_hash(path, is_text=content in ("json", "csv")) for path in paths]
     if paths and all(found == EMPTY for found in hashes):
         raise UserError(f"{paths[0] if len(paths) == 1 else name}: empty; there is nothing to train on")
     content = digest(content, *hashes)
 
     def rows(column: str | None) -> Iterator[tuple[str, str]]:
-        with one_line(f"{name}: cannot be read", paths):
-            yield from text_rows(name, dataset(), column)
-            check_unchanged(paths, stamps)
+        for place, open_table in tables:
+            with one_line(f"{place}: cannot be read", paths):
+                for found, text in text_rows(place, open_table(), column, json_files):
+                    column = found  # in every table the same
+                    yield column, text
+        check_unchanged(paths, stamps)
 
     note = digest("table", content, str(wanted))
     facts = recall(note)

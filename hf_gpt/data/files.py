@@ -10,6 +10,7 @@ What the bytes mean is corpus.py's to say.
 import codecs
 import gzip
 import hashlib
+import io
 import json
 import os
 import time
@@ -20,6 +21,8 @@ from typing import IO, Any
 from ..errors import UserError
 
 COMPRESSED = (".gz", ".zst")
+"""Endings of compressed files, in small letters or capitals."""
+
 KINDS = {"txt": "text", "md": "text", "jsonl": "json", "ndjson": "json", "json": "json"}
 KINDS |= {"parquet": "parquet", "csv": "csv"}
 """Ending of a file's name -> how it is read."""
@@ -39,20 +42,25 @@ def cache_folder() -> Path:
 
 def kind_of(path: Path) -> str | None:
     """The kind of file that the name tells, `.gz` or `.zst` aside; None if it tells none."""
-    name = path.name[: -len(path.suffix)] if path.suffix in COMPRESSED else path.name
+    name = path.name[: -len(path.suffix)] if is_compressed(path) else path.name
     return KINDS.get(name.lower().rpartition(".")[2])
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether the name ends in one of :data:`COMPRESSED`."""
+    return path.suffix.lower() in COMPRESSED
 
 
 def open_bytes(path: Path) -> IO[bytes]:
     """The file, decompressed on the way if its name ends in .gz or .zst."""
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")
-    if path.suffix == ".zst":
+    if path.suffix.lower() == ".zst":
         try:
             import zstandard
         except ImportError:
             raise UserError(f"{path}: zstd files need the module zstandard: pip install 'hf_gpt[zstd]'") from None
-        return zstandard.open(path, "rb")
+        return io.BufferedReader(zstandard.open(path, "rb"))  # zstandard's own has no lines
     return open(path, "rb")
 
 

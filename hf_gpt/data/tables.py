@@ -5,12 +5,14 @@ that it holds text and not what a parser made of it, and turns what `datasets`, 
 something a person can act on. Where tables come from is corpus.py's.
 """
 
+import codecs
 import contextlib
 import csv
 import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,22 @@ from .files import kind_of, open_bytes
 _ROWS = 256  # made into Python strings at once
 
 
-def text_rows(name: str, dataset: Any, wanted: str | None) -> Iterator[tuple[str, str]]:
-    """(column, text) of every row of a `Dataset` or `IterableDataset` that has a text."""
+def text_rows(
+    name: str, dataset: Any, wanted: str | None, json_files: Sequence[Path] = ()
+) -> Iterator[tuple[str, str]]:
+    """(column, text) of every row of a `Dataset` or `IterableDataset` that has a text.
+
+    `json_files` are those the dataset is made of: pyarrow takes strings that look like dates for points in time and
+    forgets how they were written, so that such a text must be read from the files again.
+    """
+    from pyarrow.types import is_timestamp
+
     column = wanted
     for table in dataset.with_format("arrow").iter(batch_size=_ROWS):
+        dated = column or "text"
+        if json_files and dated in table.column_names and is_timestamp(table.schema.field(dated).type):
+            yield from ((dated, text) for text in _json_texts(json_files, dated))
+            return
         column = _text_column(name, table.schema, column)
         for text in table.column(column).to_pylist():
             if text is not None:
@@ -86,6 +100,25 @@ def _text_column(name: str, schema: Any, wanted: str | None) -> str:
     raise UserError(
         f"data.text_column: {found}; columns of text: {', '.join(texts) or 'none'}; all: {', '.join(columns)}"
     )
+
+
+def _json_texts(paths: Sequence[Path], column: str) -> Iterator[str]:
+    """The strings under a key, as they are written, of files with an object a line or one list of objects."""
+    for path in paths:
+        with open_bytes(path) as file:
+            lines = iter(file)
+            first = next(lines, b"").removeprefix(codecs.BOM_UTF8)
+            is_list = first.lstrip().startswith(b"[")
+            if is_list:
+                records = json.loads(first + file.read())
+            else:
+                records = (json.loads(line) for line in chain([first], lines) if line.strip())
+            for record in records:
+                text = record.get(column)
+                if isinstance(text, str):
+                    yield text
+                elif text is not None:
+                    raise UserError(f"{path}: {column!r} holds {json.dumps(text)[:40]}, which is not text")
 
 
 def _find_malformed_line(path: Path) -> None:

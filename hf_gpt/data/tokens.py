@@ -9,8 +9,19 @@ it is proven that they change nothing, so the ids are those of each document enc
 the separator's *id*: `<|endoftext|>` written in a text stays text. It goes between them only, so that one document is
 exactly its text (the book's 5,145 tokens) and a store of n documents has n - 1 separators.
 
-The trade: the whole corpus is tokenised before the first step. At tens of megabytes a second that is seconds for a
+A store is made in shards of some 8 million characters: stretches of one file, each forced to disk and then entered
+in `shards.jsonl` with its checksum. A process that dies leaves those in a `.part` folder; the next one checks them,
+reads the text up to where they end without encoding it, and goes on, to the same bytes. One file needs no second copy
+to become one memory map; what keeps all cores busy is not several files but that both encoders (tiktoken and
+tokenizers) let go of Python's lock: two blocks are encoded at any time, by all cores together, while a third is read
+and the one before is written. Reading a megabyte takes from a hundredth (plain text) to a fifteenth (rows of parquet)
+of the time in which one core encodes it, which is how many cores can be kept busy this way.
+
+The trades: the whole corpus is tokenised before the first step. At tens of megabytes a second that is seconds for a
 book, minutes for what one machine trains on; in return, training never waits for text and can start at any position.
+And a store that is opened is read whole only up to 64 MiB, beyond that in 64 places, so that a second run starts at
+once; shards are checked whole when an unfinished store is gone on with.
+
 Where text comes from is corpus.py's; windows and their order are batches.py's.
 """
 
@@ -19,16 +30,19 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UserError
 from ..tokenization import cut_exactly, encode_ordinary, fingerprint, separator_id, token_dtype
-from .corpus import Corpus
+from .corpus import Corpus, Pieces
 from .files import cache_folder
 
 if TYPE_CHECKING:
@@ -71,8 +85,9 @@ def tokenize(
 ) -> TokenStore:
     """The token store of `corpus`: from the cache, or made now.
 
-    `progress` is called with the number of characters done since its last call. Of several processes that want the
-    same store at once, one makes it and the others wait.
+    `progress` is called with the number of characters done since its last call, those that an earlier attempt
+    tokenised included. Of several processes of a machine that want the same store at once, one makes it and the
+    others wait on a file lock, however long that takes; if the one dies, another goes on from its last shard.
 
     Raises:
         UserError: no text in the corpus, no separator in the tokenizer for several documents, no place for the cache.
@@ -117,6 +132,7 @@ def fraction_of_split_characters(
 
 _CHUNK = 1 << 18  # characters of one text given to the tokenizer
 _BATCH = 1 << 22  # characters encoded at once, by all threads together
+_SHARD = 1 << 23  # characters, at least, between two times that what is done is made safe
 
 
 def _write(
@@ -126,34 +142,21 @@ def _write(
     separator: int | None,
     progress: Callable[[int], None],
 ) -> None:
-    """Makes the store at `folder`, whole or not at all. Called with its lock held."""
-    for stale in folder.parent.glob(f"{folder.name}.*part"):  # of a process that died: the lock is ours
-        shutil.rmtree(stale, ignore_errors=True)
-    part = folder.with_suffix(f".{os.getpid()}.part")
-    part.mkdir()
+    """Makes the store at `folder`, or goes on with making it, whole or not at all. Called with its lock held."""
+    part = folder.with_suffix(".part")
+    part.mkdir(exist_ok=True)
+    dtype = token_dtype(tokenizer).newbyteorder("<")
     try:
-        counts = {"num_tokens": 0, "num_characters": 0, "num_bytes": 0, "num_documents": 0}
-        dtype = token_dtype(tokenizer).newbyteorder("<")
-        with open(part / "tokens.bin", "wb") as file:
-            for batch in _batches(_texts(corpus, tokenizer, counts)):
-                texts = [text for text in batch if text is not None]
-                encoded = iter(encode_ordinary(tokenizer, texts))
-                if separator is None and len(texts) < len(batch):
-                    raise UserError(
-                        f"{corpus.name}: the tokenizer has no <|endoftext|> or EOS token to put between documents; "
-                        "set data.separator to false or choose another tokenizer"
-                    )
-                ids = [np.array([separator]) if text is None else next(encoded) for text in batch]
-                file.write(np.concatenate(ids).astype(dtype).tobytes())
-                num_characters = sum(map(len, texts))
-                counts["num_tokens"] += sum(map(len, ids))
-                counts["num_characters"] += num_characters
-                counts["num_bytes"] += sum(len(text.encode("utf-8", "replace")) for text in texts)
-                progress(num_characters)
-            _flush(file)
-        if not counts["num_tokens"]:
+        with _Shards(part, dtype) as shards:
+            texts = _texts(corpus, tokenizer, shards.counts["num_characters"], progress)
+            encode = partial(_encode, corpus.name, tokenizer, separator, dtype)
+            for ids, counts in _in_background(encode, _batches(texts)):
+                shards.append(ids, counts)
+                progress(counts["num_characters"])
+            shards.finish()
+        if not shards.counts["num_tokens"]:
             raise UserError(f"{corpus.name}: has no text; there is nothing to train on")
-        meta = {"format": _FORMAT, "dtype": dtype.str, "separator_id": separator, **counts}
+        meta = {"format": _FORMAT, "dtype": dtype.str, "separator_id": separator, **shards.counts}
         with open(part / "store.json", "w") as file:
             json.dump({**meta, "checksum": _checksum(part / "tokens.bin")}, file)
             _flush(file)
@@ -161,19 +164,156 @@ def _write(
         part.rename(folder)
         _flush_folder(folder.parent)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        lines = part / "shards.jsonl"
+        if not (lines.is_file() and lines.stat().st_size):
+            shutil.rmtree(part, ignore_errors=True)  # nothing that would be gone on with
 
 
-def _texts(corpus: Corpus, tokenizer: "PreTrainedTokenizerFast", counts: dict[str, int]) -> Iterator[str | None]:
-    """The documents in chunks, None between two of them; documents without text are left out."""
+class _Shards:
+    """A store in the making: ids appended to `tokens.bin`, and in `shards.jsonl` a line for what is safely there.
+
+    A line holds the counts from the beginning of the store to the end of its shard, and the shard's checksum. What
+    follows the last line whose shard is as it was written does not count, and is overwritten.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype):
+        self.counts = {"num_tokens": 0, "num_characters": 0, "num_bytes": 0, "num_documents": 0}
+        self._itemsize = dtype.itemsize
+        self._ids, self._lines = (_open_for_update(folder / name) for name in ("tokens.bin", "shards.jsonl"))
+        _flush_folder(folder)
+        _flush_folder(folder.parent)
+        self._recover()
+        self._characters_safe = self.counts["num_characters"]
+        self._checksum = hashlib.blake2b(digest_size=16)
+
+    def append(self, ids: bytes, counts: dict[str, int]) -> None:
+        """Adds ids, and what they add to the counts."""
+        self._ids.write(ids)
+        self._checksum.update(ids)
+        if not self.counts["num_documents"]:
+            self.counts["num_documents"] = 1  # the first, which has no separator before it
+        self.counts = {name: self.counts[name] + counts[name] for name in self.counts}
+        if self.counts["num_characters"] - self._characters_safe >= _SHARD:
+            self._make_safe()
+
+    def finish(self) -> None:
+        """Makes the last shard safe and leaves nothing behind it."""
+        if self.counts["num_characters"] > self._characters_safe:
+            self._make_safe()
+        self._ids.truncate()
+        _flush(self._ids)
+
+    def __enter__(self) -> "_Shards":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ids.close()
+        self._lines.close()
+
+    def _recover(self) -> None:
+        """Goes to the end of the last shard that is as it was written."""
+        end_of_lines = 0
+        for line in self._lines:
+            try:
+                shard = json.loads(line)
+                counts = {name: int(shard[name]) for name in self.counts}
+                size = (counts["num_tokens"] - self.counts["num_tokens"]) * self._itemsize
+                if not line.endswith(b"\n") or _checksum_of(self._ids, size) != shard["checksum"]:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break
+            self.counts = counts
+            end_of_lines += len(line)
+        self._lines.seek(end_of_lines)
+        self._lines.truncate()
+        self._ids.seek(self.counts["num_tokens"] * self._itemsize)
+
+    def _make_safe(self) -> None:
+        _flush(self._ids)  # before the line that says it is there
+        line = json.dumps({**self.counts, "checksum": self._checksum.hexdigest()})
+        self._lines.write(line.encode() + b"\n")
+        _flush(self._lines)
+        self._characters_safe = self.counts["num_characters"]
+        self._checksum = hashlib.blake2b(digest_size=16)
+
+
+def _encode(
+    name: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    separator: int | None,
+    dtype: np.dtype,
+    batch: list[str | None],
+) -> tuple[bytes, dict[str, int]]:
+    """The ids of a batch as they stand in the file, and what they add to the counts of a store."""
+    texts = [text for text in batch if text is not None]
+    if separator is None and len(texts) < len(batch):
+        raise UserError(
+            f"{name}: the tokenizer has no <|endoftext|> or EOS token to put between documents; "
+            "set data.separator to false or choose another tokenizer"
+        )
+    encoded = iter(encode_ordinary(tokenizer, texts))
+    between = np.array([separator or 0], dtype)
+    ids = np.concatenate([between if text is None else next(encoded) for text in batch])
+    return ids.astype(dtype, copy=False).tobytes(), {
+        "num_tokens": len(ids),
+        "num_characters": sum(map(len, texts)),
+        "num_bytes": sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts),
+        "num_documents": len(batch) - len(texts),
+    }
+
+
+def _in_background(function: Callable[[Any], Any], items: Iterator[Any], num_ahead: int = 2) -> Iterator[Any]:
+    """`map(function, items)` with `num_ahead` calls under way while an item is read or a result is used."""
+    with ThreadPoolExecutor(num_ahead) as pool:
+        ahead = deque()
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > num_ahead:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _texts(
+    corpus: Corpus, tokenizer: "PreTrainedTokenizerFast", num_done: int, progress: Callable[[int], None]
+) -> Iterator[str | None]:
+    """The documents in chunks, None between two of them; documents without text are left out.
+
+    The first `num_done` characters are left out too: they end inside a document, at the end of a chunk.
+    """
     pieces = corpus.pieces()
+    begun = num_done > 0
+    if begun:
+        pieces = _skipped(pieces, num_done, progress)
+        yield from cut_exactly(tokenizer, _rest_of_document(pieces), _CHUNK)
     for first in pieces:
         if not first:
             continue
-        if counts["num_documents"]:
+        if begun:
             yield None
-        counts["num_documents"] += 1
-        yield from cut_exactly(tokenizer, chain([first], iter(lambda: next(pieces, None), None)), _CHUNK)
+        begun = True
+        second = next(pieces, None)
+        if second is None and len(first) <= _CHUNK:  # a row of a table: most texts are this short
+            yield first
+        else:
+            rest = _rest_of_document(pieces) if second is not None else ()
+            yield from cut_exactly(tokenizer, chain([first, second or ""], rest), _CHUNK)
+
+
+def _skipped(pieces: Pieces, num_characters: int, progress: Callable[[int], None]) -> Pieces:
+    """What follows the first `num_characters`, which are read and not looked at."""
+    for piece in pieces:
+        size = len(piece or "")
+        if size >= num_characters:
+            progress(num_characters)
+            return chain([piece[num_characters:]], pieces)
+        num_characters -= size
+        progress(size)
+    return pieces
+
+
+def _rest_of_document(pieces: Pieces) -> Iterator[str]:
+    return iter(lambda: next(pieces, None), None)
 
 
 def _batches(texts: Iterator[str | None]) -> Iterator[list[str | None]]:
@@ -221,6 +361,24 @@ def _checksum(path: Path, num_blocks: int = 64) -> str:
             file.seek(index * block)
             digest.update(file.read(block))
     return digest.hexdigest()
+
+
+def _checksum_of(file: IO[bytes], size: int) -> str | None:
+    """Of the next `size` bytes; None if there are fewer."""
+    digest = hashlib.blake2b(digest_size=16)
+    while size > 0:
+        block = file.read(min(size, 1 << 20))
+        if not block:
+            return None
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest()
+
+
+def _open_for_update(path: Path) -> IO[bytes]:
+    """The file, made if there is none, to be read and written anywhere."""
+    path.touch()
+    return open(path, "r+b")
 
 
 def _flush(file: Any) -> None:
