@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -53,7 +54,8 @@ def checkpoints(run_dir: str | Path) -> list[Path]:
 @contextlib.contextmanager
 def writing(run_dir: str | Path, step: int) -> Iterator[Path]:
     """A directory to fill; when the block ends without an error it becomes the checkpoint of `step` in one rename."""
-    with replacing_directory(Path(run_dir) / "checkpoints" / name_of(step)) as directory:
+    final = Path(run_dir) / "checkpoints" / name_of(step)
+    with _disk_errors_as_such(final), replacing_directory(final) as directory:
         (directory / TRAINING_STATE).mkdir()
         yield directory
         write_json(directory / MANIFEST, _describe(directory))
@@ -134,6 +136,42 @@ def clear_unfinished(run_dir: str | Path) -> None:
 
 
 @contextlib.contextmanager
+def exclusive(run_dir: str | Path) -> Iterator[None]:
+    """While the block runs, no other process can train into `run_dir`: the lock goes with the process that holds it.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(run_dir) / "checkpoints" / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(path, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{run_dir}: another process is training there; wait for it, or give another --output_dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _disk_errors_as_such(path: Path) -> Iterator[None]:
+    """A full disk is an `OSError`, also where safetensors and tokenizers raise something of their own."""
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
+@contextlib.contextmanager
 def replacing_directory(final: Path) -> Iterator[Path]:
     """A directory to fill; when the block ends without an error it is flushed and takes the place of `final`."""
     temporary = final.with_name(f".writing-{os.getpid()}-{final.name}")
@@ -155,16 +193,20 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
     """The model and the tokenizer of what a person named (see `resolve_model`), ready to evaluate or generate.
 
     Raises:
-        UserError: it is not there, or not a causal language model with a tokenizer.
+        UserError: it is not there, is damaged, or not a causal language model with a tokenizer.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = resolve_model(model)
+    if (Path(source) / MANIFEST).is_file():
+        verify(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         loaded, report = AutoModelForCausalLM.from_pretrained(
             source, trust_remote_code=False, output_loading_info=True
         )
+    except pickle.UnpicklingError:
+        raise UserError(f"{model}: its weights are a pickle that could run code, and were not read") from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{model}: cannot be loaded as a model: {error}") from None
     refuse_missing_weights(model, report)
@@ -233,6 +275,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; nothing where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _describe(directory: Path) -> dict[str, Any]:

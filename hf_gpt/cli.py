@@ -11,14 +11,17 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from .errors import RunStopped, UserError
+from .errors import RunPreempted, RunStopped, UserError
 
 _EXIT_USER_ERROR = 2
 _EXIT_FAILED = 1
+_EXIT_PREEMPTED = 75  # sysexits.h's EX_TEMPFAIL: the same command, later, goes on
 _EXIT_INTERRUPTED = 130
+_OTHERS_WAIT = 3  # seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,10 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and parsed.command not in ("train", "tokenize"):
             raise UserError(f"unknown argument {rest[0]!r}; see hf-gpt {parsed.command} --help")
         parsed.overrides = rest
-        parsed.run(parsed)
-        return 0
+        return parsed.run(parsed) or 0
     except UserError as error:
         return _fail(error, _EXIT_USER_ERROR, debug)
+    except RunPreempted as error:
+        return _fail(error, _EXIT_PREEMPTED, debug)
     except RunStopped as error:
         return _fail(error, _EXIT_FAILED, debug)
     except BrokenPipeError:  # the reader of our stdout, such as `head`, has had enough
@@ -78,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hf_gpt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], help: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
         sub.set_defaults(run=run)
         return sub
@@ -89,7 +93,17 @@ def _parser() -> argparse.ArgumentParser:
         sub.usage = f"{sub.prog} RECIPE.yaml [--section.key VALUE ...]"
         sub.add_argument("recipe", metavar="RECIPE.yaml", help="the run; any field can be changed by a flag")
         sub.lists_recipe_fields = True
+    train.add_argument("--from", dest="parent", metavar="RUN@STEP", help="branch off from a step of another run")
+    train.epilog = (
+        "Exit codes: 0 done; 1 the run could not go on; 2 something asked for cannot work; 75 saved and stopped by"
+        " SIGTERM or SIGUSR1, 130 by Ctrl-C: the same command goes on."
+    )
     tokenize.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+    replay = command("replay", _replay, "repeat steps of a run and say whether losses and weights match")
+    replay.add_argument("run_dir", metavar="RUN", help="the run's directory")
+    replay.add_argument("--from", dest="start", type=int, metavar="S", help="a step it kept a checkpoint of, or 0")
+    replay.add_argument("--to", dest="stop", type=int, metavar="T", help="last step (default: its newest checkpoint)")
 
     evaluate = command("evaluate", _evaluate, "loss, perplexity and bits per byte of a model on a text")
     evaluate.add_argument("model", metavar="MODEL")
@@ -146,7 +160,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from .recipe import Recipe
     from .training import train
 
-    run = train(Recipe.from_yaml(arguments.recipe, arguments.overrides))
+    run = train(Recipe.from_yaml(arguments.recipe, arguments.overrides), parent=arguments.parent)
     if not run.is_main_process:
         return
     for line in run.summary():
@@ -165,6 +179,23 @@ def _tokenize(arguments: argparse.Namespace) -> None:
         return
     for line in data.describe():
         _say(line)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from .training.replay import Compared, replay
+
+    def show(step: int, compared: Sequence[Compared]) -> None:
+        wrong = [one for one in compared if not one.matches]
+        for one in wrong:
+            print(f"step {step}: {one.what} was {one.published}, is {one.repeated}", flush=True)
+        if compared and not wrong:
+            print(f"step {step}: {', '.join(one.what for one in compared)} match", flush=True)
+
+    steps = replay(arguments.run_dir, arguments.start, arguments.stop, watch=show)
+    written_down = [compared for compared in steps.values() if compared]
+    exact = sum(all(one.matches for one in compared) for compared in written_down)
+    print(f"{len(steps)} steps repeated; {exact} of the {len(written_down)} that were written down match")
+    return 0 if 0 < exact == len(written_down) else _EXIT_FAILED
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -244,7 +275,14 @@ def _say(line: str) -> None:
 def _fail(error: Exception | str, code: int, debug: bool) -> int:
     if debug:
         raise error
-    _say(f"hf-gpt: {error}")
+    # Of several processes the first one speaks for all. What is wrong everywhere ends it too, and with it, through
+    # their launcher, the others while they wait here; what is wrong only in this one is told after that.
+    rank = int(os.environ.get("RANK", 0)) if os.environ.get("WORLD_SIZE", "1") != "1" else 0
+    if rank:
+        time.sleep(_OTHERS_WAIT)
+        if code in (_EXIT_PREEMPTED, _EXIT_INTERRUPTED):  # which they agree on
+            return code
+    _say(f"hf-gpt: process {rank}: {error}" if rank else f"hf-gpt: {error}")
     return code
 
 

@@ -20,6 +20,10 @@ class RunStopped(RuntimeError):
     """A run that could not go on, such as one whose loss is no longer finite. The message is one line."""
 
 
+class RunPreempted(RuntimeError):
+    """A run that was asked by SIGTERM or SIGUSR1 to make room, and saved first. The message is one line."""
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """``"; did you mean 'hidden_size'?"`` for the valid name nearest to `name`, or all of them if none is near."""
     valid = sorted(valid)

@@ -127,6 +127,7 @@ class DataRecipe:
     source: str = _doc("builtin:python-docs", "builtin:python-docs, a file, directory or glob, or a Hub dataset id")
     config: str | None = _doc(None, "configuration of a dataset that has several, such as wikitext-2-raw-v1")
     revision: str | None = _doc(None, "branch, tag or commit of a Hub dataset")
+    streaming: bool = _doc(False, "read a Hub dataset as it arrives, without keeping a copy of it")
     text_column: str | None = _doc(None, "column that holds the text; 'text', or the only column of strings")
     train_split: str = _doc("train", "split to train on")
     validation_split: str | None = _doc(None, "split to validate on")
@@ -172,7 +173,12 @@ class TrainRecipe:
     max_steps: Count | None = _doc(None, "global batches to train on; 0 evaluates and saves the untrained model")
     epochs: Positive | None = _doc(None, "or passes over the training windows")
     batch_size: PositiveInt = _doc(8, "windows a process takes at once")
-    gradient_accumulation_steps: PositiveInt = _doc(1, "batches a process takes before an update")
+    global_batch_size: PositiveInt | None = _doc(
+        None, "windows of a step over all processes; batches are accumulated until they are together"
+    )
+    gradient_accumulation_steps: PositiveInt | None = _doc(
+        None, "or batches a process takes before an update; default: 1"
+    )
     max_grad_norm: Positive | None = _doc(1.0, "gradients are clipped to this norm; null: never")
     mixed_precision: Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(_yaml_no)] = _doc(
         "auto", "auto: bf16 where the accelerator has it, else no"
@@ -182,6 +188,7 @@ class TrainRecipe:
     attn_implementation: str = _doc("sdpa", "eager, sdpa, flash_attention_2, flex_attention")
     gradient_checkpointing: bool = _doc(False, "recompute activations in the backward pass to save memory")
     log_every: PositiveInt = _doc(10, "steps between train lines in metrics.jsonl")
+    skip_nonfinite: Count = _doc(0, "updates to skip, not stop at, when the gradient is not finite; waits each step")
 
     @model_validator(mode="after")
     def _check(self) -> "TrainRecipe":

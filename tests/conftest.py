@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import pytest
+from forking import ForkServer
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -43,3 +44,11 @@ def tiny(tmp_path) -> dict:
         "evaluation": {"every": 4, "tokens": 512, "prompts": ["Line"], "sample_tokens": 8, "temperature": 1.0},
         "checkpoint": {"every": 4, "keep": 2},
     }
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Runs `hf-gpt` commands in processes of their own (see `forking.py`)."""
+    server = ForkServer()
+    yield server
+    server.close()

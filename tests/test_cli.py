@@ -3,17 +3,14 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
 
 import hf_gpt
 from hf_gpt.cli import main
-from hf_gpt.report import read_lines
 
 # Runs a command as a user does, in a process of its own.
 HF_GPT = [sys.executable, "-m", "hf_gpt.cli"]
@@ -233,35 +230,3 @@ def test_output_that_cannot_be_written_is_refused_first(recipe, tmp_path, capsys
 def test_debug_shows_the_traceback():
     with pytest.raises(hf_gpt.UserError):
         main(["train", "missing.yaml", "--debug"])
-
-
-def test_interrupting_saves_and_the_same_command_goes_on(recipe, tiny, tmp_path):
-    def start(name, *flags):
-        command = [*HF_GPT, "train", recipe, "--output_dir", str(tmp_path / name), "--train.max_steps", "200"]
-        quiet = ["--evaluation.every", "200", "--checkpoint.every", "null", *flags]
-        return subprocess.Popen([*command, *quiet], stderr=subprocess.PIPE, text=True)
-
-    process = start("interrupted")
-    metrics = tmp_path / "interrupted" / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while len(read_lines(metrics)) < 20 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 130
-    assert "stopped and saved after step" in err
-    assert "Traceback" not in err
-    assert 0 < read_lines(metrics)[-1]["step"] < 200
-
-    assert start("interrupted").wait(400) == 0
-    assert start("whole").wait(400) == 0
-    lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("interrupted", "whole")]
-    for line in [line for run in lines for line in run]:
-        line.pop("seconds")
-        line.pop("tokens_per_second", None)
-    assert lines[0] == lines[1]
-    weights = [
-        (tmp_path / name / "checkpoints/step-00000200/model.safetensors").read_bytes()
-        for name in ("interrupted", "whole")
-    ]
-    assert weights[0] == weights[1]

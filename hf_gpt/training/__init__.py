@@ -1,5 +1,6 @@
-"""Training: `train` and the run it returns. See `loop.py`."""
+"""Training: `train` and the run it returns (`loop.py`), and `replay`, which repeats one to see (`replay.py`)."""
 
 from .loop import Run, train
+from .replay import replay
 
-__all__ = ["Run", "train"]
+__all__ = ["Run", "replay", "train"]

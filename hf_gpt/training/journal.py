@@ -2,7 +2,8 @@
 
 `metrics.jsonl` and `samples.jsonl` hold one JSON object a line. They are appended to, so a process that dies may leave
 a torn last line, and a resumed run starts before the last lines were written: `Journal.rewind` drops both, and each
-step stands in the file once. Only the main process has a journal that writes.
+step stands in the file once. `events.jsonl` is the run's history and is never rewound: from where it went on, what was
+changed, skipped, found damaged, or not finite. Only the main process has a journal that writes.
 
 For people, on stderr: a progress bar in a terminal or notebook, and where there is neither (a log file, a batch
 system) a plain line now and then, without control characters.
@@ -30,10 +31,14 @@ _LINE_EVERY = 30.0
 class Journal:
     """The records of one run. With `writes=False` (every process but the main one) it does nothing."""
 
-    def __init__(self, run_dir: str | Path, *, max_steps: int, writes: bool = True, tracker: Any = None):
+    def __init__(
+        self, run_dir: str | Path, *, max_steps: int, writes: bool = True, speaks: bool = True, tracker: Any = None
+    ):
         self.metrics_path = Path(run_dir) / "metrics.jsonl"
         self.samples_path = Path(run_dir) / "samples.jsonl"
+        self.events_path = Path(run_dir) / "events.jsonl"
         self.writes = writes
+        self.speaks = writes and speaks
         self._tracker = tracker
         self._files: dict[Path, Any] = {}
         self._max_steps = max_steps
@@ -48,6 +53,9 @@ class Journal:
         for path in (self.metrics_path, self.samples_path):
             kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_lines(path) if line["step"] <= step]
             write_text(path, "".join(kept))
+        if self.events_path.exists():  # to be rid of a torn last line
+            events = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_lines(self.events_path)]
+            write_text(self.events_path, "".join(events))
         self._start = step
 
     def metrics(self, step: int, **values: float) -> None:
@@ -62,9 +70,14 @@ class Journal:
         if self.writes:
             self._append(self.samples_path, {"step": step, "prompt": prompt, "text": text})
 
+    def event(self, kind: str, step: int, **facts: Any) -> None:
+        """One line of `events.jsonl`."""
+        if self.writes:
+            self._append(self.events_path, {"event": kind, "step": step, **facts})
+
     def progress(self, step: int, loss: float | None = None, tokens_per_second: float | None = None) -> None:
         """Move the bar to `step`; loss and speed are shown until newer ones come."""
-        if not self.writes:
+        if not self.speaks:
             return
         if self._bar is None:
             self._started = time.monotonic()
@@ -86,7 +99,7 @@ class Journal:
 
     def say(self, text: str) -> None:
         """A message for the person watching, above the bar."""
-        if self.writes:
+        if self.speaks:
             tqdm.write(text, file=sys.stderr)
 
     def flush(self) -> None:

@@ -3,12 +3,14 @@
 `train` reads as the book's eight steps: take a batch, reset the gradients, compute the loss, go backward, update the
 weights, and now and then evaluate, show a sample, save. What the loop adds to the book:
 
-- A step is a global batch: `gradient_accumulation_steps` batches on each of the processes. Its loss is the mean over
-  all its target tokens, however they are dealt out, so accumulation and processes change nothing but speed.
+- A step is a global batch: some batches, accumulated, on each of the processes. Its loss is the mean over all its
+  target tokens, however they are dealt out, so accumulation and processes change nothing but speed.
 - What a step sees and its learning rate are functions of the step alone (`data/batches.py`, `optim.py`). Evaluating,
   sampling, logging and saving draw nothing from training's random streams: a run that is watched more closely has the
   same weights, bit for bit.
-- The same call goes on where the run in `output_dir` stopped.
+- The same call goes on where the run in `output_dir` stopped, and repeats what an uninterrupted run would have done.
+- An update whose loss or gradient is not finite ends the run before anything is saved. It is found without waiting for
+  the device each step: the first such step is kept there, and read before logging, evaluating and saving.
 
 Processes, precision and devices are accelerate's business.
 """
@@ -16,8 +18,9 @@ Processes, precision and devices are accelerate's business.
 import contextlib
 import dataclasses
 import math
+import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from .. import checkpoint
-from ..errors import RunStopped, UserError
+from ..errors import RunPreempted, RunStopped, UserError
 from ..evaluation import loss_on_windows, perplexity
 from ..generation import generate_text
 from ..recipe import Recipe, flat
@@ -34,8 +37,8 @@ from ..report import loss_plot, read_lines, read_metrics
 from .journal import Journal, no_progress_bars
 from .optim import build_optimizer, learning_rate, set_learning_rate
 from .setup import Job, prepare
-from .state import load_training_state, save_training_state
-from .stopping import stop_on_interrupt
+from .state import load_training_state, save_training_state, whole_weights
+from .stopping import lost_process_as_such, stop_on_signal
 
 
 @dataclass
@@ -81,24 +84,39 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     best_validation_loss: float | None = None  # of a checkpoint
+    best_step: int | None = None
+    skipped: int = 0  # updates whose gradient was not finite
 
 
-def train(recipe: Recipe | Mapping[str, Any] | str | Path) -> Run:
+def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, parent: str | None = None) -> Run:
     """Train as `recipe` says (a `Recipe`, a nested dictionary, or the path of a YAML file), or go on with such a run.
+
+    Args:
+        parent: `RUN@STEP`: begin with the weights, the optimizer and the position of that step of another run.
 
     Raises:
         UserError: something in the recipe cannot work here.
-        RunStopped: the loss is no longer finite.
+        RunStopped: the loss is no longer finite, or another process of the run is gone.
         KeyboardInterrupt: Ctrl-C; the run was saved first.
+        RunPreempted: SIGTERM or SIGUSR1; the run was saved first.
     """
     if isinstance(recipe, (str, Path)):
         recipe = Recipe.from_yaml(recipe)
     elif isinstance(recipe, Mapping):
         recipe = Recipe.from_dict(recipe)
-    training = _Training(prepare(recipe))
-    training.begin()
-    with training.journal, stop_on_interrupt() as stop:
-        for step in range(training.progress.step + 1, training.job.max_steps + 1):
+    with lost_process_as_such():
+        return run(prepare(recipe, parent))
+
+
+def run(job: Job, *, until: int | None = None, watch: Callable[[int, "_Training"], None] | None = None) -> Run:
+    """Run a prepared job, to its end or to step `until`; `watch` is called after each step, with the run at work.
+
+    Without a `watch` the run tells a person how it goes.
+    """
+    training = _Training(job, speaks=watch is None)
+    with training.alone(), training.journal, stop_on_signal() as stop:
+        training.begin()
+        for step in range(training.progress.step + 1, (job.max_steps if until is None else until) + 1):
             loss = training.update(step)
             training.log(step, loss)
             if training.evaluates_at(step):
@@ -106,21 +124,24 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path) -> Run:
             stopping = stop.agreed(step, training.accelerator)
             if stopping or training.saves_at(step):
                 training.save(step)
-            if stopping:
-                raise KeyboardInterrupt(f"stopped and saved after step {step}; the same command goes on from there")
+            if watch is not None:
+                watch(step, training)
+            if stopping and step < job.max_steps:
+                raise training.interrupted(step, stopping)
     return training.end()
 
 
 class _Training:
     """A run in this process: the prepared parts of its job, and what is done with them."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, speaks: bool = True):
         self.job, self.recipe, self.accelerator = job, job.recipe, job.accelerator
         self.progress = Progress()
         self.journal = Journal(
             job.run_dir,
             max_steps=job.max_steps,
             writes=self.accelerator.is_main_process,
+            speaks=speaks,
             tracker=self.accelerator.log if self.recipe.tracking.to else None,
         )
         if self.recipe.train.compile:
@@ -131,36 +152,55 @@ class _Training:
         # Kept on the device: reading them would make the step wait for it.
         self.grad_norm = torch.zeros((), device=self.accelerator.device)
         self.first_bad_step = torch.zeros((), device=self.accelerator.device, dtype=torch.int32)
+        self.first_bad_norm = torch.zeros((), device=self.accelerator.device)
         self.validated: tuple[int, float] | None = None  # the last evaluation: step, validation loss
+        self.just_skipped: int | None = None  # the last step whose update was skipped
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """The lock of the run's folder, held by the main process."""
+        main = self.accelerator.is_main_process
+        return checkpoint.exclusive(self.job.run_dir) if main else contextlib.nullcontext()
 
     def begin(self) -> None:
-        """Go on from the newest whole checkpoint, or start by evaluating the untrained model."""
+        """Go on from the newest whole checkpoint or from a parent's, or start by evaluating the untrained model."""
         job = self.job
+        self.accelerator.wait_for_everyone()  # the main process holds the lock
         found, problems = checkpoint.newest_whole(job.run_dir)
-        for text in (*job.notes, *(f"warning: {problem}" for problem in problems.values())):
+        for text in (*(f"changed: {change}" for change in job.changes), *(f"warning: {w}" for w in job.warnings)):
             self.journal.say(text)
+        for problem in problems.values():
+            self.journal.say(f"warning: {problem}")
         if found is not None and checkpoint.step_of(found) > job.max_steps:
             raise UserError(
                 f"train.max_steps: {job.max_steps}, but {job.run_dir} is at step {checkpoint.step_of(found)}"
             )
-        if found is not None:
-            saved = load_training_state(found, self.accelerator, self.model, self.optimizer)
+        start = found or job.parent
+        if start is not None:
+            saved = load_training_state(start, self.accelerator, self.model, self.optimizer, self.recipe.seed)
             self.progress = Progress(**saved)
+        if found is not None:
             finished = self.progress.step >= job.max_steps
             what = "finished already (more train.max_steps or train.epochs go on):" if finished else "going on after"
             self.journal.say(f"{what} step {self.progress.step}, from {found}")
         else:
             for line in job.describe():
                 self.journal.say(line)
+        if found is None and job.parent is not None:
+            if self.progress.step >= job.max_steps:
+                raise UserError(f"train.max_steps: {job.max_steps}, but {job.parent} is at step {self.progress.step}")
+            self.progress = Progress(step=self.progress.step, tokens=self.progress.tokens)
+            self.journal.say(f"branching off after step {self.progress.step}, from {job.parent}")
         self.accelerator.wait_for_everyone()  # all have looked
         if self.accelerator.is_main_process:
             for damaged in problems:
                 checkpoint.set_aside(damaged)
         self.write_down_what_runs()
-        self.journal.rewind(self.progress.step if found is not None else -1)
+        self.journal.rewind(self.progress.step if start is not None else -1)
+        if found is not None:
+            self.write_down_how_it_goes_on(found, problems)
         self.started, self.seconds_before = time.monotonic(), self.progress.seconds
         self.start_clock()
-        if found is None:
+        if start is None:
             if self.evaluates_at(0):
                 self.evaluate(0)
             if job.max_steps == 0:
@@ -174,7 +214,7 @@ class _Training:
         set_learning_rate(self.optimizer, learning_rate(step, self.job.max_steps, optimizer.lr, schedule))
         # Each loss is a sum divided by the targets of the whole global batch. accelerate divides it by the number of
         # accumulated batches, and DDP by the number of processes, so both are multiplied back in.
-        scale = train.gradient_accumulation_steps * self.accelerator.num_processes
+        scale = self.job.plan.accumulation * self.accelerator.num_processes
         total = torch.zeros((), device=self.accelerator.device)
         self.model.train()
         for number, batch in enumerate(batches, start=1):
@@ -186,16 +226,43 @@ class _Training:
                 self.accelerator.backward(loss * scale)
                 total += loss.detach()
         self.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), train.max_grad_norm or math.inf)
-        self.optimizer.step()
+        if self.may_update(step):
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step = step
         self.progress.tokens += num_targets
-        bad = ~torch.isfinite(total)
+        self.note_if_not_finite(step, total)
+        return total
+
+    def may_update(self, step: int) -> bool:
+        """Whether the gradient may be used: always, but under `train.skip_nonfinite` not if it is not finite.
+
+        Every process sees the same norm, for it is that of the gradients' mean over all of them.
+        """
+        if self.progress.skipped >= self.recipe.train.skip_nonfinite or bool(torch.isfinite(self.grad_norm)):
+            return True
+        self.progress.skipped += 1
+        left = self.recipe.train.skip_nonfinite - self.progress.skipped
+        self.journal.event("skipped", step, **self.what_was_seen(step, self.grad_norm))
+        self.journal.say(f"step {step}: the gradient is not finite; its update is skipped ({left} more may be)")
+        self.grad_norm = torch.zeros_like(self.grad_norm)
+        self.just_skipped = step
+        return False
+
+    def note_if_not_finite(self, step: int, loss: torch.Tensor) -> None:
+        """Keep on the device the first step whose loss or gradient is not finite."""
+        if self.just_skipped == step:
+            return
+        bad = ~torch.isfinite(loss)
         if self.accelerator.scaler is None:  # which skips updates whose gradients overflow
-            bad |= ~torch.isfinite(torch.as_tensor(self.grad_norm, device=total.device))
+            bad |= ~torch.isfinite(torch.as_tensor(self.grad_norm, device=loss.device))
         bad &= self.first_bad_step == 0
         self.first_bad_step.masked_fill_(bad, step)
-        return total
+        self.first_bad_norm = torch.where(bad, torch.as_tensor(self.grad_norm), self.first_bad_norm)
+
+    def what_was_seen(self, step: int, grad_norm: torch.Tensor) -> dict[str, Any]:
+        """What a person needs to look into a bad step: the windows of its batch, and the norm of its gradient."""
+        return {"grad_norm": str(float(grad_norm)), "windows": self.job.plan.indices(step).tolist()}
 
     def log(self, step: int, loss: torch.Tensor) -> None:
         """Show that a step is done; write a train line every `log_every` steps and at the last one."""
@@ -204,6 +271,10 @@ class _Training:
             return
         self.stop_if_not_finite()
         loss = self.accelerator.reduce(loss, reduction="sum").item()
+        skipped = {"skipped": self.progress.skipped} if self.progress.skipped else {}
+        if self.just_skipped == step:  # there is no loss of an update that was not made
+            self.journal.metrics(**self.position(), lr=self.optimizer.param_groups[0]["lr"], **skipped)
+            return
         seconds = time.monotonic() - self.clock
         tokens_per_second = (self.progress.tokens - self.clock_tokens) / max(seconds, 1e-9)
         self.journal.metrics(
@@ -212,6 +283,7 @@ class _Training:
             lr=self.optimizer.param_groups[0]["lr"],
             grad_norm=float(self.grad_norm),
             tokens_per_second=tokens_per_second,
+            **skipped,
         )
         self.journal.progress(step, loss, tokens_per_second)
         self.start_clock()
@@ -267,10 +339,10 @@ class _Training:
         best = self.progress.best_validation_loss
         is_best = bool(self.validated and self.validated[0] == step and (best is None or self.validated[1] < best))
         if is_best:
-            self.progress.best_validation_loss = self.validated[1]
+            self.progress.best_validation_loss, self.progress.best_step = self.validated[1], step
         self.progress.seconds = self.seconds()
         self.journal.flush()
-        weights = accelerator.get_state_dict(self.model)
+        weights = whole_weights(self.model)
         if main and not all(torch.isfinite(tensor).all() for tensor in weights.values()):
             raise self.stopped(f"the weights after step {step} are not finite")
         with checkpoint.writing(run_dir, step) if main else contextlib.nullcontext() as directory:
@@ -281,15 +353,22 @@ class _Training:
                     accelerator.unwrap_model(self.model).save_pretrained(directory, state_dict=weights)
                 self.job.data.tokenizer.save_pretrained(directory)
         if main:
-            saved = run_dir / "checkpoints" / checkpoint.name_of(step)
-            checkpoint.point(run_dir, "latest", saved)
-            if is_best:
-                checkpoint.point(run_dir, "best", saved)
-            checkpoint.prune(run_dir, self.recipe.checkpoint.keep)
+            self.tidy_checkpoints()
             if self.progress.tokens:
                 loss_plot(run_dir)
         accelerator.wait_for_everyone()
         self.start_clock()
+
+    def tidy_checkpoints(self) -> None:
+        """Let `latest` and `best` name what they should, and remove what is not to be kept.
+
+        After each checkpoint, and again when a run goes on: it may have died between writing one and this.
+        """
+        run_dir, step, best = self.job.run_dir, self.progress.step, self.progress.best_step
+        checkpoint.point(run_dir, "latest", run_dir / "checkpoints" / checkpoint.name_of(step))
+        if best is not None and (run_dir / "checkpoints" / checkpoint.name_of(best)).is_dir():
+            checkpoint.point(run_dir, "best", run_dir / "checkpoints" / checkpoint.name_of(best))
+        checkpoint.prune(run_dir, self.recipe.checkpoint.keep)
 
     def end(self) -> Run:
         """Close what is open, say where things are, and hand over the run."""
@@ -317,7 +396,13 @@ class _Training:
     def stop_if_not_finite(self) -> None:
         """Raises :class:`RunStopped` if a loss or gradient was not finite. Looking waits for the device."""
         if bad := int(self.first_bad_step):
-            raise self.stopped(f"the loss or the gradient of step {bad} is not finite")
+            seen = self.what_was_seen(bad, self.first_bad_norm)
+            self.journal.event("not finite", bad, **seen)
+            windows = ", ".join(map(str, seen["windows"][:8])) + (", ..." if len(seen["windows"]) > 8 else "")
+            raise self.stopped(
+                f"the loss or the gradient of step {bad} is not finite; its gradient norm is {seen['grad_norm']},"
+                f" its windows are {windows}"
+            )
 
     def stopped(self, what: str) -> RunStopped:
         """The end of a run that cannot go on, with where to go back to."""
@@ -325,16 +410,50 @@ class _Training:
         last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
         return RunStopped(f"{what}; {last}; a lower optimizer.lr may help")
 
+    def interrupted(self, step: int, number: int) -> BaseException:
+        """The end of a run that was asked to stop, and has saved."""
+        what = f"stopped and saved after step {step}; the same command goes on from there"
+        if number == signal.SIGINT:
+            return KeyboardInterrupt(what)
+        return RunPreempted(f"{signal.Signals(number).name}: {what}")
+
     def start_clock(self) -> None:
         """Tokens per second count from here, so that evaluating and saving do not."""
         self.clock, self.clock_tokens = time.monotonic(), self.progress.tokens
 
     def write_down_what_runs(self) -> None:
         """`recipe.yaml`, `environment.json`, and the recipe for the trackers."""
-        if self.recipe.tracking.to:
-            self.accelerator.init_trackers(self.job.run_dir.name, config=dict(flat(self.recipe)))
         if self.accelerator.is_main_process:
             checkpoint.write_text(self.job.run_dir / "recipe.yaml", self.recipe.to_yaml())
             if not (self.job.run_dir / "environment.json").exists():
                 checkpoint.write_json(self.job.run_dir / "environment.json", self.job.environment)
+        self.accelerator.wait_for_everyone()
+        if self.recipe.tracking.to:
+            self.accelerator.init_trackers(
+                self.job.run_dir.name,
+                config=dict(flat(self.recipe)),
+                init_kwargs=self.tracker_run(),
+            )
+
+    def tracker_run(self) -> dict[str, dict[str, Any]]:
+        """What makes the trackers go on in the run they began, from where this one goes on."""
+        run_id = checkpoint.read_json(self.job.run_dir / "environment.json").get("run_id")
+        name = f"{self.job.run_dir.name}-{run_id}"
+        return {
+            "tensorboard": {"purge_step": self.progress.step + 1},
+            "wandb": {"id": run_id, "name": name, "resume": "allow"},
+            "trackio": {"name": name, "resume": "allow"},
+        }
+
+    def write_down_how_it_goes_on(self, found: Path, problems: Mapping[Path, str]) -> None:
+        """The history of a run that goes on, and its checkpoints as they would be if it had not stopped."""
+        step = self.progress.step
+        for damaged, problem in problems.items():
+            self.journal.event("damaged checkpoint", step, checkpoint=damaged.name, problem=problem)
+        for change in self.job.changes:
+            self.journal.event("changed", step, what=change)
+        if step < self.job.max_steps:
+            self.journal.event("resumed", step, checkpoint=found.name, processes=self.accelerator.num_processes)
+        if self.accelerator.is_main_process:
+            self.tidy_checkpoints()
         self.accelerator.wait_for_everyone()

@@ -7,19 +7,19 @@ of this file (`prepare_data`), training all of it.
 
 import dataclasses
 import importlib.metadata
-import json
 import os
+import pickle
 import platform
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import parse_flag_from_env
 from filelock import FileLock
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from .. import checkpoint
@@ -27,23 +27,21 @@ from ..configuration_gpt import GPTConfig
 from ..data.batches import BatchPlan, Windows
 from ..data.corpus import Corpus, load_corpora
 from ..data.files import cache_folder
+from ..data.progress import Progress
 from ..data.tokens import TokenStore, fraction_of_split_characters, tokenize
 from ..errors import UserError, did_you_mean
 from ..modeling_gpt import GPTForCausalLM
-from ..recipe import ModelRecipe, Recipe, TokenizerRecipe, differences
+from ..recipe import ModelRecipe, Recipe, TokenizerRecipe
 from ..tokenization import load_tokenizer, train_tokenizer, vocab_size
-
-# What may change when a run goes on in the same folder; anything else makes it a different run.
-_CHANGEABLE = (
-    "output_dir",
-    "train.max_steps",
-    "train.epochs",
-    "train.log_every",
-    "evaluation.",
-    "checkpoint.",
-    "tracking.",
-    "hub.",
+from .lineage import (
+    changes_of_environment,
+    changes_of_recipe,
+    describe_parent,
+    earlier_recipe,
+    in_the_hubs_words,
+    parent_of,
 )
+from .processes import start_accelerator, together
 
 # Of English under gpt2 almost no token is part of a character, of Chinese more than half are.
 _MANY_SPLIT = 0.2
@@ -116,7 +114,9 @@ class Job:
     model: GPTForCausalLM
     max_steps: int
     environment: dict[str, Any]
-    notes: list[str]  # what a person who goes on with a run should know
+    changes: list[str]  # of the recipe, since the run in `run_dir` began
+    warnings: list[str]  # what else a person who goes on with a run should know
+    parent: Path | None  # the checkpoint of another run that this one starts from
 
     def describe(self) -> Iterator[str]:
         """What is about to happen, line by line."""
@@ -145,16 +145,17 @@ def prepare_data(recipe: Recipe) -> Data:
     config = model_config(recipe.model, tokenizer)
     context_length = tokenizer.model_max_length = config.max_position_embeddings
     data = dataclasses.replace(recipe.data, stride=recipe.data.stride or context_length, separator=corpus.separated)
-    fields = _in_the_hubs_words(recipe.model.config)
+    fields = in_the_hubs_words(recipe.model.config)
     model = dataclasses.replace(recipe.model, config={**fields, "vocab_size": config.vocab_size})
 
-    def windows(store: TokenStore, stride: int) -> Windows:
-        return Windows(store, context_length, stride, data.isolate_documents)
+    def windows(store: TokenStore, stride: int, **options: str) -> Windows:
+        return Windows(store, context_length, stride, data.isolate_documents, **options)
 
     store = _tokenize(corpus, tokenizer)
     evaluated = {"eval_train": windows(store, context_length)}
     if validation is not None:
-        evaluated["validation"] = windows(_tokenize(validation, tokenizer), context_length)
+        remedy = "raise data.validation_fraction" if data.validation_fraction else "give more text to validate on"
+        evaluated["validation"] = windows(_tokenize(validation, tokenizer), context_length, remedy=remedy)
     return Data(
         recipe=dataclasses.replace(recipe, data=data, model=model, tokenizer=named),
         tokenizer=tokenizer,
@@ -178,43 +179,70 @@ def _facts(windows: Windows) -> dict[str, Any]:
 
 
 def batch_plan(recipe: Recipe, windows: Windows, num_processes: int = 1) -> BatchPlan:
-    """Which windows each step of a recipe sees."""
+    """Which windows each step of a recipe sees.
+
+    Raises:
+        UserError: the windows of a step cannot be dealt out evenly.
+    """
+    train = recipe.train
+    at_once = train.batch_size * num_processes
+    accumulation = train.gradient_accumulation_steps or 1
+    if train.global_batch_size is not None:
+        accumulation, rest = divmod(train.global_batch_size, at_once)
+        given = train.gradient_accumulation_steps
+        if rest or not accumulation or (given is not None and given != accumulation):
+            times = f" x {given} accumulated (train.gradient_accumulation_steps)" if given is not None else ""
+            raise UserError(
+                f"train.global_batch_size: {train.global_batch_size} windows are not {train.batch_size} at once"
+                f" (train.batch_size) x {num_processes} processes{times or ', any number of times'}"
+            )
     return BatchPlan(
         windows,
-        recipe.train.batch_size,
+        train.batch_size,
         world_size=num_processes,
-        accumulation=recipe.train.gradient_accumulation_steps,
+        accumulation=accumulation,
         seed=recipe.seed,
         shuffle=recipe.data.shuffle,
         drop_last=recipe.data.drop_last,
     )
 
 
-def prepare(recipe: Recipe) -> Job:
+def prepare(recipe: Recipe, parent: str | None = None) -> Job:
     """Resolve `recipe` and build what it names. Nothing is written but the caches.
+
+    Args:
+        parent: `RUN@STEP` (or `RUN`, for its latest checkpoint): the run to branch off from.
 
     Raises:
         UserError: anything in the recipe that cannot work here, including an output folder that holds another run.
     """
     run_dir = Path(recipe.output_dir).expanduser()
     _refuse_unwritable(run_dir)
-    earlier = _earlier_recipe(run_dir)
+    earlier = earlier_recipe(run_dir)
     recipe = _resolve_hardware(recipe, earlier)
-    accelerator = _accelerator(recipe)
-    data = prepare_data(recipe)
-    notes = _changes_of_recipe(run_dir, earlier, data.recipe) if earlier is not None else []
+    accelerator = start_accelerator(recipe)
+    with together(accelerator):
+        data = prepare_data(recipe)
+    plan = batch_plan(data.recipe, data.windows, accelerator.num_processes)
+    accelerator.gradient_accumulation_steps = plan.accumulation
+    train = dataclasses.replace(
+        recipe.train, global_batch_size=plan.global_batch_size, gradient_accumulation_steps=None
+    )
+    recipe = dataclasses.replace(data.recipe, train=train)
+    changes = changes_of_recipe(run_dir, earlier, recipe) if earlier is not None else []
+    environment = describe_environment(accelerator, data)
+    branched_from = parent_of(run_dir, parent, data.config)
+    if branched_from is not None:
+        environment["parent"] = describe_parent(branched_from)
 
     torch.manual_seed(recipe.seed)
-    model = _model(data.recipe, data.config)
+    model = _model(recipe, data.config)
     if accelerator.process_index > 0:  # the same weights everywhere, but dropout of one's own
         torch.manual_seed(recipe.seed + 7919 * accelerator.process_index)
 
-    train = recipe.train
-    plan = batch_plan(recipe, data.windows, accelerator.num_processes)
     max_steps = train.max_steps if train.max_steps is not None else max(1, round(train.epochs * plan.steps_per_epoch))
-    environment = describe_environment(accelerator, data)
     return Job(
-        recipe=data.recipe,
+        recipe=recipe,
         run_dir=run_dir,
         accelerator=accelerator,
         data=data,
@@ -222,7 +250,9 @@ def prepare(recipe: Recipe) -> Job:
         model=model,
         max_steps=max_steps,
         environment=environment,
-        notes=notes + _changes_of_environment(run_dir, environment),
+        changes=changes,
+        warnings=changes_of_environment(run_dir, environment),
+        parent=branched_from,
     )
 
 
@@ -260,11 +290,6 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT
     return config
 
 
-def _in_the_hubs_words(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """One name for each field, so that a recipe in the book's words is the same run as one in the Hub's."""
-    return {GPTConfig.attribute_map.get(name, name): value for name, value in fields.items()}
-
-
 def _too_small(vocabulary: int, size: int) -> str:
     return (
         f"model.vocab_size: {vocabulary} is smaller than the tokenizer's {size} entries; raise it to {size} or leave"
@@ -278,6 +303,7 @@ def describe_environment(accelerator: Accelerator, data: Data) -> dict[str, Any]
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
+        "run_id": uuid.uuid4().hex[:8],  # by which trackers know the run again
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
         "platform": platform.platform(),
         "device": device.type,
@@ -294,7 +320,7 @@ def _resolve_hardware(recipe: Recipe, earlier: Recipe | None) -> Recipe:
     before = earlier.train if earlier is not None else train
     device = train.device if train.device != "auto" else before.device
     if device == "auto":
-        device = checkpoint.best_device()
+        device = "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else checkpoint.best_device()
     if device != "cpu" and not getattr(torch, device).is_available():
         raise UserError(f"train.device: {device} is not available here; use cpu or auto")
     precision = train.mixed_precision if train.mixed_precision != "auto" else before.mixed_precision
@@ -307,34 +333,6 @@ def _resolve_hardware(recipe: Recipe, earlier: Recipe | None) -> Recipe:
         compiled = device == "cuda"
     resolved = dataclasses.replace(train, device=device, mixed_precision=precision, compile=compiled)
     return dataclasses.replace(recipe, train=resolved)
-
-
-def _accelerator(recipe: Recipe) -> Accelerator:
-    # accelerate keeps its state for the whole process; a notebook's second run may want another device or precision.
-    if PartialState._shared_state and int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        return Accelerator(
-            cpu=recipe.train.device == "cpu",
-            mixed_precision=recipe.train.mixed_precision,
-            gradient_accumulation_steps=recipe.train.gradient_accumulation_steps,
-            log_with=_trackers(recipe) or None,
-            project_dir=recipe.output_dir,
-        )
-    except ValueError as error:
-        raise UserError(f"train: {error}") from None
-
-
-def _trackers(recipe: Recipe) -> list[str]:
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-    known, here = {str(name) for name in LOGGER_TYPE_TO_CLASS}, {str(name) for name in get_available_trackers()}
-    for name in recipe.tracking.to:
-        if name not in known:
-            raise UserError(f"tracking.to: unknown tracker {name!r}; valid names: {', '.join(sorted(known))}")
-        if name not in here:
-            raise UserError(f"tracking.to: {name} is not installed; pip install {name}")
-    return recipe.tracking.to
 
 
 def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFast:
@@ -351,8 +349,8 @@ def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFa
 
 
 def _tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> TokenStore:
-    with tqdm(desc=f"tokenising {corpus.name}", unit=" characters", unit_scale=True, delay=2, disable=None) as bar:
-        return tokenize(corpus, tokenizer, progress=bar.update)
+    with Progress(f"tokenising {corpus.name}") as progress:
+        return tokenize(corpus, tokenizer, progress=progress)
 
 
 def _texts(corpus: Corpus) -> Iterator[str]:
@@ -376,6 +374,10 @@ def _model(recipe: Recipe, config: GPTConfig) -> GPTForCausalLM:
             checkpoint.refuse_missing_weights(source, report)
         else:
             model = GPTForCausalLM._from_config(config, attn_implementation=attention)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"model: the weights of {source} are a pickle that could run code, and were not read"
+        ) from None
     except (ValueError, ImportError, OSError, RuntimeError) as error:
         raise UserError(f"model: {error}") from None
     if recipe.train.gradient_checkpointing:
@@ -390,44 +392,3 @@ def _refuse_unwritable(run_dir: Path) -> None:
         raise UserError(f"output_dir: {nearest} is a file")
     if not os.access(nearest, os.W_OK):
         raise UserError(f"output_dir: {nearest} cannot be written to")
-
-
-def _earlier_recipe(run_dir: Path) -> Recipe | None:
-    """The recipe of the run that `run_dir` holds."""
-    path = run_dir / "recipe.yaml"
-    return Recipe.from_yaml(path) if path.is_file() else None
-
-
-def _changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[str]:
-    """What is allowed to be different from the recipe that the run in `run_dir` began with; the rest is refused."""
-    if recipe.checkpoint.resume == "never" and checkpoint.checkpoints(run_dir):
-        raise UserError(f"checkpoint.resume: never, but {run_dir} holds checkpoints; give another --output_dir")
-    words = _in_the_hubs_words(earlier.model.config)
-    earlier = dataclasses.replace(earlier, model=dataclasses.replace(earlier.model, config=words))
-    shown = {key: f"{key} {old} -> {new}" for key, (old, new) in differences(earlier, recipe).items()}
-    different = [text for key, text in shown.items() if not key.startswith(_CHANGEABLE)]
-    if different:
-        raise UserError(
-            f"{run_dir}: holds a different run ({', '.join(different[:5])}); give another --output_dir,"
-            " or go on from its own recipe.yaml"
-        )
-    return [f"changed: {text}" for key, text in shown.items() if key != "output_dir"]
-
-
-def _changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[str]:
-    """What is different from where the run began, as lines to warn with."""
-    path = run_dir / "environment.json"
-    if not path.is_file():
-        return []
-    before = json.loads(path.read_text())
-    if before.get("text", environment["text"]) != environment["text"]:
-        raise UserError(
-            f"{run_dir}: the run there began with another text: the files of the corpus, or the Python that"
-            " builtin:python-docs comes from, have changed; give another --output_dir"
-        )
-    flat = [(key, before.get(key), environment[key]) for key in environment if key not in ("versions", "text")]
-    flat += [(key, before["versions"].get(key), value) for key, value in environment["versions"].items()]
-    changed = [f"{key} was {old}, is {new}" for key, old, new in flat if old != new]
-    if not changed:
-        return []
-    return [f"warning: not where this run began, so the last digits may differ: {'; '.join(changed)}"]

@@ -5,8 +5,9 @@
     training_state/random.safetensors         the random state of each process, for the CPU and its device
 
 Nothing here is pickled, so nothing can be executed when it is read. The order of the data and the learning rate are
-pure functions of the step and need no state. torch.distributed.checkpoint gathers the optimizer's state by parameter
-name, whatever wraps the model (DDP, FSDP2, torch.compile).
+pure functions of the step and need no state. torch.distributed.checkpoint gathers weights and the optimizer's state by
+parameter name, whatever wraps the model (DDP, FSDP2, torch.compile), and spreads them again over as many processes as
+there are then. Another number of them sees the same windows in the same steps, but draws other dropout.
 """
 
 import json
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
@@ -30,6 +33,12 @@ from ..errors import UserError
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _WEIGHTS = StateDictOptions(full_state_dict=True, strict=False)  # a tied head is not in the file
+
+
+def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model, gathered on the main process's CPU; empty on the others where they are sharded."""
+    weights = get_model_state_dict(model, options=_WHOLE)
+    return {name: weight for name, weight in weights.items() if name not in _unwrapped(model).all_tied_weights_keys}
 
 
 def save_training_state(
@@ -68,34 +77,60 @@ def save_training_state(
 
 
 def load_training_state(
-    checkpoint: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
+    checkpoint: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int
 ) -> dict[str, Any]:
     """Restore the weights and what `save_training_state` wrote, on every process, and return its `progress`.
 
+    Learning rate, betas and weight decay stay those that `optimizer` has. Where the number of processes is another
+    one than the checkpoint's, each draws its dropout from `seed` anew.
+
     Raises:
-        UserError: the checkpoint was written by another number of processes.
+        UserError: something in the checkpoint is not what was written there.
     """
+    try:
+        return _load(checkpoint, accelerator, model, optimizer, seed)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{checkpoint}: its weights or training state cannot be read: {error}") from error
+
+
+def _load(
+    checkpoint: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int
+) -> dict[str, Any]:
     directory = checkpoint / TRAINING_STATE
     state = json.loads((directory / "state.json").read_text())
-    if state["processes"] != accelerator.num_processes:
-        raise UserError(
-            f"{checkpoint}: written by {state['processes']} processes, this run has {accelerator.num_processes};"
-            " start as many, or train into another --output_dir"
-        )
     weights: dict[str, torch.Tensor] = {}
     for shard in checkpoint.glob("model*.safetensors"):
         weights |= load_file(shard)
+    whole = _unwrapped(model)
+    if missing := set(whole.state_dict()) - set(whole.all_tied_weights_keys) - set(weights):
+        raise UserError(f"{checkpoint}: lacks {min(missing)} and {len(missing) - 1} more of the model's weights")
     set_model_state_dict(model, weights, options=_WEIGHTS)
+
+    hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.optimizer.param_groups]
     optimizer_state = {"state": {}, "param_groups": state["param_groups"]}
     for name, tensor in load_file(directory / "optimizer.safetensors").items():
         parameter, _, kind = name.rpartition("/")
         optimizer_state["state"].setdefault(parameter, {})[kind] = tensor
     set_optimizer_state_dict(model, optimizer.optimizer, optimizer_state, options=_WHOLE)
+    for group, values in zip(optimizer.optimizer.param_groups, hyperparameters):
+        group.update(values)
+
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
-    random = load_file(directory / "random.safetensors")
-    _set_random_state(accelerator.device, {k: random[f"{accelerator.process_index}.{k}"] for k in ("cpu", "device")})
+    rank = accelerator.process_index
+    if state["processes"] == accelerator.num_processes:
+        random = load_file(directory / "random.safetensors")
+        _set_random_state(accelerator.device, {kind: random[f"{rank}.{kind}"] for kind in ("cpu", "device")})
+    else:
+        torch.manual_seed(hash((seed, rank, state["progress"]["step"])) % 2**63)  # of integers: always the same
     return state["progress"]
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP; FSDP2 wraps nothing."""
+    return getattr(model, "module", model)
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -1,49 +1,86 @@
-"""Stopping between two steps: Ctrl-C asks the run to save and end, a second one ends it at once."""
+"""Stopping between two steps: a signal asks the run to save and end, a second one ends it at once.
+
+SIGINT is Ctrl-C. SIGTERM and SIGUSR1 are what schedulers send some time before they take the machine away. Any one
+process may get it; all of them save at the same step. A process that dies without a word takes the others with it.
+"""
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
 
+from ..errors import RunStopped
+
 # Processes agree on stopping every so many steps: often enough to be prompt, rarely enough to cost nothing.
 _AGREE_EVERY = 10
+# A scheduler may signal every process, and `torchrun` hands on to its own what it gets: within so many seconds that is
+# one request, not two.
+_HANDED_ON_WITHIN = 2.0
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Stop:
-    """Whether somebody asked the run to stop."""
+    """The signal that asked the run to stop, 0 as long as none did."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = 0
+        self.requested_at = 0.0
 
-    def agreed(self, step: int, accelerator: Accelerator) -> bool:
-        """Whether the run ends after `step`: the same answer on every process, if any of them was asked."""
+    def agreed(self, step: int, accelerator: Accelerator) -> int:
+        """The signal for which the run ends after `step`, or 0: the same answer on every process."""
         if accelerator.num_processes == 1:
             return self.requested
         if step % _AGREE_EVERY:
-            return False
-        asked = torch.tensor(float(self.requested), device=accelerator.device)
-        return bool(accelerator.reduce(asked, reduction="sum").item())
+            return 0
+        asked = torch.tensor([self.requested], device=accelerator.device)
+        return int(accelerator.gather(asked).max())
 
 
 @contextlib.contextmanager
-def stop_on_interrupt() -> Iterator[Stop]:
-    """While the block runs, the first SIGINT only sets `requested`; the next is Python's own KeyboardInterrupt."""
+def stop_on_signal() -> Iterator[Stop]:
+    """While the block runs, the first signal is only noted in `requested`; the next does what it did before."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python delivers signals to the main thread alone
         return
 
-    def on_interrupt(signum, frame) -> None:
-        stop.requested = True
-        signal.signal(signal.SIGINT, before)
+    # A handler that was not installed from Python is None here and cannot be put back.
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: signal.SIG_DFL if handler is None else handler for number, handler in before.items()}
 
-    # A handler that was not installed from Python is None here and cannot be put back; Python's own takes its place.
-    before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
-    signal.signal(signal.SIGINT, on_interrupt)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    handed_on = _HANDED_ON_WITHIN if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+
+    def on_signal(number: int, frame) -> None:
+        if not stop.requested:
+            stop.requested, stop.requested_at = number, time.monotonic()
+        elif time.monotonic() - stop.requested_at > handed_on:
+            restore()
+            signal.raise_signal(number)
+
+    for number in _SIGNALS:
+        signal.signal(number, on_signal)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
+
+
+@contextlib.contextmanager
+def lost_process_as_such() -> Iterator[None]:
+    """What one process of several learns when another dies, a connection that closes, as a :class:`RunStopped`."""
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL and the store by which processes meet raise errors of their own, gloo one that names its source file.
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error).lower():
+            raise
+        raise RunStopped("another process of this run is gone; its message or its launcher's tells why") from error

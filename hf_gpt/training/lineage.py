@@ -1,0 +1,130 @@
+"""Where a run comes from: the run that its folder holds, or the checkpoint of another that it branches off from.
+
+A folder holds one run. The same recipe goes on with it; what may change on the way is listed here, each change is
+told, and anything else is a different run and refused. A branch is a new run that begins with the weights, the
+optimizer and the position of a step of another.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import checkpoint
+from ..configuration_gpt import GPTConfig
+from ..errors import UserError
+from ..recipe import Recipe, differences
+
+# What may change when a run goes on in the same folder; anything else makes it a different run.
+_CHANGEABLE = (
+    "output_dir",
+    "train.max_steps",
+    "train.epochs",
+    "train.log_every",
+    "train.batch_size",  # how a global batch is cut up changes no more than the last digits;
+    "train.gradient_accumulation_steps",  # its size is train.global_batch_size, which is always resolved
+    "data.streaming",
+    "evaluation.",
+    "checkpoint.",
+    "tracking.",
+    "hub.",
+)
+
+
+def earlier_recipe(run_dir: Path) -> Recipe | None:
+    """The recipe of the run that `run_dir` holds."""
+    path = run_dir / "recipe.yaml"
+    return Recipe.from_yaml(path) if path.is_file() else None
+
+
+def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[str]:
+    """What is allowed to be different from the recipe that the run in `run_dir` began with; the rest is refused."""
+    if recipe.checkpoint.resume == "never" and checkpoint.checkpoints(run_dir):
+        raise UserError(f"checkpoint.resume: never, but {run_dir} holds checkpoints; give another --output_dir")
+    words = in_the_hubs_words(earlier.model.config)
+    earlier = dataclasses.replace(earlier, model=dataclasses.replace(earlier.model, config=words))
+    shown = {key: f"{key} {old} -> {new}" for key, (old, new) in differences(earlier, recipe).items()}
+    different = [text for key, text in shown.items() if not key.startswith(_CHANGEABLE)]
+    if different:
+        raise UserError(
+            f"{run_dir}: holds a different run ({', '.join(different[:5])}); give another --output_dir,"
+            " or go on from its own recipe.yaml"
+        )
+    return [text for key, text in shown.items() if key != "output_dir"]
+
+
+def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[str]:
+    """What is different from where the run began, as lines to warn with."""
+    before = checkpoint.read_json(run_dir / "environment.json")
+    if not before:
+        return []
+    if before.get("text", environment["text"]) != environment["text"]:
+        raise UserError(
+            f"{run_dir}: the run there began with another text: the files of the corpus, or the Python that"
+            " builtin:python-docs comes from, have changed; give another --output_dir"
+        )
+    compared = [key for key in environment if key not in ("run_id", "versions", "text", "parent")]
+    flat = [(key, before.get(key), environment[key]) for key in compared]
+    flat += [(key, before["versions"].get(key), value) for key, value in environment["versions"].items()]
+    changed = [f"{key} was {old}, is {new}" for key, old, new in flat if old != new]
+    if not changed:
+        return []
+    return [f"not where this run began, so the last digits may differ: {'; '.join(changed)}"]
+
+
+def find_checkpoint(name: str) -> Path:
+    """The training checkpoint that `RUN@STEP` or `RUN` (its latest) names; it verifies.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    run, _, step = name.rpartition("@") if re.search(r"@(\d+|latest|best)$", name) else (name, "", "latest")
+    found = checkpoint.checkpoints(run)
+    if not found:
+        raise UserError(f"{run}: no run with a checkpoint there; name one as RUN@STEP")
+    chosen = found[-1] if step == "latest" else checkpoint.pointed(run, "best") if step == "best" else None
+    chosen = chosen or next((path for path in found if str(checkpoint.step_of(path)) == step.lstrip("0")), None)
+    if chosen is None:
+        steps = ", ".join(str(checkpoint.step_of(path)) for path in found)
+        raise UserError(f"{name}: {run} keeps no checkpoint of step {step}; it has: {steps}")
+    checkpoint.verify(chosen)
+    return chosen
+
+
+def describe_parent(parent: Path) -> dict[str, Any]:
+    """What a branch writes down of the checkpoint it starts from."""
+    manifest = checkpoint.read_json(parent / checkpoint.MANIFEST)["files"]
+    weights = {name: entry["sha256"] for name, entry in manifest.items() if name.endswith(".safetensors")}
+    return {
+        "run": str(parent.parent.parent.absolute()),
+        "step": checkpoint.step_of(parent),
+        "weights": {name: digest for name, digest in weights.items() if "/" not in name},
+    }
+
+
+def parent_of(run_dir: Path, asked: str | None, config: GPTConfig) -> Path | None:
+    """The checkpoint to branch off from: as asked for, else as the run in `run_dir` once was."""
+    recorded = checkpoint.read_json(run_dir / "environment.json").get("parent")
+    began = bool(checkpoint.checkpoints(run_dir))
+    if asked is None:
+        if recorded is None or began:
+            return None
+        asked = f"{recorded['run']}@{recorded['step']}"
+    parent = find_checkpoint(asked)
+    if began and (recorded is None or describe_parent(parent) != recorded):
+        was = f"{recorded['run']}@{recorded['step']}" if recorded else "nothing"
+        raise UserError(f"--from {asked}: the run in {run_dir} began from {was}; give another --output_dir")
+    theirs = GPTConfig.from_pretrained(parent)
+    for name in sorted(GPTConfig._own_names() - set(GPTConfig.attribute_map)):
+        if getattr(theirs, name) != getattr(config, name) and not name.endswith(("dropout", "_id")):
+            raise UserError(
+                f"--from {asked}: model.{name} is {getattr(theirs, name)!r} there and {getattr(config, name)!r} in the"
+                " recipe; a branch goes on with the same model"
+            )
+    return parent
+
+
+def in_the_hubs_words(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """One name for each field, so that a recipe in the book's words is the same run as one in the Hub's."""
+    return {GPTConfig.attribute_map.get(name, name): value for name, value in fields.items()}

@@ -1,0 +1,85 @@
+"""The processes of a run, through accelerate: how many there are, and what each is on."""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+
+from ..errors import UserError
+from ..recipe import Recipe
+
+
+def start_accelerator(recipe: Recipe) -> Accelerator:
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":  # its engine clips, steps and saves by itself
+        raise UserError(
+            "train: DeepSpeed cannot repeat a run exactly, and is not used here; FSDP2 shards the same, see"
+            " configs/accelerate/fsdp2.yaml"
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if recipe.train.device == "cuda" and here > (gpus := torch.cuda.device_count()):
+        raise UserError(
+            f"train: {here} processes were started on this machine, and it has {gpus} GPUs; start one for each"
+            " (num_processes counts those of all machines), or use train.device: cpu"
+        )
+    # accelerate keeps its state for the whole process; a notebook's second run may want another device or precision.
+    if PartialState._shared_state and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        accelerator = Accelerator(
+            cpu=recipe.train.device == "cpu",
+            mixed_precision=recipe.train.mixed_precision,
+            log_with=_trackers(recipe) or None,
+            project_dir=recipe.output_dir,
+        )
+    except ValueError as error:
+        raise UserError(f"train: {error}") from None
+    _refuse_fewer_processes(accelerator.num_processes)
+    return accelerator
+
+
+@contextlib.contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """All processes leave the block together, however much longer one of them takes: no time-out as in training.
+
+    Of the processes of one machine one tokenises; of several machines without a common disk, one on each.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    group = torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
+    yield
+    torch.distributed.barrier(group=group)
+    torch.distributed.destroy_process_group(group)
+
+
+def _trackers(recipe: Recipe) -> list[str]:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known, here = {str(name) for name in LOGGER_TYPE_TO_CLASS}, {str(name) for name in get_available_trackers()}
+    for name in recipe.tracking.to:
+        if name not in known:
+            raise UserError(f"tracking.to: unknown tracker {name!r}; valid names: {', '.join(sorted(known))}")
+        if name not in here:
+            raise UserError(f"tracking.to: {name} is not installed; pip install {name}")
+    return recipe.tracking.to
+
+
+def _refuse_fewer_processes(num_processes: int) -> None:
+    """Several processes that do not know of each other would each train alone, into the same folder."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    # `accelerate launch` names a meeting place when it was asked for several processes, and on a CPU starts one.
+    asked_by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if launched != num_processes:
+        found = f"{launched} processes were started, and accelerate uses {num_processes}"
+    elif num_processes == 1 and asked_by_accelerate and "WORLD_SIZE" not in os.environ:
+        found = "accelerate launch was asked for several processes and started one, as it does without a GPU"
+    else:
+        return
+    raise UserError(
+        f"train: {found}; several processes on a CPU are started with ACCELERATE_USE_CPU=true torchrun"
+        " --nproc_per_node 2 scripts/train.py RECIPE.yaml"
+    )

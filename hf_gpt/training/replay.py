@@ -1,0 +1,127 @@
+"""Training that can be audited: repeat some steps of a published run, and compare.
+
+The steps from one checkpoint of a run to another are trained again, in a scratch directory, by the run's own recipe.
+Every line of metrics that both have must be the same but for the clock, and so must the weights, bit for bit, where
+the run kept a checkpoint. That is what the promise to repeat a run comes to, checked on the run itself; it holds on
+the same hardware, versions and number of processes.
+"""
+
+import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from .. import checkpoint
+from ..errors import UserError
+from ..recipe import CheckpointRecipe, Recipe, TrackingRecipe
+from ..report import read_metrics
+from .loop import run
+from .setup import prepare
+from .state import whole_weights
+
+# What two runs may differ in and be the same.
+_CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_memory")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One thing that the published run and the repeated one have at `step`, such as `train_loss` or `weights`."""
+
+    step: int
+    what: str
+    published: str
+    repeated: str
+
+    @property
+    def matches(self) -> bool:
+        return self.published == self.repeated
+
+
+def replay(
+    run_dir: str | Path,
+    start: int | None = None,
+    stop: int | None = None,
+    watch: Callable[[int, list[Compared]], None] | None = None,
+) -> dict[int, list[Compared]]:
+    """Repeat the steps after `start` up to `stop` of a run, and compare: what was compared, by step.
+
+    Args:
+        start: a step with a checkpoint, or 0 for the beginning. By default the oldest checkpoint that is not the last.
+        stop: by default the newest checkpoint.
+        watch: called with each step and what was compared, as soon as it is.
+
+    Raises:
+        UserError: there is no such run, or it keeps no checkpoint of `start`.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / "recipe.yaml").is_file():
+        raise UserError(f"{run_dir}: not a run: there is no recipe.yaml in it")
+    kept = {checkpoint.step_of(path): path for path in checkpoint.checkpoints(run_dir)}
+    if not kept:
+        raise UserError(f"{run_dir}: a run without a checkpoint; there is nothing to compare with")
+    start = (sorted(kept)[0] if len(kept) > 1 else 0) if start is None else start
+    stop = max(kept) if stop is None else stop
+    if not 0 <= start < stop <= max(kept):
+        raise UserError(f"{run_dir}: steps {start} to {stop} are not within the run's 0 to {max(kept)}")
+    published = _by_step(read_metrics(run_dir))
+    recipe = Recipe.from_yaml(run_dir / "recipe.yaml")
+    results: dict[int, list[Compared]] = {}
+
+    with tempfile.TemporaryDirectory(prefix="hf_gpt-replay-") as scratch:
+        recipe = dataclasses.replace(
+            recipe,
+            output_dir=scratch,
+            checkpoint=CheckpointRecipe(every=None),
+            tracking=TrackingRecipe(),
+        )
+        job = prepare(recipe, f"{run_dir}@{start}" if start else None)
+
+        def compare(step: int, training: Any) -> None:
+            repeated = _by_step(read_metrics(scratch)).get(step, {})
+            found = [
+                Compared(step, name, _exact(published[step][name]), _exact(value))
+                for name, value in repeated.items()
+                if name in published.get(step, {})
+            ]
+            if step in kept:
+                theirs = {}
+                for shard in kept[step].glob("model*.safetensors"):
+                    theirs |= load_file(shard)
+                ours = whole_weights(training.model)
+                found.append(Compared(step, "weights", weights_checksum(theirs), weights_checksum(ours)))
+            results[step] = found
+            if watch is not None:
+                watch(step, found)
+
+        run(job, until=stop, watch=compare)
+    return results
+
+
+def weights_checksum(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over the names, types, shapes and bytes of weights, whatever file they were in."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _by_step(lines: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The values of each step, of training and evaluation together, without the clock."""
+    values: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        of_step = values.setdefault(line["step"], {})
+        of_step |= {name: value for name, value in line.items() if name not in _CLOCK and name != "step"}
+    return values
+
+
+def _exact(value: Any) -> str:
+    """A number with all its digits."""
+    return repr(value)

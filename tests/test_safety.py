@@ -1,0 +1,310 @@
+"""What goes wrong around a run costs no more than the steps since its last checkpoint, and says so in one line."""
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from forking import recipe_file
+from test_training import changed, same_weights, timeless
+
+import hf_gpt
+from hf_gpt import checkpoint
+from hf_gpt.errors import RunStopped, UserError
+from hf_gpt.report import read_lines
+
+# Signals
+
+
+@pytest.fixture
+def long_run(tiny, tmp_path) -> Path:
+    """A recipe that trains for some seconds and saves at its end alone."""
+    recipe = changed(tiny, train__max_steps=400, checkpoint__every=None, evaluation__every=1000, train__log_every=1)
+    return recipe_file(recipe, tmp_path / "recipe.yaml")
+
+
+def steps_logged(run_dir) -> list[int]:
+    with contextlib.suppress(FileNotFoundError):
+        return [line["step"] for line in read_lines(Path(run_dir) / "metrics.jsonl") if "train_loss" in line]
+    return []
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(name, code, tiny, long_run, forks, tmp_path):
+    command = forks.start("train", long_run)
+    command.wait_until(lambda: len(steps_logged(tiny["output_dir"])) > 3)
+    seen = steps_logged(tiny["output_dir"])[-1]
+    command.send(getattr(signal, name))
+    assert command.wait() == code
+    (saved,) = checkpoint.checkpoints(tiny["output_dir"])
+    checkpoint.verify(saved)
+    assert seen <= checkpoint.step_of(saved) < 400
+    last_line = command.printed.splitlines()[-1]
+    assert f"stopped and saved after step {checkpoint.step_of(saved)}" in last_line
+    assert (name in last_line) == (name != "SIGINT")  # who pressed Ctrl-C knows
+
+    # The same command goes on, and ends where a run that was left alone ends.
+    assert forks.run("train", long_run)[0] == 0
+    assert forks.run("train", long_run, "--output_dir", tmp_path / "whole")[0] == 0
+    ours, whole = (
+        checkpoint.checkpoints(run)[-1] / "model.safetensors" for run in (saved.parents[1], tmp_path / "whole")
+    )
+    assert ours.read_bytes() == whole.read_bytes()
+
+
+def test_a_second_signal_ends_a_run_at_once(tiny, long_run, forks):
+    command = forks.start("train", long_run, "--train.max_steps", "100000")
+    command.wait_until(lambda: len(steps_logged(tiny["output_dir"])) > 3)
+    os.kill(command.pid, signal.SIGSTOP)  # so that both come between two steps
+    command.send(signal.SIGTERM)
+    os.kill(command.pid, signal.SIGCONT)
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(100):
+            command.send(signal.SIGTERM)
+    assert command.wait() in (-signal.SIGTERM, 75)
+
+
+# One run, one process
+
+
+def test_a_folder_that_a_run_is_in_refuses_another_while_it_lives(tiny, long_run, forks):
+    first = forks.start("train", long_run, "--train.max_steps", "100000")
+    first.wait_until(lambda: len(steps_logged(tiny["output_dir"])) > 1)
+    code, printed = forks.run("train", long_run, "--train.max_steps", "100000")
+    assert code == 2
+    assert "another process is training there" in printed.splitlines()[-1]
+    first.send(signal.SIGKILL)
+    assert first.wait() == -9
+    assert forks.run("train", long_run, "--train.max_steps", "20")[0] == 0  # the lock went with the process
+
+
+# Losses that are not finite
+
+
+@pytest.fixture
+def explosive(tiny) -> dict:
+    """Weights grow a thousandfold each step until there are no numbers for them."""
+    return changed(tiny, optimizer__lr=1e4, schedule={"name": "constant"}, checkpoint__every=2)
+
+
+def test_a_step_that_is_not_finite_is_written_down_with_its_windows(explosive):
+    with pytest.raises(RunStopped, match=r"of step \d+ is not finite; its gradient norm is nan, its windows are \d"):
+        hf_gpt.train(explosive)
+    (event,) = read_lines(Path(explosive["output_dir"], "events.jsonl"))
+    assert event["event"] == "not finite"
+    assert len(event["windows"]) == 4
+    assert event["grad_norm"] == "nan"
+    good = checkpoint.pointed(explosive["output_dir"], "latest")
+    assert checkpoint.step_of(good) < event["step"]
+    assert checkpoint.checkpoints(explosive["output_dir"])[-1] == good
+    checkpoint.verify(good)
+
+
+def test_updates_that_are_not_finite_may_be_skipped_and_are_counted(tiny, tmp_path):
+    """A window whose gradient overflows is met every epoch: weights so large that some logits are not numbers."""
+    recipe = changed(tiny, train__skip_nonfinite=3, optimizer__lr=1e4, schedule={"name": "constant"})
+    recipe |= {"checkpoint": {"every": 1, "keep": None}, "evaluation": {"every": 1000, "prompts": []}}
+    with pytest.raises(RunStopped, match="is not finite"):
+        hf_gpt.train(recipe)
+    events = read_lines(Path(recipe["output_dir"], "events.jsonl"))
+    skipped = [event for event in events if event["event"] == "skipped"]
+    assert len(skipped) == 3
+    assert [len(event["windows"]) for event in skipped] == [4, 4, 4]
+    assert events[-1]["event"] == "not finite"
+    # Their batches were consumed and their weights left alone: each skipped step has the weights of the one before.
+    steps = [event["step"] for event in skipped]
+    assert steps == list(range(steps[0], steps[0] + 3))
+    weights = [
+        (Path(recipe["output_dir"]) / "checkpoints" / checkpoint.name_of(step) / "model.safetensors").read_bytes()
+        for step in (steps[0] - 1, *steps)
+    ]
+    assert len(set(weights)) == 1
+    lines = read_lines(Path(recipe["output_dir"], "metrics.jsonl"))
+    of_skipped = [line for line in lines if line["step"] in steps and "lr" in line]
+    assert [line["skipped"] for line in of_skipped] == [1, 2, 3]
+    assert all("train_loss" not in line for line in of_skipped)
+    assert [line["tokens"] for line in of_skipped] == [step * 4 * 32 for step in steps]
+
+
+def test_looking_for_bad_updates_changes_nothing_in_a_good_run(tiny, tmp_path):
+    plain = hf_gpt.train(tiny)
+    looking = hf_gpt.train(changed(tiny, output_dir=str(tmp_path / "looking"), train__skip_nonfinite=5))
+    assert same_weights(plain.model, looking.model)
+    assert timeless(plain.metrics) == timeless(looking.metrics)
+
+
+# Disks
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str):
+    """A small file system of its own, where this process may make one."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_costs_one_line_and_no_checkpoint(tiny, forks, tmp_path):
+    with mounted(tmp_path / "disk", "size=3m"):
+        recipe = changed(tiny, output_dir=str(tmp_path / "disk" / "run"), checkpoint={"every": 1, "keep": None})
+        file = recipe_file(recipe, tmp_path / "recipe.yaml")
+        code, printed = forks.run("train", file)
+        assert code == 1, printed
+        assert printed.splitlines()[-1].endswith("No space left on device"), printed
+        assert "Traceback" not in printed
+        kept = checkpoint.checkpoints(recipe["output_dir"])
+        assert 1 < len(kept) < 12
+        for path in kept:
+            checkpoint.verify(path)
+        assert not list(Path(recipe["output_dir"], "checkpoints").glob(".writing-*"))
+        for path in kept[:-1]:
+            shutil.rmtree(path)
+        code, printed = forks.run("train", file, "--checkpoint.keep", "1")  # there is room again
+        assert code == 0, printed
+        ours = (Path(recipe["output_dir"]) / "checkpoints" / "step-00000012" / "model.safetensors").read_bytes()
+    assert forks.run("train", file, "--output_dir", tmp_path / "whole", "--checkpoint.keep", "1")[0] == 0
+    whole = tmp_path / "whole" / "checkpoints" / "step-00000012" / "model.safetensors"
+    assert ours == whole.read_bytes()
+
+
+def test_a_read_only_file_system_is_refused_in_one_line(tiny, forks, tmp_path):
+    with mounted(tmp_path / "disk", "size=1m,ro"):
+        file = recipe_file(changed(tiny, output_dir=str(tmp_path / "disk" / "run")), tmp_path / "recipe.yaml")
+        code, printed = forks.run("train", file)
+    assert code == 2
+    assert printed.splitlines() == [f"hf-gpt: output_dir: {tmp_path / 'disk'} cannot be written to"]
+
+
+def test_a_folder_without_permission_is_refused_in_one_line(tiny, request):
+    """As an ordinary user, since the superuser may write anywhere."""
+    open_to_all = Path(tempfile.mkdtemp())
+    request.addfinalizer(lambda: shutil.rmtree(open_to_all))
+    open_to_all.chmod(0o755)
+    folder = open_to_all / "closed"
+    folder.mkdir(mode=0o555)
+    tiny["output_dir"] = str(folder / "run")
+    file = recipe_file(tiny, open_to_all / "recipe.yaml")
+    code = (
+        "import os, sys, hf_gpt.cli, hf_gpt.training\n"
+        "if os.geteuid() == 0: os.setuid(65534)\n"
+        f"sys.exit(hf_gpt.cli.main(['train', {str(file)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines() == [f"hf-gpt: output_dir: {folder} cannot be written to"]
+
+
+# Checkpoints that are damaged, or hostile
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> dict:
+    """A run with checkpoints at 4, 8 and 12, not to be written to."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "text.txt").write_text("".join(f"Line {i}: the quick brown fox.\n" for i in range(200)))
+    recipe = {
+        "output_dir": str(folder / "run"),
+        "model": {"context_length": 32, "emb_dim": 16, "n_layers": 1, "n_heads": 2},
+        "tokenizer": {"name": "bytes"},
+        "data": {"source": str(folder / "text.txt")},
+        "train": {"max_steps": 12, "batch_size": 2, "device": "cpu"},
+        "evaluation": {"every": 100, "tokens": 64, "prompts": []},
+        "checkpoint": {"every": 4, "keep": None},
+    }
+    hf_gpt.train(recipe)
+    return recipe
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> dict:
+    shutil.copytree(finished["output_dir"], tmp_path / "run")
+    return {**finished, "output_dir": str(tmp_path / "run")}
+
+
+@pytest.mark.parametrize("harm", ["truncated", "altered", "missing"])
+@pytest.mark.parametrize("name", ["model.safetensors", "training_state/optimizer.safetensors", "tokenizer.json"])
+def test_a_damaged_file_is_named_and_the_newest_whole_checkpoint_gone_on_from(copied, capsys, harm, name):
+    newest = checkpoint.checkpoints(copied["output_dir"])[-1]
+    whole = (newest / "model.safetensors").read_bytes()
+    path = newest / name
+    content = bytearray(path.read_bytes())
+    if harm == "truncated":
+        path.write_bytes(content[:-1])
+    elif harm == "altered":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match=rf"{name}: .*({harm}|altered)"):
+        checkpoint.verify(newest)
+    hf_gpt.train(copied)
+    printed = capsys.readouterr().err
+    assert f"{name}: " in printed
+    assert "going on after step 8" in printed
+    assert (newest / "model.safetensors").read_bytes() == whole
+    events = [e["event"] for e in read_lines(Path(copied["output_dir"], "events.jsonl"))]
+    assert events == ["damaged checkpoint", "resumed"]
+
+
+class Hostile:
+    def __reduce__(self):
+        return (open, (str(self.mark), "w"))
+
+
+@pytest.mark.parametrize("kind", ["pickled state", "pickled weights", "code in the checkpoint"])
+def test_a_hostile_checkpoint_runs_nothing(copied, tmp_path, kind, capsys):
+    """Somebody who can write a manifest can write anything that it covers; none of it is executed."""
+    mark = tmp_path / "executed"
+    Hostile.mark = mark
+    newest = checkpoint.checkpoints(copied["output_dir"])[-1]
+    if kind == "pickled state":
+        for name in ("optimizer.safetensors", "random.safetensors", "state.json"):
+            (newest / "training_state" / name).write_bytes(pickle.dumps(Hostile()))
+        torch.save(Hostile(), newest / "training_state" / "optimizer.bin")
+    elif kind == "pickled weights":
+        (newest / "model.safetensors").unlink()
+        torch.save({"weights": Hostile()}, newest / "pytorch_model.bin")
+    else:
+        for name in ("modeling_gpt.py", "configuration_gpt.py"):
+            (newest / name).write_text(f"open({str(mark)!r}, 'w')\n")
+    (newest / "training_state" / "manifest.json").unlink()
+    checkpoint.write_json(newest / "training_state" / "manifest.json", checkpoint._describe(newest))
+    checkpoint.verify(newest)
+
+    with contextlib.suppress(UserError, RunStopped, OSError, ValueError, RuntimeError):
+        hf_gpt.train({**copied, "train": {**copied["train"], "max_steps": 13}})
+    with contextlib.suppress(UserError):
+        checkpoint.load_model(copied["output_dir"])
+    assert not mark.exists()
+    if kind != "code in the checkpoint":
+        from hf_gpt.cli import main
+
+        recipe = recipe_file({**copied, "train": {**copied["train"], "max_steps": 13}}, tmp_path / "recipe.yaml")
+        capsys.readouterr()
+        assert main(["train", str(recipe)]) in (1, 2)
+        assert len(capsys.readouterr().err.splitlines()[-1]) < 500
+        assert not mark.exists()
+
+
+def test_pruning_keeps_the_newest_the_best_and_the_only_one(tiny, tmp_path):
+    recipe = changed(tiny, checkpoint={"every": 1, "keep": 1}, evaluation__every=1)
+    run = hf_gpt.train(recipe)
+    validation = {line["step"]: line["validation_loss"] for line in run.metrics if line.get("validation_loss")}
+    best = min((step for step in validation if step > 0), key=validation.get)
+    assert {checkpoint.step_of(path) for path in run.checkpoints} == {best, 12}
+    assert checkpoint.step_of(checkpoint.pointed(run.output_dir, "best")) == best
+    state = json.loads((run.checkpoints[-1] / "training_state" / "state.json").read_text())
+    assert state["progress"]["best_step"] == best
