@@ -194,7 +194,7 @@ class _Training:
         if self.accelerator.is_main_process:
             for damaged in problems:
                 checkpoint.set_aside(damaged)
-        self.write_down_what_runs()
+        self.write_down_what_runs(goes_on=found is not None)
         self.journal.rewind(self.progress.step if start is not None else -1)
         if found is not None:
             self.write_down_how_it_goes_on(found, problems)
@@ -421,7 +421,7 @@ class _Training:
         """Tokens per second count from here, so that evaluating and saving do not."""
         self.clock, self.clock_tokens = time.monotonic(), self.progress.tokens
 
-    def write_down_what_runs(self) -> None:
+    def write_down_what_runs(self, goes_on: bool) -> None:
         """`recipe.yaml`, `environment.json`, and the recipe for the trackers."""
         if self.accelerator.is_main_process:
             checkpoint.write_text(self.job.run_dir / "recipe.yaml", self.recipe.to_yaml())
@@ -431,9 +431,14 @@ class _Training:
         if self.recipe.tracking.to:
             self.accelerator.init_trackers(
                 self.job.run_dir.name,
-                config=dict(flat(self.recipe)),
+                config=None if goes_on else dict(self.told_to_trackers()),
                 init_kwargs=self.tracker_run(),
             )
+
+    def told_to_trackers(self) -> Iterator[tuple[str, Any]]:
+        """The recipe; tensorboard takes no null and no list."""
+        for name, value in flat(self.recipe):
+            yield name, value if isinstance(value, (bool, int, float, str)) else str(value)
 
     def tracker_run(self) -> dict[str, dict[str, Any]]:
         """What makes the trackers go on in the run they began, from where this one goes on."""
