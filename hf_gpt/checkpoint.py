@@ -67,17 +67,23 @@ def verify(checkpoint: str | Path) -> None:
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{checkpoint}: not a whole training checkpoint: {MANIFEST} is missing or unreadable"
         ) from None
+    if not files:
+        raise UserError(f"{checkpoint}: not a whole training checkpoint: {MANIFEST} lists no files")
     for name, (size, digest) in files.items():
         path = checkpoint / name
         if not path.is_file():
             raise UserError(f"{path}: missing from the checkpoint")
         if path.stat().st_size != size:
             raise UserError(f"{path}: truncated or altered: {path.stat().st_size} bytes, the manifest says {size}")
-        if _sha256(path) != digest:
+        try:
+            same = _sha256(path) == digest
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        if not same:
             raise UserError(f"{path}: altered: its SHA-256 is not the manifest's")
 
 
@@ -278,8 +284,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; nothing where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """What `write_json` wrote; nothing where there is no such file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError:
+        raise UserError(f"{path}: is damaged; remove it if the run is to go on without it") from None
 
 
 def _describe(directory: Path) -> dict[str, Any]:

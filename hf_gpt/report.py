@@ -71,9 +71,20 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file of a run; a torn last line is left out, a missing file has none."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1] if line]
+    """The objects of a .jsonl file of a run; a torn last line is left out, a missing file has none.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line:
+                found.append(json.loads(line))
+        except ValueError:
+            raise UserError(f"{path}: line {number} is damaged; remove it, or the file") from None
+    return found
 
 
 def _series(lines: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,9 @@ def test_a_branch_goes_its_own_way_and_says_where_it_comes_from(run, tiny, tmp_p
     longer = changed(recipe, train__max_steps=18)
     again = hf_gpt.train(longer, parent=f"{run.output_dir}@8")
     assert again.metrics[-1]["step"] == 18
+    for path in (run.output_dir / "checkpoints").glob("step-*"):
+        shutil.rmtree(path)  # the parent goes on, and keeps other steps
+    hf_gpt.train(longer, parent=f"{run.output_dir}@8")
     with pytest.raises(UserError, match=r"began from .*@8; give another --output_dir"):
         hf_gpt.train(longer, parent=f"{run.output_dir}@12")
 
@@ -70,6 +74,12 @@ def test_a_branch_that_died_before_its_first_checkpoint_starts_from_its_parent_a
         path.rename(path.with_name("lost"))
     hf_gpt.train(recipe)  # the parent is known from environment.json
     assert same(weights(tmp_path / "branch"), whole)
+
+
+def test_a_branch_with_another_tokenizer_is_refused(run, tiny, tmp_path):
+    recipe = changed(tiny, output_dir=str(tmp_path / "branch"), tokenizer={"train": {"vocab_size": 257}})
+    with pytest.raises(UserError, match=r"its tokenizer is not the recipe's; go on with its own, --tokenizer"):
+        hf_gpt.train(recipe, parent=f"{run.output_dir}@8")
 
 
 def test_what_cannot_be_branched_off_is_refused_in_one_line(run, tiny, tmp_path):
@@ -111,12 +121,14 @@ def test_the_global_batch_may_be_given_and_cut_up_anew(tiny, tmp_path):
     recipe = changed(tiny, train__gradient_accumulation_steps=None, train__global_batch_size=4, model__drop_rate=0.0)
     whole = hf_gpt.train(recipe)
     assert whole.metrics[-1]["tokens"] == STEPS * 4 * 32
-    again = changed(recipe, output_dir=str(tmp_path / "again"), train__max_steps=6)
-    hf_gpt.train(again)
-    cut_up = changed(again, train__max_steps=STEPS, train__batch_size=1)
-    resumed = hf_gpt.train(cut_up)  # goes on, for the windows of a step are the same
-    ours, theirs = ([x["train_loss"] for x in r.metrics if "train_loss" in x] for r in (resumed, whole))
-    assert ours[:6] == theirs[:6] or ours[:6] == pytest.approx(theirs[:6], rel=0.2)  # another schedule until then
+    cut_up = changed(recipe, train__batch_size=1)
+    shutil.rmtree(whole.checkpoints[-1])
+    theirs = [line["train_loss"] for line in whole.metrics if "train_loss" in line]
+    resumed = hf_gpt.train(cut_up)  # goes on after step 8, for the windows of a step are the same
+    assert resumed.metrics[-1]["step"] == STEPS
+    ours = [line["train_loss"] for line in resumed.metrics if "train_loss" in line]
+    assert ours[:8] == theirs[:8]
+    assert ours[8:] == pytest.approx(theirs[8:], rel=1e-4)
     with pytest.raises(UserError, match=r"train.global_batch_size 4 -> 8"):
         hf_gpt.train(changed(cut_up, train__global_batch_size=8))
 
@@ -149,6 +161,25 @@ def test_replaying_a_run_says_that_losses_and_weights_match(run):
     assert "weights" in {one.what for one in from_the_beginning[8]}
     assert all(one.matches for compared in from_the_beginning.values() for one in compared)
     assert {path: path.stat().st_mtime_ns for path in run.output_dir.rglob("*") if path.is_file()} == files
+
+
+def test_a_branch_is_replayed_from_where_it_began(run, tiny, tmp_path):
+    recipe = changed(tiny, output_dir=str(tmp_path / "branch"), optimizer__lr=1e-4, checkpoint__every=None)
+    branch = hf_gpt.train(recipe, parent=f"{run.output_dir}@8")
+    steps = replay(branch.output_dir)
+    assert sorted(steps) == [9, 10, 11, 12]
+    assert all(one.matches for compared in steps.values() for one in compared)
+
+
+def test_what_cannot_repeat_is_refused_and_not_called_different(run, tiny):
+    hf_gpt.train(changed(tiny, train__max_steps=14))
+    with pytest.raises(UserError, match=r"number of steps was changed after step 12; .*: --from 12"):
+        replay(run.output_dir, 8)
+    assert all(one.matches for one in replay(run.output_dir, 12)[14])
+    environment = json.loads((run.output_dir / "environment.json").read_text())
+    (run.output_dir / "environment.json").write_text(json.dumps({**environment, "processes": 2}))
+    with pytest.raises(UserError, match=r"began on 2 processes, and repeats exactly on as many; this is 1"):
+        replay(run.output_dir, 12)
 
 
 def test_replaying_a_run_that_was_tampered_with_names_what_differs(run):

@@ -32,6 +32,15 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.parametrize("manifest", ["", "{", "[]", '{"files": []}', '{"files": {}}', '{"files": {"a": 1}}'])
+def test_a_manifest_that_is_none_is_no_whole_checkpoint(tmp_path, manifest):
+    older, newer = write(tmp_path, 1), write(tmp_path, 2)
+    (newer / checkpoint.MANIFEST).write_text(manifest)
+    found, problems = checkpoint.newest_whole(tmp_path)
+    assert found == older
+    assert "not a whole training checkpoint" in problems[newer]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

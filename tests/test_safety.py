@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import os
 import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ import hf_gpt
 from hf_gpt import checkpoint
 from hf_gpt.errors import RunStopped, UserError
 from hf_gpt.report import read_lines
+from hf_gpt.training import loop
 
 # Signals
 
@@ -60,16 +61,30 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(name, code, tiny, l
     assert ours.read_bytes() == whole.read_bytes()
 
 
-def test_a_second_signal_ends_a_run_at_once(tiny, long_run, forks):
-    command = forks.start("train", long_run, "--train.max_steps", "100000")
-    command.wait_until(lambda: len(steps_logged(tiny["output_dir"])) > 3)
-    os.kill(command.pid, signal.SIGSTOP)  # so that both come between two steps
+def test_a_second_signal_ends_a_run_at_once(tiny, forks, tmp_path):
+    """In an evaluation that takes long, after which the first signal would be seen."""
+    text = tmp_path / "long.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 100_000)
+    recipe = changed(tiny, data={"source": str(text)}, evaluation__tokens=None)
+    command = forks.start("train", recipe_file(recipe, tmp_path / "recipe.yaml"))
+    command.wait_until(lambda: (Path(tiny["output_dir"]) / "metrics.jsonl").exists())
     command.send(signal.SIGTERM)
-    os.kill(command.pid, signal.SIGCONT)
-    with contextlib.suppress(ProcessLookupError):
-        for _ in range(100):
-            command.send(signal.SIGTERM)
-    assert command.wait() in (-signal.SIGTERM, 75)
+    time.sleep(0.5)
+    command.send(signal.SIGTERM)
+    assert command.wait() == -signal.SIGTERM
+
+
+def test_a_signal_before_the_first_step_ends_with_the_code_that_says_again(tiny, forks, tmp_path):
+    text = tmp_path / "long.txt"
+    text.write_text("".join(f"{i} quick brown foxes. " for i in range(150_000)))
+    recipe = changed(tiny, data={"source": str(text)}, tokenizer={"train": {"vocab_size": 2000}})
+    command = forks.start("train", recipe_file(recipe, tmp_path / "recipe.yaml"))
+    time.sleep(0.7)
+    command.send(signal.SIGTERM)
+    assert command.wait() == 75
+    assert command.printed.splitlines()[-1] == (
+        "hf-gpt: SIGTERM: stopped before the first step; the same command goes on from there"
+    )
 
 
 # One run, one process
@@ -139,6 +154,32 @@ def test_looking_for_bad_updates_changes_nothing_in_a_good_run(tiny, tmp_path):
     looking = hf_gpt.train(changed(tiny, output_dir=str(tmp_path / "looking"), train__skip_nonfinite=5))
     assert same_weights(plain.model, looking.model)
     assert timeless(plain.metrics) == timeless(looking.metrics)
+
+
+@pytest.mark.parametrize("skip_nonfinite", [0, 5])
+def test_a_step_that_is_not_logged_reads_nothing_back_from_the_device(tiny, monkeypatch, skip_nonfinite):
+    """On a GPU each of these calls waits for it. With `skip_nonfinite` one is needed: is the gradient finite?"""
+    reads, stepping = [], []
+    for name in ("item", "tolist", "__bool__", "__int__", "__float__"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, original=original, name=name):
+            if stepping:
+                reads.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    update = loop._Training.update
+
+    def watched_update(self, step):
+        stepping.append(step)
+        loss = update(self, step)
+        stepping.clear()
+        return loss
+
+    monkeypatch.setattr(loop._Training, "update", watched_update)
+    hf_gpt.train(changed(tiny, train__skip_nonfinite=skip_nonfinite))
+    assert len(reads) == (12 if skip_nonfinite else 0)
 
 
 # Disks
@@ -297,6 +338,43 @@ def test_a_hostile_checkpoint_runs_nothing(copied, tmp_path, kind, capsys):
         assert main(["train", str(recipe)]) in (1, 2)
         assert len(capsys.readouterr().err.splitlines()[-1]) < 500
         assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("environment.json", '{"vers', "environment.json: is damaged"),
+        ("metrics.jsonl", '{"step": 0}\nnot json\n{"step": 1}\n', "metrics.jsonl: line 2 is damaged"),
+        ("recipe.yaml", None, "the run has no recipe.yaml to go on by"),
+        ("checkpoints/step-00000012/training_state/state.json", '{"progress": null}', "cannot be read"),
+    ],
+)
+def test_a_run_whose_files_were_damaged_says_so_in_one_line(copied, name, content, message):
+    path = Path(copied["output_dir"]) / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    newest = checkpoint.checkpoints(copied["output_dir"])[-1]
+    (newest / checkpoint.MANIFEST).unlink()
+    checkpoint.write_json(newest / checkpoint.MANIFEST, checkpoint._describe(newest))
+    with pytest.raises(UserError, match=message):
+        hf_gpt.train({**copied, "train": {**copied["train"], "max_steps": 13}})
+
+
+def test_lines_cut_short_inside_a_character_are_left_out(copied):
+    """A full disk or a power cut stops a write at any byte."""
+    samples = Path(copied["output_dir"], "samples.jsonl")
+    samples.write_bytes(samples.read_bytes() + '{"step": 12, "text": "é'.encode()[:-1])
+    assert hf_gpt.train({**copied, "train": {**copied["train"], "max_steps": 13}}).metrics[-1]["step"] == 13
+
+
+def test_when_no_checkpoint_is_whole_the_run_starts_over_and_its_history_says_so(copied, capsys):
+    for path in checkpoint.checkpoints(copied["output_dir"]):
+        (path / "config.json").unlink()
+    hf_gpt.train(copied)
+    assert "starting from the beginning" in capsys.readouterr().err
+    events = [e["event"] for e in read_lines(Path(copied["output_dir"], "events.jsonl"))]
+    assert events == ["damaged checkpoint"] * 3
 
 
 def test_pruning_keeps_the_newest_the_best_and_the_only_one(tiny, tmp_path):

@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from .. import checkpoint
 from ..configuration_gpt import GPTConfig
 from ..errors import UserError
 from ..recipe import Recipe, differences
+from ..tokenization import fingerprint, load_tokenizer
 
 # What may change when a run goes on in the same folder; anything else makes it a different run.
 _CHANGEABLE = (
@@ -84,7 +87,8 @@ def find_checkpoint(name: str) -> Path:
     if not found:
         raise UserError(f"{run}: no run with a checkpoint there; name one as RUN@STEP")
     chosen = found[-1] if step == "latest" else checkpoint.pointed(run, "best") if step == "best" else None
-    chosen = chosen or next((path for path in found if str(checkpoint.step_of(path)) == step.lstrip("0")), None)
+    if step.isdigit():
+        chosen = next((path for path in found if checkpoint.step_of(path) == int(step)), None)
     if chosen is None:
         steps = ", ".join(str(checkpoint.step_of(path)) for path in found)
         raise UserError(f"{name}: {run} keeps no checkpoint of step {step}; it has: {steps}")
@@ -103,18 +107,32 @@ def describe_parent(parent: Path) -> dict[str, Any]:
     }
 
 
-def parent_of(run_dir: Path, asked: str | None, config: GPTConfig) -> Path | None:
-    """The checkpoint to branch off from: as asked for, else as the run in `run_dir` once was."""
+def parent_of(run_dir: Path, asked: str | None, config: GPTConfig, tokenizer: PreTrainedTokenizerFast) -> Path | None:
+    """The checkpoint to branch off from: as asked for, else as the run in `run_dir` once was.
+
+    None for a branch that has checkpoints of its own: it no longer needs its parent, which may have pruned that step.
+
+    Raises:
+        UserError: there is no such checkpoint, it is of another model or tokenizer, or the run began elsewhere.
+    """
     recorded = checkpoint.read_json(run_dir / "environment.json").get("parent")
-    began = bool(checkpoint.checkpoints(run_dir))
+    if checkpoint.checkpoints(run_dir):
+        began = f"{recorded['run']}@{recorded['step']}" if recorded else "nothing"
+        asked_run, _, step = (asked or began).rpartition("@")
+        same_run = recorded and Path(asked_run or step).absolute() == Path(recorded["run"])
+        if asked is not None and not (same_run and (not step.isdigit() or int(step) == recorded["step"])):
+            raise UserError(f"--from {asked}: the run in {run_dir} began from {began}; give another --output_dir")
+        return None
     if asked is None:
-        if recorded is None or began:
+        if recorded is None:
             return None
         asked = f"{recorded['run']}@{recorded['step']}"
     parent = find_checkpoint(asked)
-    if began and (recorded is None or describe_parent(parent) != recorded):
-        was = f"{recorded['run']}@{recorded['step']}" if recorded else "nothing"
-        raise UserError(f"--from {asked}: the run in {run_dir} began from {was}; give another --output_dir")
+    if fingerprint(load_tokenizer(str(parent))) != fingerprint(tokenizer):
+        raise UserError(
+            f"--from {asked}: its tokenizer is not the recipe's; go on with its own, --tokenizer.train null"
+            f" --tokenizer.name {parent}"
+        )
     theirs = GPTConfig.from_pretrained(parent)
     for name in sorted(GPTConfig._own_names() - set(GPTConfig.attribute_map)):
         if getattr(theirs, name) != getattr(config, name) and not name.endswith(("dropout", "_id")):

@@ -35,10 +35,11 @@ from ..generation import generate_text
 from ..recipe import Recipe, flat
 from ..report import loss_plot, read_lines, read_metrics
 from .journal import Journal, no_progress_bars
+from .lineage import earlier_recipe
 from .optim import build_optimizer, learning_rate, set_learning_rate
 from .setup import Job, prepare
 from .state import load_training_state, save_training_state, whole_weights
-from .stopping import lost_process_as_such, stop_on_signal
+from .stopping import lost_process_as_such, preempted_at_once, stop_on_signal
 
 
 @dataclass
@@ -105,7 +106,9 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, parent: str | None
     elif isinstance(recipe, Mapping):
         recipe = Recipe.from_dict(recipe)
     with lost_process_as_such():
-        return run(prepare(recipe, parent))
+        with preempted_at_once():
+            job = prepare(recipe, parent)
+        return run(job)
 
 
 def run(job: Job, *, until: int | None = None, watch: Callable[[int, "_Training"], None] | None = None) -> Run:
@@ -166,10 +169,18 @@ class _Training:
         job = self.job
         self.accelerator.wait_for_everyone()  # the main process holds the lock
         found, problems = checkpoint.newest_whole(job.run_dir)
+        if earlier_recipe(job.run_dir) != job.earlier:
+            raise UserError(f"{job.run_dir}: another process began a run there meanwhile; give another --output_dir")
+        if found is not None and job.earlier is None:
+            raise UserError(
+                f"{found}: the run has no recipe.yaml to go on by; put it back, or give another --output_dir"
+            )
         for text in (*(f"changed: {change}" for change in job.changes), *(f"warning: {w}" for w in job.warnings)):
             self.journal.say(text)
         for problem in problems.values():
             self.journal.say(f"warning: {problem}")
+        if problems and found is None:
+            self.journal.say(f"warning: no checkpoint in {job.run_dir} is whole: starting from the beginning")
         if found is not None and checkpoint.step_of(found) > job.max_steps:
             raise UserError(
                 f"train.max_steps: {job.max_steps}, but {job.run_dir} is at step {checkpoint.step_of(found)}"
@@ -177,6 +188,10 @@ class _Training:
         start = found or job.parent
         if start is not None:
             saved = load_training_state(start, self.accelerator, self.model, self.optimizer, self.recipe.seed)
+            if set(saved) - {field.name for field in dataclasses.fields(Progress)} or (
+                saved.get("step") != checkpoint.step_of(start)
+            ):
+                raise UserError(f"{start}: its training_state/state.json is of another step or another program")
             self.progress = Progress(**saved)
         if found is not None:
             finished = self.progress.step >= job.max_steps
@@ -196,8 +211,10 @@ class _Training:
                 checkpoint.set_aside(damaged)
         self.write_down_what_runs(goes_on=found is not None)
         self.journal.rewind(self.progress.step if start is not None else -1)
+        for damaged, problem in problems.items():
+            self.journal.event("damaged checkpoint", self.progress.step, checkpoint=damaged.name, problem=problem)
         if found is not None:
-            self.write_down_how_it_goes_on(found, problems)
+            self.write_down_how_it_goes_on(found)
         self.started, self.seconds_before = time.monotonic(), self.progress.seconds
         self.start_clock()
         if start is None:
@@ -407,8 +424,12 @@ class _Training:
     def stopped(self, what: str) -> RunStopped:
         """The end of a run that cannot go on, with where to go back to."""
         good = checkpoint.pointed(self.job.run_dir, "latest")
-        last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-        return RunStopped(f"{what}; {last}; a lower optimizer.lr may help")
+        if good is None:
+            return RunStopped(f"{what}; there is no checkpoint yet; a lower optimizer.lr may help")
+        branch = (
+            f"--from {self.job.run_dir}@{checkpoint.step_of(good)} with a lower optimizer.lr and another --output_dir"
+        )
+        return RunStopped(f"{what}; the last good checkpoint is {good}; try {branch}")
 
     def interrupted(self, step: int, number: int) -> BaseException:
         """The end of a run that was asked to stop, and has saved."""
@@ -425,7 +446,7 @@ class _Training:
         """`recipe.yaml`, `environment.json`, and the recipe for the trackers."""
         if self.accelerator.is_main_process:
             checkpoint.write_text(self.job.run_dir / "recipe.yaml", self.recipe.to_yaml())
-            if not (self.job.run_dir / "environment.json").exists():
+            if not goes_on:
                 checkpoint.write_json(self.job.run_dir / "environment.json", self.job.environment)
         self.accelerator.wait_for_everyone()
         if self.recipe.tracking.to:
@@ -450,15 +471,15 @@ class _Training:
             "trackio": {"name": name, "resume": "allow"},
         }
 
-    def write_down_how_it_goes_on(self, found: Path, problems: Mapping[Path, str]) -> None:
+    def write_down_how_it_goes_on(self, found: Path) -> None:
         """The history of a run that goes on, and its checkpoints as they would be if it had not stopped."""
         step = self.progress.step
-        for damaged, problem in problems.items():
-            self.journal.event("damaged checkpoint", step, checkpoint=damaged.name, problem=problem)
         for change in self.job.changes:
             self.journal.event("changed", step, what=change)
         if step < self.job.max_steps:
             self.journal.event("resumed", step, checkpoint=found.name, processes=self.accelerator.num_processes)
         if self.accelerator.is_main_process:
             self.tidy_checkpoints()
+            if self.progress.tokens:
+                loss_plot(self.job.run_dir)
         self.accelerator.wait_for_everyone()

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -33,7 +34,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
             cpu=recipe.train.device == "cpu",
             mixed_precision=recipe.train.mixed_precision,
             log_with=_trackers(recipe) or None,
-            project_dir=recipe.output_dir,
+            project_dir=str(Path(recipe.output_dir).expanduser()),
         )
     except ValueError as error:
         raise UserError(f"train: {error}") from None

@@ -20,10 +20,12 @@ from safetensors.torch import load_file
 from .. import checkpoint
 from ..errors import UserError
 from ..recipe import CheckpointRecipe, Recipe, TrackingRecipe
-from ..report import read_metrics
+from ..report import read_lines, read_metrics
+from .lineage import changes_of_environment
 from .loop import run
 from .setup import prepare
 from .state import whole_weights
+from .stopping import lost_process_as_such
 
 # What two runs may differ in and be the same.
 _CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_memory")
@@ -62,13 +64,17 @@ def replay(
     run_dir = Path(run_dir)
     if not (run_dir / "recipe.yaml").is_file():
         raise UserError(f"{run_dir}: not a run: there is no recipe.yaml in it")
+    parent = checkpoint.read_json(run_dir / "environment.json").get("parent")
+    beginning = parent["step"] if parent else 0
     kept = {checkpoint.step_of(path): path for path in checkpoint.checkpoints(run_dir)}
     if not kept:
         raise UserError(f"{run_dir}: a run without a checkpoint; there is nothing to compare with")
-    start = (sorted(kept)[0] if len(kept) > 1 else 0) if start is None else start
+    start = (sorted(kept)[0] if len(kept) > 1 else beginning) if start is None else start
     stop = max(kept) if stop is None else stop
-    if not 0 <= start < stop <= max(kept):
-        raise UserError(f"{run_dir}: steps {start} to {stop} are not within the run's 0 to {max(kept)}")
+    if not beginning <= start < stop <= max(kept):
+        raise UserError(f"{run_dir}: steps {start} to {stop} are not within the run's {beginning} to {max(kept)}")
+    _refuse_before_another_length(run_dir, start)
+    origin = f"{parent['run']}@{start}" if parent and start == beginning else f"{run_dir}@{start}" if start else None
     published = _by_step(read_metrics(run_dir))
     recipe = Recipe.from_yaml(run_dir / "recipe.yaml")
     results: dict[int, list[Compared]] = {}
@@ -80,9 +86,19 @@ def replay(
             checkpoint=CheckpointRecipe(every=None),
             tracking=TrackingRecipe(),
         )
-        job = prepare(recipe, f"{run_dir}@{start}" if start else None)
+        job = prepare(recipe, origin)
+        changes_of_environment(run_dir, job.environment)  # refuses another text
+        began_with = checkpoint.read_json(run_dir / "environment.json").get("processes", 1)
+        if began_with != job.accelerator.num_processes:
+            raise UserError(
+                f"{run_dir}: began on {began_with} processes, and repeats exactly on as many;"
+                f" this is {job.accelerator.num_processes}"
+            )
 
         def compare(step: int, training: Any) -> None:
+            ours = whole_weights(training.model) if step in kept else {}  # gathered from all processes
+            if not job.accelerator.is_main_process:
+                return
             repeated = _by_step(read_metrics(scratch)).get(step, {})
             found = [
                 Compared(step, name, _exact(published[step][name]), _exact(value))
@@ -93,14 +109,26 @@ def replay(
                 theirs = {}
                 for shard in kept[step].glob("model*.safetensors"):
                     theirs |= load_file(shard)
-                ours = whole_weights(training.model)
                 found.append(Compared(step, "weights", weights_checksum(theirs), weights_checksum(ours)))
             results[step] = found
             if watch is not None:
                 watch(step, found)
 
-        run(job, until=stop, watch=compare)
+        with lost_process_as_such():
+            run(job, until=stop, watch=compare)
     return results
+
+
+def _refuse_before_another_length(run_dir: Path, start: int) -> None:
+    """The learning rate depends on the number of steps, so what was trained before that changed is another run."""
+    lengths = ("train.max_steps", "train.epochs")
+    events = read_lines(run_dir / "events.jsonl")
+    changed = [e["step"] for e in events if e["event"] == "changed" and e["what"].startswith(lengths)]
+    if changed and start < max(changed):
+        raise UserError(
+            f"{run_dir}: its number of steps was changed after step {max(changed)}; only what came then can be"
+            f" repeated: --from {max(changed)}, if that checkpoint was kept"
+        )
 
 
 def weights_checksum(weights: Mapping[str, torch.Tensor]) -> str:

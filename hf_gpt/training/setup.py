@@ -116,6 +116,7 @@ class Job:
     environment: dict[str, Any]
     changes: list[str]  # of the recipe, since the run in `run_dir` began
     warnings: list[str]  # what else a person who goes on with a run should know
+    earlier: Recipe | None  # of the run that `run_dir` holds
     parent: Path | None  # the checkpoint of another run that this one starts from
 
     def describe(self) -> Iterator[str]:
@@ -231,7 +232,7 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
     recipe = dataclasses.replace(data.recipe, train=train)
     changes = changes_of_recipe(run_dir, earlier, recipe) if earlier is not None else []
     environment = describe_environment(accelerator, data)
-    branched_from = parent_of(run_dir, parent, data.config)
+    branched_from = parent_of(run_dir, parent, data.config, data.tokenizer)
     if branched_from is not None:
         environment["parent"] = describe_parent(branched_from)
 
@@ -251,6 +252,7 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
         max_steps=max_steps,
         environment=environment,
         changes=changes,
+        earlier=earlier,
         warnings=changes_of_environment(run_dir, environment),
         parent=branched_from,
     )

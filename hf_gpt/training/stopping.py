@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 
-from ..errors import RunStopped
+from ..errors import RunPreempted, RunStopped
 
 # Processes agree on stopping every so many steps: often enough to be prompt, rarely enough to cost nothing.
 _AGREE_EVERY = 10
@@ -30,9 +30,12 @@ class Stop:
     def __init__(self) -> None:
         self.requested = 0
         self.requested_at = 0.0
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def agreed(self, step: int, accelerator: Accelerator) -> int:
         """The signal for which the run ends after `step`, or 0: the same answer on every process."""
+        if self._launcher not in (None, os.getppid()):  # killed, and these processes are nobody's
+            self.requested = self.requested or signal.SIGTERM
         if accelerator.num_processes == 1:
             return self.requested
         if step % _AGREE_EVERY:
@@ -72,6 +75,27 @@ def stop_on_signal() -> Iterator[Stop]:
         yield stop
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def preempted_at_once() -> Iterator[None]:
+    """While the block runs, before there is anything to save, SIGTERM and SIGUSR1 end it with a word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame) -> None:
+        name = signal.Signals(number).name
+        raise RunPreempted(f"{name}: stopped before the first step; the same command goes on from there")
+
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in _SIGNALS if number != signal.SIGINT}
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
