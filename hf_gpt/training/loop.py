@@ -169,59 +169,64 @@ class _Training:
         job = self.job
         self.accelerator.wait_for_everyone()  # the main process holds the lock
         found, problems = checkpoint.newest_whole(job.run_dir)
-        if earlier_recipe(job.run_dir) != job.earlier:
-            raise UserError(f"{job.run_dir}: another process began a run there meanwhile; give another --output_dir")
-        if found is not None and job.earlier is None:
-            raise UserError(
-                f"{found}: the run has no recipe.yaml to go on by; put it back, or give another --output_dir"
-            )
+        self.refuse_what_cannot_go_on(found)
         for text in (*(f"changed: {change}" for change in job.changes), *(f"warning: {w}" for w in job.warnings)):
             self.journal.say(text)
         for problem in problems.values():
             self.journal.say(f"warning: {problem}")
         if problems and found is None:
             self.journal.say(f"warning: no checkpoint in {job.run_dir} is whole: starting from the beginning")
-        if found is not None and checkpoint.step_of(found) > job.max_steps:
-            raise UserError(
-                f"train.max_steps: {job.max_steps}, but {job.run_dir} is at step {checkpoint.step_of(found)}"
-            )
-        start = found or job.parent
-        if start is not None:
-            saved = load_training_state(start, self.accelerator, self.model, self.optimizer, self.recipe.seed)
-            if set(saved) - {field.name for field in dataclasses.fields(Progress)} or (
-                saved.get("step") != checkpoint.step_of(start)
-            ):
-                raise UserError(f"{start}: its training_state/state.json is of another step or another program")
-            self.progress = Progress(**saved)
-        if found is not None:
-            finished = self.progress.step >= job.max_steps
-            what = "finished already (more train.max_steps or train.epochs go on):" if finished else "going on after"
-            self.journal.say(f"{what} step {self.progress.step}, from {found}")
-        else:
+        if start := found or job.parent:
+            self.take_up(start, as_branch=found is None)
+        if found is None:
             for line in job.describe():
                 self.journal.say(line)
-        if found is None and job.parent is not None:
-            if self.progress.step >= job.max_steps:
-                raise UserError(f"train.max_steps: {job.max_steps}, but {job.parent} is at step {self.progress.step}")
-            self.progress = Progress(step=self.progress.step, tokens=self.progress.tokens)
-            self.journal.say(f"branching off after step {self.progress.step}, from {job.parent}")
         self.accelerator.wait_for_everyone()  # all have looked
         if self.accelerator.is_main_process:
             for damaged in problems:
                 checkpoint.set_aside(damaged)
         self.write_down_what_runs(goes_on=found is not None)
-        self.journal.rewind(self.progress.step if start is not None else -1)
+        self.journal.rewind(self.progress.step if start else -1)
         for damaged, problem in problems.items():
             self.journal.event("damaged checkpoint", self.progress.step, checkpoint=damaged.name, problem=problem)
         if found is not None:
             self.write_down_how_it_goes_on(found)
         self.started, self.seconds_before = time.monotonic(), self.progress.seconds
         self.start_clock()
-        if start is None:
+        if not start:
             if self.evaluates_at(0):
                 self.evaluate(0)
             if job.max_steps == 0:
                 self.save(0)
+
+    def refuse_what_cannot_go_on(self, found: Path | None) -> None:
+        """Raises :class:`UserError` if the folder holds what this recipe cannot go on with; asked under its lock."""
+        run_dir, max_steps = self.job.run_dir, self.job.max_steps
+        if earlier_recipe(run_dir) != self.job.earlier:
+            raise UserError(f"{run_dir}: another process began a run there meanwhile; give another --output_dir")
+        if found is not None and self.job.earlier is None:
+            raise UserError(
+                f"{found}: the run has no recipe.yaml to go on by; put it back, or give another --output_dir"
+            )
+        for start, where in ((found, run_dir), (None if found else self.job.parent, self.job.parent)):
+            if start is not None and (step := checkpoint.step_of(start)) + (start != found) > max_steps:
+                raise UserError(f"train.max_steps: {max_steps}, but {where} is at step {step}")
+
+    def take_up(self, start: Path, as_branch: bool) -> None:
+        """The weights, the optimizer and the position of a checkpoint."""
+        saved = load_training_state(start, self.accelerator, self.model, self.optimizer, self.recipe.seed)
+        known = {field.name for field in dataclasses.fields(Progress)}
+        if not set(saved) <= known or saved.get("step") != checkpoint.step_of(start):
+            raise UserError(f"{start}: its training_state/state.json is of another step or another program")
+        self.progress = Progress(**saved)
+        if as_branch:
+            self.progress = Progress(step=self.progress.step, tokens=self.progress.tokens)
+            what = "branching off after"
+        elif self.progress.step >= self.job.max_steps:
+            what = "finished already (more train.max_steps or train.epochs go on):"
+        else:
+            what = "going on after"
+        self.journal.say(f"{what} step {self.progress.step}, from {start}")
 
     def update(self, step: int) -> torch.Tensor:
         """One global batch and one update of the weights. Returns this process's share of the loss, on the device."""
@@ -447,7 +452,9 @@ class _Training:
         if self.accelerator.is_main_process:
             checkpoint.write_text(self.job.run_dir / "recipe.yaml", self.recipe.to_yaml())
             if not goes_on:
-                checkpoint.write_json(self.job.run_dir / "environment.json", self.job.environment)
+                path = self.job.run_dir / "environment.json"
+                same_id = {key: value for key, value in checkpoint.read_json(path).items() if key == "run_id"}
+                checkpoint.write_json(path, self.job.environment | same_id)
         self.accelerator.wait_for_everyone()
         if self.recipe.tracking.to:
             self.accelerator.init_trackers(
