@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from .errors import UserError
+from .storage import replacing_directory, write_json, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -177,24 +178,6 @@ def _disk_errors_as_such(path: Path) -> Iterator[None]:
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
-@contextlib.contextmanager
-def replacing_directory(final: Path) -> Iterator[Path]:
-    """A directory to fill; when the block ends without an error it is flushed and takes the place of `final`."""
-    temporary = final.with_name(f".writing-{os.getpid()}-{final.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for path in (*temporary.rglob("*"), temporary):
-            _flush(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    _flush(final.parent)
-
-
 def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """The model and the tokenizer of what a person named (see `resolve_model`), ready to evaluate or generate.
 
@@ -267,34 +250,6 @@ def resolve_model(model: str) -> str:
     return model
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole: temporary name, flush, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; nothing where there is no such file.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else {}
-    except ValueError:
-        raise UserError(f"{path}: is damaged; remove it if the run is to go on without it") from None
-
-
 def _describe(directory: Path) -> dict[str, Any]:
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return {
@@ -311,12 +266,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """fsync a file or a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

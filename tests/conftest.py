@@ -52,3 +52,14 @@ def forks():
     server = ForkServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def one_thread():
+    """Small models: more threads would only get in each other's way."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

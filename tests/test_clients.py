@@ -18,12 +18,7 @@ CONTEXT = 64
 SENTENCES = [f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs." for i in range(32)]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

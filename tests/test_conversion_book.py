@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hostile import Trap
 from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -283,14 +284,6 @@ def test_what_does_not_fit_is_named(tmp_path, capsys, change, message):
     torch.save(state, tmp_path / "model.pth")
     assert message in refused(capsys, str(tmp_path / "model.pth"), str(tmp_path / "out"), "--heads", "3")
     assert os.listdir(tmp_path) == ["model.pth"]
-
-
-class Trap:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile import Trap
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -410,14 +411,6 @@ def test_weights_that_are_not_numbers_or_not_floats_are_refused(tmp_path, stock,
         save_file(state | {name: wrong}, Path(stock) / "model.safetensors", {"format": "pt"})
         assert message in refused(capsys, stock, str(tmp_path / "out"), "--from", "gpt2")
     assert os.listdir(tmp_path) == ["stock"]
-
-
-class Trap:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

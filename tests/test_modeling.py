@@ -26,12 +26,7 @@ from hf_gpt import (
 SMALL = {"vocab_size": 61, "emb_dim": 32, "n_heads": 4, "n_layers": 3, "context_length": 16, "drop_rate": 0.1}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small_model(model_class=GPTForCausalLM, attention=None, **changes):

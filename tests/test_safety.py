@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from forking import recipe_file
+from hostile import Trap
 from test_training import changed, same_weights, timeless
 
 import hf_gpt
 from hf_gpt import checkpoint
 from hf_gpt.errors import RunStopped, UserError
 from hf_gpt.report import read_lines
+from hf_gpt.storage import write_json
 from hf_gpt.training import loop
 
 # Signals
@@ -300,29 +302,23 @@ def test_a_damaged_file_is_named_and_the_newest_whole_checkpoint_gone_on_from(co
     assert events == ["damaged checkpoint", "resumed"]
 
 
-class Hostile:
-    def __reduce__(self):
-        return (open, (str(self.mark), "w"))
-
-
 @pytest.mark.parametrize("kind", ["pickled state", "pickled weights", "code in the checkpoint"])
 def test_a_hostile_checkpoint_runs_nothing(copied, tmp_path, kind, capsys):
     """Somebody who can write a manifest can write anything that it covers; none of it is executed."""
     mark = tmp_path / "executed"
-    Hostile.mark = mark
     newest = checkpoint.checkpoints(copied["output_dir"])[-1]
     if kind == "pickled state":
         for name in ("optimizer.safetensors", "random.safetensors", "state.json"):
-            (newest / "training_state" / name).write_bytes(pickle.dumps(Hostile()))
-        torch.save(Hostile(), newest / "training_state" / "optimizer.bin")
+            (newest / "training_state" / name).write_bytes(pickle.dumps(Trap(mark)))
+        torch.save(Trap(mark), newest / "training_state" / "optimizer.bin")
     elif kind == "pickled weights":
         (newest / "model.safetensors").unlink()
-        torch.save({"weights": Hostile()}, newest / "pytorch_model.bin")
+        torch.save({"weights": Trap(mark)}, newest / "pytorch_model.bin")
     else:
         for name in ("modeling_gpt.py", "configuration_gpt.py"):
             (newest / name).write_text(f"open({str(mark)!r}, 'w')\n")
     (newest / "training_state" / "manifest.json").unlink()
-    checkpoint.write_json(newest / "training_state" / "manifest.json", checkpoint._describe(newest))
+    write_json(newest / "training_state" / "manifest.json", checkpoint._describe(newest))
     checkpoint.verify(newest)
 
     with contextlib.suppress(UserError, RunStopped, OSError, ValueError, RuntimeError):
@@ -356,7 +352,7 @@ def test_a_run_whose_files_were_damaged_says_so_in_one_line(copied, name, conten
         path.write_text(content)
     newest = checkpoint.checkpoints(copied["output_dir"])[-1]
     (newest / checkpoint.MANIFEST).unlink()
-    checkpoint.write_json(newest / checkpoint.MANIFEST, checkpoint._describe(newest))
+    write_json(newest / checkpoint.MANIFEST, checkpoint._describe(newest))
     with pytest.raises(UserError, match=message):
         hf_gpt.train({**copied, "train": {**copied["train"], "max_steps": 13}})
 

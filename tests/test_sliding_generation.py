@@ -12,12 +12,7 @@ WINDOW = 8
 VOCAB_SIZE = 53
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small_model(model_class=GPTForCausalLM, attention: str = "sdpa", seed: int = 0) -> GPTForCausalLM:

@@ -273,7 +273,7 @@ def _killed_at(name: str, count: int, corpus, tokenizer):
     tokenize(corpus, tokenizer)
 
 
-@pytest.mark.parametrize("name", ["_flush", "_flush_folder"])
+@pytest.mark.parametrize("name", ["flush_file", "flush_path"])
 def test_killed_at_any_moment_that_matters_it_gives_the_same_bytes(
     small_shards, bytes_tokenizer, tmp_path, monkeypatch, name
 ):
@@ -287,7 +287,7 @@ def test_killed_at_any_moment_that_matters_it_gives_the_same_bytes(
         assert content(tokenize(corpus, bytes_tokenizer)) == expected
         if worker.exitcode == 0:
             break
-    assert count > {"_flush": 8, "_flush_folder": 3}[name]
+    assert count > {"flush_file": 8, "flush_path": 3}[name]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "more", "torn line", "not a line", "all"])
@@ -296,7 +296,7 @@ def test_shards_that_are_not_what_was_written_are_made_again(
 ):
     corpus = corpus_of("text " * 6000)
     expected = made_elsewhere(corpus, bytes_tokenizer, tmp_path, monkeypatch)
-    worker = FORK.Process(target=_killed_at, args=("_flush", 11, corpus, bytes_tokenizer))
+    worker = FORK.Process(target=_killed_at, args=("flush_file", 11, corpus, bytes_tokenizer))
     worker.start()
     worker.join()
     assert num_shards(tmp_path / "cache") == 5
@@ -438,7 +438,7 @@ def test_progress_is_a_bar_on_a_screen_and_plain_lines_in_a_log(small_shards, by
     monkeypatch.setattr(progress, "_LINE_EVERY", 0)
     for stderr in (io.StringIO(), _Screen()):
         monkeypatch.setattr(sys, "stderr", stderr)
-        with progress.Progress("tokenising a corpus") as shown:
+        with progress.ReadingProgress("tokenising a corpus") as shown:
             tokenize(corpus_of("x" * 30_000, identity=repr(stderr)), bytes_tokenizer, progress=shown)
         if stderr.isatty():
             assert "\rtokenising a corpus: 30.0k characters" in stderr.getvalue()
@@ -460,7 +460,7 @@ def _tokenize_into(log, barrier):
             yield piece
 
     barrier.wait()
-    with progress.Progress("tokenising") as shown:
+    with progress.ReadingProgress("tokenising") as shown:
         tokenize(Corpus("c", "i", False, slowly), load_tokenizer("bytes"), progress=shown)
     sys.stderr.flush()
 

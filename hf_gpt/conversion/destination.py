@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..storage import flush_path, flush_tree
 
 _WHAT_WORKS = "name a directory that is not there yet, or an empty one"
 _IS_FILLED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -60,8 +61,7 @@ class Destination:
         temporary.mkdir()
         try:
             yield temporary
-            for path in (*temporary.rglob("*"), temporary):
-                _flush(path)
+            flush_tree(temporary)
             if temporary.parent == self.path:
                 self._fill(temporary)
             else:
@@ -69,7 +69,7 @@ class Destination:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _flush(self.path.parent)
+        flush_path(self.path.parent)
 
     @property
     def _temporary(self) -> Path:
@@ -114,7 +114,7 @@ class Destination:
         for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
             os.rename(path, self.path / path.name)
         temporary.rmdir()
-        _flush(self.path)
+        flush_path(self.path)
 
     def _came_in_between(self) -> UserError:
         return UserError(
@@ -135,12 +135,3 @@ def _is_alive(process: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _flush(path: Path) -> None:
-    """fsync a file or a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,7 @@ _DELAY = 2.0
 _LINE_EVERY = 30.0
 
 
-class Progress:
+class ReadingProgress:
     """A function to call with the number of characters done since the last call; shows their sum on stderr.
 
     In a terminal or notebook that is tqdm's bar, in a log file lines without control characters.
@@ -34,7 +34,7 @@ class Progress:
         if self._bar.disable and time.monotonic() >= self._next_line:
             self._line()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ReadingProgress":
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -50,7 +50,7 @@ class Progress:
             unit_scale=True,
             delay=_DELAY,
             file=sys.stderr,
-            disable=not (sys.stderr.isatty() or tqdm.__name__ == "tqdm_notebook"),
+            disable=not shows_bar(),
         )
 
     def _line(self) -> None:
@@ -58,3 +58,8 @@ class Progress:
         self._next_line = now + _LINE_EVERY
         elapsed = tqdm.format_interval(now - self._started)
         print(f"{self._description}: {self._num_characters:,} characters in {elapsed}", file=sys.stderr, flush=True)
+
+
+def shows_bar() -> bool:
+    """Whether somebody watches a terminal or notebook, where a bar can move."""
+    return sys.stderr.isatty() or tqdm.__name__ == "tqdm_notebook"

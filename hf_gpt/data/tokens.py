@@ -28,7 +28,6 @@ Where text comes from is corpus.py's; windows and their order are batches.py's.
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -41,6 +40,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
+from ..storage import flush_file, flush_path
 from ..tokenization import cut_exactly, encode_ordinary, fingerprint, separator_id, token_dtype
 from .corpus import Corpus, Pieces
 from .files import cache_folder
@@ -159,10 +159,10 @@ def _write(
         meta = {"format": _FORMAT, "dtype": dtype.str, "separator_id": separator, **shards.counts}
         with open(part / "store.json", "w") as file:
             json.dump({**meta, "checksum": _checksum(part / "tokens.bin")}, file)
-            _flush(file)
+            flush_file(file)
         shutil.rmtree(folder, ignore_errors=True)  # a store that was not to be trusted
         part.rename(folder)
-        _flush_folder(folder.parent)
+        flush_path(folder.parent)
     finally:
         lines = part / "shards.jsonl"
         if not (lines.is_file() and lines.stat().st_size):
@@ -180,8 +180,8 @@ class _Shards:
         self.counts = {"num_tokens": 0, "num_characters": 0, "num_bytes": 0, "num_documents": 0}
         self._itemsize = dtype.itemsize
         self._ids, self._lines = (_open_for_update(folder / name) for name in ("tokens.bin", "shards.jsonl"))
-        _flush_folder(folder)
-        _flush_folder(folder.parent)
+        flush_path(folder)
+        flush_path(folder.parent)
         self._recover()
         self._characters_safe = self.counts["num_characters"]
         self._checksum = hashlib.blake2b(digest_size=16)
@@ -201,7 +201,7 @@ class _Shards:
         if self.counts["num_characters"] > self._characters_safe:
             self._make_safe()
         self._ids.truncate()
-        _flush(self._ids)
+        flush_file(self._ids)
 
     def __enter__(self) -> "_Shards":
         return self
@@ -229,10 +229,10 @@ class _Shards:
         self._ids.seek(self.counts["num_tokens"] * self._itemsize)
 
     def _make_safe(self) -> None:
-        _flush(self._ids)  # before the line that says it is there
+        flush_file(self._ids)  # before the line that says it is there
         line = json.dumps({**self.counts, "checksum": self._checksum.hexdigest()})
         self._lines.write(line.encode() + b"\n")
-        _flush(self._lines)
+        flush_file(self._lines)
         self._characters_safe = self.counts["num_characters"]
         self._checksum = hashlib.blake2b(digest_size=16)
 
@@ -379,18 +379,3 @@ def _open_for_update(path: Path) -> IO[bytes]:
     """The file, made if there is none, to be read and written anywhere."""
     path.touch()
     return open(path, "r+b")
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes a rename in `folder` last; there is no such call, and no need of it, on Windows."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

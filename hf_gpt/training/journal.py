@@ -11,7 +11,6 @@ system) a plain line now and then, without control characters.
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -21,8 +20,9 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..checkpoint import write_text
+from ..data.progress import shows_bar
 from ..report import read_lines
+from ..storage import flush_file, write_text
 
 # Seconds between two progress lines in a log file.
 _LINE_EVERY = 30.0
@@ -88,7 +88,7 @@ class Journal:
                 unit="step",
                 dynamic_ncols=True,
                 file=sys.stderr,
-                disable=not (sys.stderr.isatty() or _in_notebook()),
+                disable=not shows_bar(),
             )
         if self._bar.disable:
             self._line(step, loss, tokens_per_second)
@@ -105,8 +105,7 @@ class Journal:
     def flush(self) -> None:
         """Force what was written to disk, before a checkpoint relies on it."""
         for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
+            flush_file(file)
 
     def __enter__(self) -> "Journal":
         return self
@@ -144,7 +143,3 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _in_notebook() -> bool:
-    return tqdm.__name__ == "tqdm_notebook"

@@ -17,6 +17,7 @@ from .. import checkpoint
 from ..configuration_gpt import GPTConfig
 from ..errors import UserError
 from ..recipe import Recipe, differences
+from ..storage import read_json
 from ..tokenization import fingerprint, load_tokenizer
 
 # What may change when a run goes on in the same folder; anything else makes it a different run.
@@ -59,7 +60,7 @@ def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[st
 
 def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[str]:
     """What is different from where the run began, as lines to warn with."""
-    before = checkpoint.read_json(run_dir / "environment.json")
+    before = read_json(run_dir / "environment.json")
     if not before:
         return []
     if before.get("text", environment["text"]) != environment["text"]:
@@ -82,7 +83,7 @@ def find_checkpoint(name: str) -> Path:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    run, _, step = name.rpartition("@") if re.search(r"@(\d+|latest|best)$", name) else (name, "", "latest")
+    run, step = _run_and_step(name)
     found = checkpoint.checkpoints(run)
     if not found:
         raise UserError(f"{run}: no run with a checkpoint there; name one as RUN@STEP")
@@ -96,9 +97,21 @@ def find_checkpoint(name: str) -> Path:
     return chosen
 
 
+def _run_and_step(name: str) -> tuple[str, str]:
+    """`RUN@STEP` in its parts; STEP is a number, `best` or `latest`, which is also what RUN alone means."""
+    found = re.fullmatch(r"(.+)@(\d+|latest|best)", name)
+    return (found[1], found[2]) if found else (name, "latest")
+
+
+def _is_the_same(asked: str, recorded: Mapping[str, Any]) -> bool:
+    """Whether `asked` means the parent that a branch wrote down; `best` and `latest` may have moved since."""
+    run, step = _run_and_step(asked)
+    return Path(run).absolute() == Path(recorded["run"]) and (not step.isdigit() or int(step) == recorded["step"])
+
+
 def describe_parent(parent: Path) -> dict[str, Any]:
     """What a branch writes down of the checkpoint it starts from."""
-    manifest = checkpoint.read_json(parent / checkpoint.MANIFEST)["files"]
+    manifest = read_json(parent / checkpoint.MANIFEST)["files"]
     weights = {name: entry["sha256"] for name, entry in manifest.items() if name.endswith(".safetensors")}
     return {
         "run": str(parent.parent.parent.absolute()),
@@ -115,12 +128,10 @@ def parent_of(run_dir: Path, asked: str | None, config: GPTConfig, tokenizer: Pr
     Raises:
         UserError: there is no such checkpoint, it is of another model or tokenizer, or the run began elsewhere.
     """
-    recorded = checkpoint.read_json(run_dir / "environment.json").get("parent")
+    recorded = read_json(run_dir / "environment.json").get("parent")
     if checkpoint.checkpoints(run_dir):
-        began = f"{recorded['run']}@{recorded['step']}" if recorded else "nothing"
-        asked_run, _, step = (asked or began).rpartition("@")
-        same_run = recorded and Path(asked_run or step).absolute() == Path(recorded["run"])
-        if asked is not None and not (same_run and (not step.isdigit() or int(step) == recorded["step"])):
+        if asked is not None and not (recorded and _is_the_same(asked, recorded)):
+            began = f"{recorded['run']}@{recorded['step']}" if recorded else "nothing"
             raise UserError(f"--from {asked}: the run in {run_dir} began from {began}; give another --output_dir")
         return None
     if asked is None:

@@ -34,6 +34,7 @@ from ..evaluation import loss_on_windows, perplexity
 from ..generation import generate_text
 from ..recipe import Recipe, flat
 from ..report import loss_plot, read_lines, read_metrics
+from ..storage import read_json, write_json, write_text
 from .journal import Journal, no_progress_bars
 from .lineage import earlier_recipe
 from .optim import build_optimizer, learning_rate, set_learning_rate
@@ -450,11 +451,11 @@ class _Training:
     def write_down_what_runs(self, goes_on: bool) -> None:
         """`recipe.yaml`, `environment.json`, and the recipe for the trackers."""
         if self.accelerator.is_main_process:
-            checkpoint.write_text(self.job.run_dir / "recipe.yaml", self.recipe.to_yaml())
+            write_text(self.job.run_dir / "recipe.yaml", self.recipe.to_yaml())
             if not goes_on:
                 path = self.job.run_dir / "environment.json"
-                same_id = {key: value for key, value in checkpoint.read_json(path).items() if key == "run_id"}
-                checkpoint.write_json(path, self.job.environment | same_id)
+                same_id = {key: value for key, value in read_json(path).items() if key == "run_id"}
+                write_json(path, self.job.environment | same_id)
         self.accelerator.wait_for_everyone()
         if self.recipe.tracking.to:
             self.accelerator.init_trackers(
@@ -470,7 +471,7 @@ class _Training:
 
     def tracker_run(self) -> dict[str, dict[str, Any]]:
         """What makes the trackers go on in the run they began, from where this one goes on."""
-        run_id = checkpoint.read_json(self.job.run_dir / "environment.json").get("run_id")
+        run_id = read_json(self.job.run_dir / "environment.json").get("run_id")
         name = f"{self.job.run_dir.name}-{run_id}"
         return {
             "tensorboard": {"purge_step": self.progress.step + 1},

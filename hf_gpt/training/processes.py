@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import parse_flag_from_env
 
 from ..errors import UserError
 from ..recipe import Recipe
 
 
 def start_accelerator(recipe: Recipe) -> Accelerator:
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":  # its engine clips, steps and saves by itself
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):  # its engine clips, steps and saves by itself
         raise UserError(
             "train: DeepSpeed cannot repeat a run exactly, and is not used here; FSDP2 shards the same, see"
             " configs/accelerate/fsdp2.yaml"

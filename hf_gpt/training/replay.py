@@ -21,6 +21,7 @@ from .. import checkpoint
 from ..errors import UserError
 from ..recipe import CheckpointRecipe, Recipe, TrackingRecipe
 from ..report import read_lines, read_metrics
+from ..storage import read_json
 from .lineage import changes_of_environment
 from .loop import run
 from .setup import prepare
@@ -64,7 +65,7 @@ def replay(
     run_dir = Path(run_dir)
     if not (run_dir / "recipe.yaml").is_file():
         raise UserError(f"{run_dir}: not a run: there is no recipe.yaml in it")
-    parent = checkpoint.read_json(run_dir / "environment.json").get("parent")
+    parent = read_json(run_dir / "environment.json").get("parent")
     beginning = parent["step"] if parent else 0
     kept = {checkpoint.step_of(path): path for path in checkpoint.checkpoints(run_dir)}
     if not kept:
@@ -88,7 +89,7 @@ def replay(
         )
         job = prepare(recipe, origin)
         changes_of_environment(run_dir, job.environment)  # refuses another text
-        began_with = checkpoint.read_json(run_dir / "environment.json").get("processes", 1)
+        began_with = read_json(run_dir / "environment.json").get("processes", 1)
         if began_with != job.accelerator.num_processes:
             raise UserError(
                 f"{run_dir}: began on {began_with} processes, and repeats exactly on as many;"
@@ -101,7 +102,7 @@ def replay(
                 return
             repeated = _by_step(read_metrics(scratch)).get(step, {})
             found = [
-                Compared(step, name, _exact(published[step][name]), _exact(value))
+                Compared(step, name, repr(published[step][name]), repr(value))
                 for name, value in repeated.items()
                 if name in published.get(step, {})
             ]
@@ -148,8 +149,3 @@ def _by_step(lines: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
         of_step = values.setdefault(line["step"], {})
         of_step |= {name: value for name, value in line.items() if name not in _CLOCK and name != "step"}
     return values
-
-
-def _exact(value: Any) -> str:
-    """A number with all its digits."""
-    return repr(value)

@@ -27,11 +27,12 @@ from ..configuration_gpt import GPTConfig
 from ..data.batches import BatchPlan, Windows
 from ..data.corpus import Corpus, load_corpora
 from ..data.files import cache_folder
-from ..data.progress import Progress
+from ..data.progress import ReadingProgress
 from ..data.tokens import TokenStore, fraction_of_split_characters, tokenize
 from ..errors import UserError, did_you_mean
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import ModelRecipe, Recipe, TokenizerRecipe
+from ..storage import replacing_directory
 from ..tokenization import load_tokenizer, train_tokenizer, vocab_size
 from .lineage import (
     changes_of_environment,
@@ -345,13 +346,13 @@ def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFa
     kept.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{kept}.lock"):
         if not (kept / "tokenizer.json").is_file():
-            with checkpoint.replacing_directory(kept) as directory:
+            with replacing_directory(kept) as directory:
                 train_tokenizer(_texts(corpus), recipe.train.vocab_size).save_pretrained(directory)
     return load_tokenizer(str(kept))
 
 
 def _tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> TokenStore:
-    with Progress(f"tokenising {corpus.name}") as progress:
+    with ReadingProgress(f"tokenising {corpus.name}") as progress:
         return tokenize(corpus, tokenizer, progress=progress)
 
 

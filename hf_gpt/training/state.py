@@ -28,8 +28,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ..checkpoint import TRAINING_STATE, write_json
+from ..checkpoint import TRAINING_STATE
 from ..errors import UserError
+from ..storage import write_json
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _WEIGHTS = StateDictOptions(full_state_dict=True, strict=False)  # a tied head is not in the file

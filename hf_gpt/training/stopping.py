@@ -9,7 +9,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -48,18 +49,6 @@ class Stop:
 def stop_on_signal() -> Iterator[Stop]:
     """While the block runs, the first signal is only noted in `requested`; the next does what it did before."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python delivers signals to the main thread alone
-        return
-
-    # A handler that was not installed from Python is None here and cannot be put back.
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    before = {number: signal.SIG_DFL if handler is None else handler for number, handler in before.items()}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     handed_on = _HANDED_ON_WITHIN if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
 
     def on_signal(number: int, frame) -> None:
@@ -69,33 +58,41 @@ def stop_on_signal() -> Iterator[Stop]:
             restore()
             signal.raise_signal(number)
 
-    for number in _SIGNALS:
-        signal.signal(number, on_signal)
-    try:
+    with _handling(_SIGNALS, on_signal) as restore:
         yield stop
-    finally:
-        restore()
 
 
 @contextlib.contextmanager
 def preempted_at_once() -> Iterator[None]:
     """While the block runs, before there is anything to save, SIGTERM and SIGUSR1 end it with a word."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def on_signal(number: int, frame) -> None:
         name = signal.Signals(number).name
         raise RunPreempted(f"{name}: stopped before the first step; the same command goes on from there")
 
-    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in _SIGNALS if number != signal.SIGINT}
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
+    with _handling([number for number in _SIGNALS if number != signal.SIGINT], on_signal):
         yield
+
+
+@contextlib.contextmanager
+def _handling(numbers: Sequence[int], handler: Callable[[int, Any], None]) -> Iterator[Callable[[], None]]:
+    """`handler` for some signals while the block runs; gives the function that puts back what handled them before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # Python delivers signals to the main thread alone
+        return
+    # A handler that was not installed from Python is None here and cannot be put back.
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
+
+    def restore() -> None:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+    for number in numbers:
+        signal.signal(number, handler)
+    try:
+        yield restore
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 @contextlib.contextmanager
