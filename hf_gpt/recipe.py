@@ -152,8 +152,12 @@ class DataRecipe:
 
 @_section
 class OptimizerRecipe:
-    name: Literal["adamw"] = _doc("adamw", "the optimizer")
+    name: Literal["adamw", "muon"] = _doc(
+        "adamw", "muon: orthogonal updates of the blocks' matrices, AdamW for the rest"
+    )
     lr: Positive = _doc(4e-4, "peak learning rate")
+    muon_lr: Positive | None = _doc(None, "muon: peak learning rate of the blocks' matrices; default: lr")
+    muon_momentum: Beta = _doc(0.95, "muon: decay of the running average of the gradient")
     betas: tuple[Beta, Beta] = _doc((0.9, 0.95), "decay of the running averages of gradient and squared gradient")
     eps: Positive = _doc(1e-8, "added to the denominator")
     weight_decay: NonNegative = _doc(0.1, "decoupled weight decay")

@@ -17,7 +17,7 @@ from forking import ForkServer, recipe_file
 from hf_gpt.report import read_lines
 
 CLOCK = ("seconds", "tokens_per_second")
-KILLS_EACH = 8
+KILLS_EACH = 7
 
 
 def left_behind(run_dir: Path) -> dict:
@@ -61,8 +61,9 @@ def recipe(tmp_path_factory) -> dict:
         {"train": {"mixed_precision": "bf16"}},
         {"evaluation": {"every": 3}},  # the best checkpoint moves
         {"data": {"isolate_documents": True}, "schedule": {"name": "wsd", "warmup_steps": 5}},
+        {"optimizer": {"name": "muon"}},
     ],
-    ids=["fp32", "bf16", "best", "packed"],
+    ids=["fp32", "bf16", "best", "packed", "muon"],
 )
 def test_a_run_killed_at_any_instant_repeats_the_uninterrupted_one(changes, recipe, forks: ForkServer, tmp_path):
     seed = random.Random(repr(changes))

@@ -215,7 +215,7 @@ from hf_gpt.recipe import OptimizerRecipe
 from hf_gpt.training.optim import build_optimizer
 from hf_gpt.training.state import load_training_state, save_training_state, whole_weights
 
-run_dir, port = Path(sys.argv[1]), sys.argv[2]
+run_dir, port, name = Path(sys.argv[1]), *sys.argv[2:]
 torch.set_num_threads(1)
 
 def build(accelerator, seed):
@@ -227,7 +227,7 @@ def build(accelerator, seed):
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
         assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
-    optimizer = accelerator.prepare_optimizer(build_optimizer(model, OptimizerRecipe(lr=1e-2)))
+    optimizer = accelerator.prepare_optimizer(build_optimizer(model, OptimizerRecipe(name=name, lr=1e-2)))
     torch.manual_seed(seed + accelerator.process_index)
     return model, optimizer
 
@@ -305,8 +305,9 @@ for ranks in ((0, 1), (None,)):
 """
 
 
-def test_a_sharded_run_is_saved_whole_and_goes_on_exactly_sharded_or_alone(tmp_path):
-    command = [sys.executable, "-c", _SHARDED, str(tmp_path), str(free_port())]
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_sharded_run_is_saved_whole_and_goes_on_exactly_sharded_or_alone(optimizer, tmp_path):
+    command = [sys.executable, "-c", _SHARDED, str(tmp_path), str(free_port()), optimizer]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     sharded, other, alone = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1, None))

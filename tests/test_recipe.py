@@ -89,7 +89,7 @@ def test_floats_may_be_written_without_a_point(tmp_path, number):
         ({"optimizer": {"lr": float("nan")}}, "optimizer.lr: expected "),
         ({"seed": 2**63}, "seed: expected less than "),
         ({"data": {"source": ""}}, "data: 'source' is empty"),
-        ({"optimizer": {"name": "sgd"}}, "optimizer.name: expected 'adamw', found sgd"),
+        ({"optimizer": {"name": "sgd"}}, "optimizer.name: expected 'adamw' or 'muon', found sgd"),
         ({"evaluation": {"prompts": [""]}}, "evaluation: 'prompts' holds an empty prompt"),
         ({"evaluation": {"temperature": -1}}, "evaluation.temperature: expected greater than or equal to 0, found -1"),
         ({"model": {"preset": "gpt2-124m", "from_pretrained": "x"}}, "model: give 'preset' or 'from_pretrained'"),

@@ -10,30 +10,46 @@ import torch
 from torch import nn
 
 from ..recipe import OptimizerRecipe, ScheduleRecipe
+from .muon import Muon
 
 
 def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters of `model`, in PyTorch's fused form where the device has one.
 
     With `decay: matrices` weight decay spares biases and LayerNorm, as GPT-2 and nanoGPT do; `decay: all` is
-    `torch.optim.AdamW(model.parameters())`, which the book uses.
+    `torch.optim.AdamW(model.parameters())`, which the book uses. With `name: muon` the matrices inside the blocks are
+    updated by :class:`Muon`; embeddings and an untied head stay with AdamW, which suits rows that are rarely used.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    muon_lr_ratio = (recipe.muon_lr or recipe.lr) / recipe.lr
+    orthogonal = [p for name, p in parameters.items() if recipe.name == "muon" and _is_matrix_of_a_block(name, p)]
+    of_muon = {id(parameter) for parameter in orthogonal}
+    rest = [parameter for parameter in parameters.values() if id(parameter) not in of_muon]
     if recipe.decay == "all":
-        groups = [{"params": parameters, "weight_decay": recipe.weight_decay}]
+        groups = [{"params": rest, "weight_decay": recipe.weight_decay}]
     else:
         groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
-    fused = all(p.device.type in ("cpu", "cuda", "mps", "xpu") for p in parameters)
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=tuple(recipe.betas), eps=recipe.eps, fused=fused)
+    fused = all(p.device.type in ("cpu", "cuda", "mps", "xpu") for p in rest)
+    adamw = {"lr": recipe.lr, "betas": tuple(recipe.betas), "eps": recipe.eps, "fused": fused}
+    if recipe.name == "adamw":
+        return torch.optim.AdamW(groups, **adamw)
+    groups.append(
+        {"params": orthogonal, "orthogonal": True, "weight_decay": recipe.weight_decay, "lr_ratio": muon_lr_ratio}
+    )
+    return Muon(groups, momentum=recipe.muon_momentum, **adamw)
+
+
+def _is_matrix_of_a_block(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and "layers." in name
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use `lr` in the next update, for every parameter group."""
+    """Use `lr` in the next update, for every parameter group; a group's `lr_ratio` is its learning rate over `lr`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_ratio", 1.0)
 
 
 def learning_rate(step: int, max_steps: int, peak: float, schedule: ScheduleRecipe) -> float:

@@ -1,0 +1,125 @@
+"""Muon: momentum, orthogonalised, for the matrices inside the blocks; AdamW for everything else.
+
+Where AdamW scales each number of an update by its own history, Muon replaces the momentum of a weight matrix by the
+nearest orthogonal matrix, so that an update moves all directions of the matrix alike (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon/). The update is scaled to the size AdamW's have (Liu et al. 2025,
+"Muon is scalable for LLM training", section 2.2), so that learning rates and weight decay mean what they mean there.
+
+`torch.optim.Muon` is the same update, one matrix at a time and in bf16. Here matrices of equal shape are
+orthogonalised together, in bf16 only where the device has units for it: on a CPU without them torch's costs more than
+the rest of a small model's step. And it is one optimizer with AdamW, since everything that wraps, saves and restores
+an optimizer expects one. Where weights are sharded (FSDP2) each process gathers a stack of momenta, orthogonalises it
+as all others do, and keeps its own rows: the arithmetic is that of one process.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+# The quintic of Jordan et al.: steepest at zero, so that few iterations do; singular values end within 0.7 and 1.2.
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+# More matrices at once than this many numbers gain nothing and hold memory: 16 M are 64 MiB in fp32.
+_STACKED_NUMBERS = 2**24
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, whose groups with `orthogonal: True` hold matrices and are updated by Muon instead.
+
+    Args:
+        momentum: of the orthogonalised groups, in Nesterov's form.
+
+    The other arguments are AdamW's. An orthogonalised group uses its own `lr` and `weight_decay` (decoupled, as in
+    AdamW), and its state is one `momentum_buffer` for each parameter.
+    """
+
+    def __init__(self, groups: list[dict], *, momentum: float = 0.95, **adamw):
+        for group in groups:
+            group.setdefault("orthogonal", False)
+            if group["orthogonal"] and any(parameter.ndim != 2 for parameter in group["params"]):
+                raise ValueError("Muon orthogonalises matrices; give other parameters in a group without `orthogonal`")
+        super().__init__(groups, **adamw)
+        self.momentum = momentum
+        # Fused AdamW would be left to find overflowing gradients by itself; the scaler does it for both.
+        self._step_supports_amp_scaling = False
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One update of every parameter that has a gradient."""
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if not group["orthogonal"]]
+        try:
+            loss = super().step(closure)
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group["orthogonal"]:
+                self._update(group)
+        return loss
+
+    def __setstate__(self, state: dict) -> None:
+        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's looks for its own state in every group
+
+    def _update(self, group: dict) -> None:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not parameters:
+            return
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        updates = torch._foreach_lerp(gradients, momenta, self.momentum)
+        for stack in _stacks(updates):
+            directions = orthogonalized(torch.stack([_whole(updates[number]) for number in stack]))
+            # the root mean square of AdamW's updates is about 0.2, that of an orthogonal matrix 1 / sqrt(longer side)
+            size = 0.2 * max(directions.shape[-2:]) ** 0.5
+            for number, direction in zip(stack, directions):
+                parameter = parameters[number]
+                parameter.add_(_spread_as(parameter, direction), alpha=-group["lr"] * size)
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """`matrices` (number, rows, columns), each with its singular values moved near 1 by Newton-Schulz iterations."""
+    dtype, tall = matrices.dtype, matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.to(_dtype_on(matrices.device))
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # the iterations need singular values of at most 1
+    a, b, c = _QUINTIC
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(dtype)
+
+
+def _dtype_on(device: torch.device) -> torch.dtype:
+    """bf16 where a matrix product is faster in it, which it is not on most CPUs."""
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _stacks(matrices: list[Tensor]) -> Iterator[list[int]]:
+    """Numbers of matrices that can be stacked: of one shape, and not too many."""
+    of_shape = defaultdict(list)
+    for number, matrix in enumerate(matrices):
+        of_shape[matrix.shape].append(number)
+    for shape, numbers in of_shape.items():
+        at_once = max(1, _STACKED_NUMBERS // shape.numel())
+        for first in range(0, len(numbers), at_once):
+            yield numbers[first : first + at_once]
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _spread_as(parameter: Tensor, whole: Tensor) -> Tensor:
+    """This process's part of `whole`, which all of them have, as `parameter` is spread."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
