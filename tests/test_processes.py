@@ -1,5 +1,6 @@
 """Several processes, over gloo on the CPU, are one run: the same numbers, one voice, stopped and ended together."""
 
+import contextlib
 import json
 import os
 import random
@@ -178,10 +179,13 @@ def test_an_error_of_all_processes_is_shown_once(tiny, tmp_path):
     assert "train.batch_sizes: unknown key; did you mean 'batch_size'?" in printed
 
 
-def test_a_worker_that_is_killed_ends_the_launch_within_a_minute_and_says_so(tiny, tmp_path):
+@pytest.fixture
+def launched(tiny, tmp_path):
+    """A run without end under `torchrun`, in the middle of its steps: the launcher, and its two workers by rank."""
     tiny["train"]["max_steps"] = 100000
     launcher = torchrun(recipe_file(tiny, tmp_path / "recipe.yaml"))
     metrics = Path(tiny["output_dir"]) / "metrics.jsonl"
+    workers = []
     try:
         deadline = time.monotonic() + 120
         while not metrics.exists() or metrics.read_bytes().count(b"\n") < 5:
@@ -189,16 +193,33 @@ def test_a_worker_that_is_killed_ends_the_launch_within_a_minute_and_says_so(tin
             assert time.monotonic() < deadline
             time.sleep(0.05)
         workers = [child for child in psutil.Process(launcher.pid).children() if str(SCRIPT) in child.cmdline()]
-        victim = next(worker for worker in workers if worker.environ()["RANK"] == "1")
-        victim.kill()
-        printed = launcher.communicate(timeout=60)[1]
+        workers.sort(key=lambda worker: worker.environ()["RANK"])
+        yield launcher, workers
     finally:
-        launcher.terminate()  # which ends its workers
+        launcher.kill()
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+
+
+def test_a_worker_that_is_killed_ends_the_launch_within_a_minute_and_says_so(launched):
+    launcher, workers = launched
+    workers[1].kill()
+    printed = launcher.communicate(timeout=60)[1]
     assert launcher.returncode != 0
     assert "hf-gpt: another process of this run is gone; its message or its launcher's tells why" in printed
     assert "Signal 9 (SIGKILL)" in printed
     assert "[rank0]: Traceback" not in printed
     assert not any(worker.is_running() for worker in workers)
+
+
+def test_workers_whose_launcher_is_killed_save_and_end_within_a_minute(launched, tiny):
+    launcher, workers = launched
+    launcher.kill()
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+    printed = launcher.communicate()[1].splitlines()[-1]
+    saved = (Path(tiny["output_dir"]) / "checkpoints" / "latest").read_text()
+    assert f"SIGTERM: stopped and saved after step {int(saved.removeprefix('step-'))}" in printed
 
 
 # What each process of the sharded run does, and, alone, the one that goes on from its checkpoint.
