@@ -171,15 +171,25 @@ def test_a_branch_is_replayed_from_where_it_began(run, tiny, tmp_path):
     assert all(one.matches for compared in steps.values() for one in compared)
 
 
-def test_what_cannot_repeat_is_refused_and_not_called_different(run, tiny):
-    hf_gpt.train(changed(tiny, train__max_steps=14))
-    with pytest.raises(UserError, match=r"number of steps was changed after step 12; .*: --from 12"):
-        replay(run.output_dir, 8)
-    assert all(one.matches for one in replay(run.output_dir, 12)[14])
+def test_steps_are_replayed_at_the_length_that_the_run_had_then(run, tiny):
+    """The learning rate of each step depends on it; the second change came after a fall back to an earlier step."""
+    hf_gpt.train(changed(tiny, train__max_steps=14, checkpoint__keep=3))
+    steps = replay(run.output_dir, 8)
+    assert sorted(steps) == list(range(9, 15))
+    assert all(one.matches for compared in steps.values() for one in compared)
+    for lost in (12, 14):
+        (run.output_dir / "checkpoints" / f"step-{lost:08d}" / "model.safetensors").write_bytes(b"damaged")
+    again = hf_gpt.train(changed(tiny, train__max_steps=None, train__epochs=0.2, checkpoint__keep=3))
+    steps = replay(run.output_dir, 0)
+    assert sorted(steps) == list(range(1, again.metrics[-1]["step"] + 1))
+    assert all(one.matches for compared in steps.values() for one in compared)
+
+
+def test_a_replay_on_another_number_of_processes_is_refused_and_not_called_different(run):
     environment = json.loads((run.output_dir / "environment.json").read_text())
     (run.output_dir / "environment.json").write_text(json.dumps({**environment, "processes": 2}))
     with pytest.raises(UserError, match=r"began on 2 processes, and repeats exactly on as many; this is 1"):
-        replay(run.output_dir, 12)
+        replay(run.output_dir, 8)
 
 
 def test_replaying_a_run_that_was_tampered_with_names_what_differs(run):

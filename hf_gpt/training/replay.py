@@ -8,6 +8,7 @@ the same hardware, versions and number of processes.
 
 import dataclasses
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,12 +20,12 @@ from safetensors.torch import load_file
 
 from .. import checkpoint
 from ..errors import UserError
-from ..recipe import CheckpointRecipe, Recipe, TrackingRecipe
+from ..recipe import CheckpointRecipe, Recipe, TrackingRecipe, TrainRecipe
 from ..report import read_lines, read_metrics
 from ..storage import read_json
 from .lineage import changes_of_environment
 from .loop import run
-from .setup import prepare
+from .setup import num_steps, prepare
 from .state import whole_weights
 from .stopping import lost_process_as_such
 
@@ -74,16 +75,17 @@ def replay(
     stop = max(kept) if stop is None else stop
     if not beginning <= start < stop <= max(kept):
         raise UserError(f"{run_dir}: steps {start} to {stop} are not within the run's {beginning} to {max(kept)}")
-    _refuse_before_another_length(run_dir, start)
     origin = f"{parent['run']}@{start}" if parent and start == beginning else f"{run_dir}@{start}" if start else None
     published = _by_step(read_metrics(run_dir))
     recipe = Recipe.from_yaml(run_dir / "recipe.yaml")
+    lengths = _lengths(run_dir, recipe.train)
     results: dict[int, list[Compared]] = {}
 
     with tempfile.TemporaryDirectory(prefix="hf_gpt-replay-") as scratch:
         recipe = dataclasses.replace(
             recipe,
             output_dir=scratch,
+            train=lengths[max(step for step in lengths if step <= start)],
             checkpoint=CheckpointRecipe(every=None),
             tracking=TrackingRecipe(),
         )
@@ -97,6 +99,8 @@ def replay(
             )
 
         def compare(step: int, training: Any) -> None:
+            if step in lengths:
+                job.max_steps = num_steps(lengths[step], job.plan)
             ours = whole_weights(training.model) if step in kept else {}  # gathered from all processes
             if not job.accelerator.is_main_process:
                 return
@@ -120,16 +124,26 @@ def replay(
     return results
 
 
-def _refuse_before_another_length(run_dir: Path, start: int) -> None:
-    """The learning rate depends on the number of steps, so what was trained before that changed is another run."""
-    lengths = ("train.max_steps", "train.epochs")
-    events = read_lines(run_dir / "events.jsonl")
-    changed = [e["step"] for e in events if e["event"] == "changed" and e["what"].startswith(lengths)]
-    if changed and start < max(changed):
-        raise UserError(
-            f"{run_dir}: its number of steps was changed after step {max(changed)}; only what came then can be"
-            f" repeated: --from {max(changed)}, if that checkpoint was kept"
-        )
+def _lengths(run_dir: Path, train: TrainRecipe) -> dict[int, TrainRecipe]:
+    """`{step: the recipe of what came after it}`: the learning rate depends on a run's length, which may have changed.
+
+    `train` is the recipe as the last change left it; `events.jsonl` holds the changes in the order they were made. A
+    run that fell back to an earlier checkpoint before a change has trained everything after that checkpoint by it.
+    """
+    changes = []
+    for event in read_lines(run_dir / "events.jsonl"):
+        found = re.fullmatch(r"train\.(max_steps|epochs) (\S+) -> (\S+)", str(event.get("what")))
+        if event["event"] == "changed" and found:
+            old, new = (None if text == "None" else float(text) for text in found.group(2, 3))
+            changes.append((event["step"], found[1], old, new))
+    length = {"max_steps": train.max_steps, "epochs": train.epochs}
+    for _, field, old, _ in reversed(changes):
+        length[field] = old
+    lengths = {0: dict(length)}
+    for step, field, _, new in changes:
+        length[field] = new
+        lengths = {earlier: it for earlier, it in lengths.items() if earlier < step} | {step: dict(length)}
+    return {step: dataclasses.replace(train, **length) for step, length in lengths.items()}
 
 
 def weights_checksum(weights: Mapping[str, torch.Tensor]) -> str:

@@ -31,7 +31,7 @@ from ..data.progress import ReadingProgress
 from ..data.tokens import TokenStore, fraction_of_split_characters, tokenize
 from ..errors import UserError, did_you_mean
 from ..modeling_gpt import GPTForCausalLM
-from ..recipe import ModelRecipe, Recipe, TokenizerRecipe
+from ..recipe import ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
 from ..storage import replacing_directory
 from ..tokenization import load_tokenizer, train_tokenizer, vocab_size
 from .lineage import (
@@ -209,6 +209,11 @@ def batch_plan(recipe: Recipe, windows: Windows, num_processes: int = 1) -> Batc
     )
 
 
+def num_steps(train: TrainRecipe, plan: BatchPlan) -> int:
+    """How long a run is, whether its recipe counts in steps or in epochs."""
+    return train.max_steps if train.max_steps is not None else max(1, round(train.epochs * plan.steps_per_epoch))
+
+
 def prepare(recipe: Recipe, parent: str | None = None) -> Job:
     """Resolve `recipe` and build what it names. Nothing is written but the caches.
 
@@ -242,7 +247,6 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
     if accelerator.process_index > 0:  # the same weights everywhere, but dropout of one's own
         torch.manual_seed(recipe.seed + 7919 * accelerator.process_index)
 
-    max_steps = train.max_steps if train.max_steps is not None else max(1, round(train.epochs * plan.steps_per_epoch))
     return Job(
         recipe=recipe,
         run_dir=run_dir,
@@ -250,7 +254,7 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
         data=data,
         plan=plan,
         model=model,
-        max_steps=max_steps,
+        max_steps=num_steps(train, plan),
         environment=environment,
         changes=changes,
         earlier=earlier,
