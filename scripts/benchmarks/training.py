@@ -1,0 +1,123 @@
+"""Training: how long until a loss, how many steps a second, how large a step of a large model."""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from .timing import Result, in_turn, process, say
+
+ROOT = Path(__file__).parent.parent.parent
+TARGET_LOSS = 1.8857  # what nanoGPT's recipe reaches after its 2000 steps
+
+
+def real_text(name: str) -> Path:
+    """A file or folder of real text; the benchmark is left out where there is none."""
+    folder = os.environ.get("HF_GPT_TEST_DATA", "")
+    path = Path(folder, name)
+    if not folder or not path.exists():
+        raise FileNotFoundError(f"needs {name} in the folder that HF_GPT_TEST_DATA names")
+    return path
+
+
+def time_to_loss(runs: int = 3) -> Result:
+    """Whole processes, from nothing to a model whose loss on the whole validation text is at most the target."""
+    text = real_text("tinyshakespeare.txt")
+    losses: dict[str, list[float]] = {"ours": [], "peer": []}
+
+    def ours() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder, "run")
+            command = [sys.executable, "-m", "hf_gpt.cli", "train", ROOT / "configs" / "shakespeare-char.yaml"]
+            flags = ["--data.source", text, "--output_dir", run]
+            took = process(*command, *flags, env={"HF_GPT_CACHE": str(Path(folder, "cache"))}, quiet=True).seconds
+            losses["ours"].append(whole_validation_loss(run, text))
+        say(f"time-to-loss: ours {took:.1f} s, loss {losses['ours'][-1]:.4f}")
+        return took
+
+    def peer() -> float:
+        done = process(sys.executable, Path(__file__).parent / "nanogpt.py", text)
+        said = {line.split()[0]: float(line.split()[-1]) for line in done.printed}
+        losses["peer"].append(said["validation"])
+        took = said["trained"] - done.began
+        say(f"time-to-loss: peer {took:.1f} s, loss {losses['peer'][-1]:.4f}")
+        return took
+
+    mine, theirs = in_turn(ours, peer, runs, warmup=False)
+    reached = {f"{side}_losses": [round(loss, 4) for loss in found] for side, found in losses.items()}
+    return Result("time-to-loss", mine, theirs, "seconds", "at most 0.4", {"target_loss": TARGET_LOSS, **reached})
+
+
+def whole_validation_loss(run: Path, text: Path) -> float:
+    """The mean loss over the last tenth of the text, in windows that do not overlap: as the peer counts it."""
+    import torch
+
+    from hf_gpt import GPTForCausalLM
+
+    (saved,) = (run / "checkpoints").glob("step-*")
+    model = GPTForCausalLM.from_pretrained(saved).eval()
+    ids = torch.tensor(list(text.read_bytes()))
+    ids = ids[int(0.9 * len(ids)) :]
+    windows = (len(ids) - 1) // 64
+    inputs, targets = (ids[at : windows * 64 + at].view(windows, 64) for at in (0, 1))
+    with torch.no_grad():
+        losses = [
+            model(input_ids=some, shift_labels=wanted).loss.item() * len(some)
+            for some, wanted in zip(inputs.split(256), targets.split(256))
+        ]
+    return sum(losses) / windows
+
+
+def train_throughput(runs: int = 5) -> Result:
+    """Steps a second of the loop, between its 50th and its 150th step, beside transformers' Trainer on GPT-2."""
+    text = real_text("tinyshakespeare.txt")
+    mine, theirs = in_turn(lambda: _our_rate(text), lambda: _trainers_rate(text), runs)
+    return Result("train-throughput", mine, theirs, "steps/s", "at least 1.5")
+
+
+_FROM, _TO = 50, 150
+
+
+def _our_rate(text: Path) -> float:
+    from hf_gpt import train
+    from hf_gpt.recipe import Recipe
+
+    with tempfile.TemporaryDirectory() as folder:
+        flags = {"--output_dir": folder, "--data.source": text, "--optimizer.name": "adamw", "--optimizer.lr": 1e-3}
+        flags |= {"--train.max_steps": _TO, "--train.log_every": _FROM, "--evaluation.first": _TO + 1}
+        flags |= {"--train.device": "cpu"}
+        words = [str(word) for pair in flags.items() for word in pair]
+        run = train(Recipe.from_yaml(ROOT / "configs" / "shakespeare-char.yaml", words))
+        at = {line["step"]: line["seconds"] for line in run.metrics}
+    return (_TO - _FROM) / (at[_TO] - at[_FROM])
+
+
+def _trainers_rate(text: Path) -> float:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            at[state.global_step] = time.monotonic()
+
+    at: dict[int, float] = {}
+    torch.manual_seed(0)
+    ids = torch.tensor(list(text.read_bytes()))
+    rows = [{"input_ids": row, "labels": row} for row in ids[: len(ids) // 64 * 64].view(-1, 64)]
+    shape = {"vocab_size": 257, "n_positions": 64, "n_embd": 128, "n_layer": 4, "n_head": 4, "n_inner": 480}
+    model = GPT2LMHeadModel(GPT2Config(**shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=_TO,
+            per_device_train_batch_size=12,
+            learning_rate=1e-3,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            logging_steps=_FROM,
+            disable_tqdm=True,
+        )
+        Trainer(model, arguments, train_dataset=rows, callbacks=[Clock()]).train()
+    return (_TO - _FROM) / (at[_TO] - at[_FROM])
