@@ -34,6 +34,7 @@ from ..modeling_gpt import GPTForCausalLM
 from ..recipe import ModelRecipe, Recipe, TokenizerRecipe
 from ..storage import replacing_directory
 from ..tokenization import load_tokenizer, train_tokenizer, vocab_size
+from . import deepspeed
 from .lineage import (
     changes_of_environment,
     changes_of_recipe,
@@ -227,6 +228,8 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
         data = prepare_data(recipe)
     plan = batch_plan(data.recipe, data.windows, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = plan.accumulation
+    if deepspeed.asked_for():
+        deepspeed.configure(accelerator, recipe, plan)
     train = dataclasses.replace(
         recipe.train, global_batch_size=plan.global_batch_size, gradient_accumulation_steps=None
     )
