@@ -4,11 +4,13 @@ DeepSpeed compiles a part of itself when it first runs on a CPU, which takes a c
 """
 
 import importlib.util
+import signal
 from pathlib import Path
 
 import pytest
 from forking import ForkServer, recipe_file
-from test_processes import Workers, everything, lines
+from test_accelerate_configs import launch
+from test_processes import SCRIPT, Workers, everything, lines
 
 from hf_gpt.report import read_lines
 
@@ -85,6 +87,28 @@ def test_a_run_goes_on_with_deepspeed_and_without_it_again(forks, short_batch, t
     assert [line["step"] for line in ours] == list(range(1, 17))
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
+
+
+@needs_deepspeed
+@pytest.mark.timeout(1200)
+def test_its_launch_file_starts_as_many_processes_as_it_is_asked_for(tiny, tmp_path):
+    recipe = recipe_file(tiny, tmp_path / "recipe.yaml")
+    launched = launch("deepspeed-zero2", "--num_processes", "2", "--main_process_port", "0", str(SCRIPT), str(recipe))
+    printed = launched.communicate(timeout=240)[1]
+    assert launched.returncode == 0, printed
+    assert "on 2 x cpu" in printed
+    assert "step 12/12" in printed
+
+
+@needs_deepspeed
+@pytest.mark.timeout(1200)
+def test_a_signal_to_one_process_saves_both_at_one_step(forks, tiny, tmp_path):
+    tiny["train"]["max_steps"], tiny["checkpoint"]["every"], tiny["evaluation"]["every"] = 100000, None, 100000
+    workers = Workers(forks, 2, recipe_file(tiny, tmp_path / "recipe.yaml"), own={0: ASKED_FOR, 1: ASKED_FOR})
+    workers.wait_for_lines(tiny["output_dir"], 12)
+    workers[1].send(signal.SIGUSR1)
+    assert workers.wait() == [75, 75], workers[0].printed
+    assert "SIGUSR1: stopped and saved after step" in workers[0].printed.splitlines()[-1]
 
 
 @needs_deepspeed

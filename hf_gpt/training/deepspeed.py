@@ -2,13 +2,17 @@
 
 A launcher that asks for DeepSpeed (`configs/accelerate/deepspeed-zero2.yaml`) makes accelerate wrap the model in
 DeepSpeed's engine, which reduces, clips and updates within `accelerator.backward`; the loop's own calls for that do
-nothing then. The recipe stays the one source of what a step is: what it says is written into the engine's
-configuration, whatever the launch file says, and bf16 is torch's autocast over fp32 weights, as under DDP. That costs
-two bytes a parameter over DeepSpeed's own bf16, and keeps runs comparable, whole in their checkpoints, and able to go
-on without DeepSpeed, or with it. Left out: fp16, whose scaler is the engine's; offloading, whose Adam is DeepSpeed's
-own; ZeRO-3, for which FSDP2 is there.
+nothing then. An update whose gradient is not finite is not made, and its norm is infinite, which is what the loop
+looks for.
+
+The recipe stays the one source of what a step is: what it says is written into the engine's configuration, whatever
+the launch file says, and bf16 is torch's autocast over fp32 weights, as under DDP. DeepSpeed's own bf16 keeps weights
+in two bytes a parameter, this keeps four; for that the numbers are those of DDP, and a run may go on with DeepSpeed or
+without it. The engine also reads the gradient's norm back from the device in each step. Left out: fp16, whose scaler
+is the engine's; offloading, whose Adam is DeepSpeed's own; ZeRO-3, for which FSDP2 is there.
 """
 
+import importlib.metadata
 import os
 from typing import Any
 
@@ -21,10 +25,17 @@ from ..data.batches import BatchPlan
 from ..errors import UserError
 from ..recipe import Recipe
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
+
 
 def asked_for() -> bool:
     """Whether the launcher wants DeepSpeed."""
     return parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+
+
+def version() -> str | None:
+    """Of DeepSpeed, if this run uses it."""
+    return importlib.metadata.version("deepspeed") if asked_for() else None
 
 
 def accelerator_options(recipe: Recipe) -> dict[str, Any]:
@@ -82,22 +93,25 @@ def configure(accelerator: Accelerator, recipe: Recipe, plan: BatchPlan) -> None
 
 def is_engine(model: nn.Module) -> bool:
     """Whether `model` was wrapped by DeepSpeed."""
-    return asked_for() and hasattr(model, "zero_optimization_stage")
+    return hasattr(model, "zero_optimization_stage")
 
 
 def optimizer_state(engine: nn.Module) -> dict[str, Any]:
-    """The optimizer's state by parameter name, as torch.distributed.checkpoint gives it; a collective."""
+    """The optimizer's state by parameter name, as torch.distributed.checkpoint gives it.
+
+    All processes call it; the first has it, on the CPU, and the others have its groups alone.
+    """
     from deepspeed.utils import safe_get_full_optimizer_state
 
     _make_state(engine)
-    steps = next(iter(engine.basic_optimizer.state.values()))["step"].cpu()
+    step = next(iter(engine.basic_optimizer.state.values()))["step"].cpu()
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
-    state = {
-        name: {"step": steps.clone()}
-        | {kind: safe_get_full_optimizer_state(parameter, kind).cpu() for kind in _MOMENTS}
-        for parameter, name in names.items()
-        if parameter.requires_grad
-    }
+    state = {}
+    for parameter, name in names.items():
+        if parameter.requires_grad:
+            gathered = {kind: safe_get_full_optimizer_state(parameter, kind) for kind in _MOMENTS}
+            if engine.global_rank == 0:
+                state[name] = {kind: moment.cpu() for kind, moment in gathered.items()} | {"step": step.clone()}
     groups = [
         {key: value for key, value in group.items() if key != "params"} | {"params": [names[p] for p in parameters]}
         for group, parameters in zip(engine.basic_optimizer.param_groups, engine.optimizer.bit16_groups)
@@ -115,18 +129,21 @@ def set_optimizer_state(engine: nn.Module, state: dict[str, dict[str, torch.Tens
         if parameter.requires_grad:
             for kind in _MOMENTS:
                 safe_set_full_optimizer_state(parameter, state[name][kind].to(parameter.device), kind)
-    (steps,) = {float(values["step"]) for values in state.values()}
+    (step,) = {float(values["step"]) for values in state.values()}  # each update was one of all parameters
     for values in engine.basic_optimizer.state.values():
-        values["step"].fill_(steps)
-
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+        values["step"].fill_(step)
 
 
 def _make_state(engine: nn.Module) -> None:
-    """The optimizer makes its state in the first update: this is one of nothing, that changes nothing."""
-    groups, optimizer = engine.optimizer.param_groups, engine.optimizer
-    if not engine.basic_optimizer.state:
+    """Let each parameter have its optimizer state, which is made in the first update.
+
+    Before that one, this makes one that changes nothing, of no gradient at no learning rate.
+    """
+    from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state
+
+    zero, state = engine.optimizer, engine.basic_optimizer.state
+    if not state:
+        groups = zero.param_groups
         rates = [group["lr"] for group in groups]
         for group in groups:
             group["lr"] = 0.0
@@ -135,8 +152,8 @@ def _make_state(engine: nn.Module) -> None:
         engine.step()
         for group, rate in zip(groups, rates):
             group["lr"] = rate
-        for values in engine.basic_optimizer.state.values():
+        for values in state.values():
             values["step"].zero_()
-    # DeepSpeed 0.19 does this after the first group's first update, when the state of the others is not there yet.
-    optimizer._hp_optimizer_states_linked = False
-    optimizer._lazy_init_hp_params_optimizer_state()
+    # DeepSpeed does this once, after the update of its first group, when the others have no state yet.
+    for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups):
+        lazy_init_hp_params_optimizer_state(parameters, flat, state)

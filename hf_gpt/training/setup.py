@@ -306,11 +306,12 @@ def _too_small(vocabulary: int, size: int) -> str:
 def describe_environment(accelerator: Accelerator, data: Data) -> dict[str, Any]:
     """What decides a run beside its recipe: versions and hardware, and the content of the text by its hash."""
     packages = ("hf_gpt", "torch", "transformers", "accelerate", "datasets", "tokenizers", "tiktoken", "safetensors")
+    versions = {p: importlib.metadata.version(p) for p in packages} | {"deepspeed": deepspeed.version()}
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "run_id": uuid.uuid4().hex[:8],  # by which trackers know the run again
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "versions": {"python": platform.python_version(), **versions},
         "platform": platform.platform(),
         "device": device.type,
         "device_name": name,
