@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import (
     prepare_deepspeed_cmd_env,
     prepare_multi_gpu_env,
@@ -89,18 +89,18 @@ def test_fsdp2_shards_each_decoder_layer_and_saves_whole_weights(monkeypatch):
     assert not isinstance(plugin.cpu_offload, CPUOffloadPolicy)
 
 
-def test_deepspeed_is_refused_in_one_line(forks, tiny, tmp_path):
+def test_deepspeed_is_asked_for_on_eight_gpus_and_leaves_the_rest_to_the_recipe(monkeypatch):
     arguments = parsed("deepspeed-zero2", "--main_process_port", str(free_port()))
     arguments.deepspeed_fields_from_accelerate_config = ""
     _, environment = prepare_deepspeed_cmd_env(arguments)
-    assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2"
     assert arguments.nproc_per_node == "8"
-    recipe = recipe_file(tiny, tmp_path / "recipe.yaml")
-    code, printed = forks.run("train", recipe, env=without_launcher(environment))
-    assert code == 2, printed
-    assert printed.startswith("hf-gpt: train: DeepSpeed")
-    assert len(printed.splitlines()) == 1
-    assert not Path(tiny["output_dir"]).exists()
+    assert environment["ACCELERATE_USE_DEEPSPEED"] == "true"
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    plugin = DeepSpeedPlugin()  # as Accelerator builds it in each process
+    assert plugin.zero_stage == 2
+    assert plugin.offload_optimizer_device == plugin.offload_param_device == "none"
 
 
 def launch(name: str, *argv: str) -> subprocess.Popen:

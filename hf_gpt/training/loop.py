@@ -248,7 +248,8 @@ class _Training:
                 loss = self.model(**batch, num_items_in_batch=num_targets, use_cache=False).loss
                 self.accelerator.backward(loss * scale)
                 total += loss.detach()
-        self.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), train.max_grad_norm or math.inf)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), train.max_grad_norm or math.inf)
+        self.grad_norm = torch.as_tensor(norm, device=self.accelerator.device)  # DeepSpeed gives a number
         if self.may_update(step):
             self.optimizer.step()
         self.optimizer.zero_grad()

@@ -9,18 +9,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import parse_flag_from_env
 
 from ..errors import UserError
 from ..recipe import Recipe
+from . import deepspeed
 
 
 def start_accelerator(recipe: Recipe) -> Accelerator:
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):  # its engine clips, steps and saves by itself
-        raise UserError(
-            "train: DeepSpeed cannot repeat a run exactly, and is not used here; FSDP2 shards the same, see"
-            " configs/accelerate/fsdp2.yaml"
-        )
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if recipe.train.device == "cuda" and here > (gpus := torch.cuda.device_count()):
         raise UserError(
@@ -30,10 +25,12 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     # accelerate keeps its state for the whole process; a notebook's second run may want another device or precision.
     if PartialState._shared_state and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
+    options = {"cpu": recipe.train.device == "cpu", "mixed_precision": recipe.train.mixed_precision}
+    if deepspeed.asked_for():
+        options = deepspeed.accelerator_options(recipe)
     try:
         accelerator = Accelerator(
-            cpu=recipe.train.device == "cpu",
-            mixed_precision=recipe.train.mixed_precision,
+            **options,
             log_with=_trackers(recipe) or None,
             project_dir=str(Path(recipe.output_dir).expanduser()),
         )

@@ -34,6 +34,7 @@ from ..modeling_gpt import GPTForCausalLM
 from ..recipe import ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
 from ..storage import replacing_directory
 from ..tokenization import load_tokenizer, train_tokenizer, vocab_size
+from . import deepspeed
 from .lineage import (
     changes_of_environment,
     changes_of_recipe,
@@ -232,6 +233,8 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
         data = prepare_data(recipe)
     plan = batch_plan(data.recipe, data.windows, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = plan.accumulation
+    if deepspeed.asked_for():
+        deepspeed.configure(accelerator, recipe, plan)
     train = dataclasses.replace(
         recipe.train, global_batch_size=plan.global_batch_size, gradient_accumulation_steps=None
     )
@@ -307,11 +310,12 @@ def _too_small(vocabulary: int, size: int) -> str:
 def describe_environment(accelerator: Accelerator, data: Data) -> dict[str, Any]:
     """What decides a run beside its recipe: versions and hardware, and the content of the text by its hash."""
     packages = ("hf_gpt", "torch", "transformers", "accelerate", "datasets", "tokenizers", "tiktoken", "safetensors")
+    versions = {p: importlib.metadata.version(p) for p in packages} | {"deepspeed": deepspeed.version()}
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "run_id": uuid.uuid4().hex[:8],  # by which trackers know the run again
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "versions": {"python": platform.python_version(), **versions},
         "platform": platform.platform(),
         "device": device.type,
         "device_name": name,

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 from ..checkpoint import TRAINING_STATE
 from ..errors import UserError
 from ..storage import write_json
+from . import deepspeed
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _WEIGHTS = StateDictOptions(full_state_dict=True, strict=False)  # a tied head is not in the file
@@ -38,7 +39,7 @@ _WEIGHTS = StateDictOptions(full_state_dict=True, strict=False)  # a tied head i
 
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """The weights of a model, gathered on the main process's CPU; empty on the others where they are sharded."""
-    weights = get_model_state_dict(model, options=_WHOLE)
+    weights = get_model_state_dict(_unwrapped(model), options=_WHOLE)
     return {name: weight for name, weight in weights.items() if name not in _unwrapped(model).all_tied_weights_keys}
 
 
@@ -50,7 +51,10 @@ def save_training_state(
     progress: dict[str, Any],
 ) -> None:
     """Write every process's training state into `checkpoint`. All call it; the main one has the path and writes."""
-    optimizer_state = get_optimizer_state_dict(model, optimizer.optimizer, options=_WHOLE)
+    if deepspeed.is_engine(model):
+        optimizer_state = deepspeed.optimizer_state(model)
+    else:
+        optimizer_state = get_optimizer_state_dict(model, optimizer.optimizer, options=_WHOLE)
     random = gather_object([_random_state(accelerator.device)])
     if checkpoint is None:
         return
@@ -107,14 +111,17 @@ def _load(
     whole = _unwrapped(model)
     if missing := set(whole.state_dict()) - set(whole.all_tied_weights_keys) - set(weights):
         raise UserError(f"{checkpoint}: lacks {min(missing)} and {len(missing) - 1} more of the model's weights")
-    set_model_state_dict(model, weights, options=_WEIGHTS)
+    set_model_state_dict(whole, weights, options=_WEIGHTS)
 
     hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.optimizer.param_groups]
     optimizer_state = {"state": {}, "param_groups": state["param_groups"]}
     for name, tensor in load_file(directory / "optimizer.safetensors").items():
         parameter, _, kind = name.rpartition("/")
         optimizer_state["state"].setdefault(parameter, {})[kind] = tensor
-    set_optimizer_state_dict(model, optimizer.optimizer, optimizer_state, options=_WHOLE)
+    if deepspeed.is_engine(model):
+        deepspeed.set_optimizer_state(model, optimizer_state["state"])
+    else:
+        set_optimizer_state_dict(model, optimizer.optimizer, optimizer_state, options=_WHOLE)
     for group, values in zip(optimizer.optimizer.param_groups, hyperparameters):
         group.update(values)
 
