@@ -4,8 +4,8 @@
 
 Each benchmark runs ours and the peer's in turn, A B A B ..., so that a machine that slows down slows both, and reports
 the median of each and their ratio. Weights are random and seeded: speed does not depend on them, and nothing is
-downloaded. Real text (`tinyshakespeare.txt`, `wikitext/`) comes from the folder that HF_GPT_TEST_DATA names; without it
-the benchmarks that need it are left out. Whole processes are timed from outside.
+downloaded. Real text (`tinyshakespeare.txt`, `wikitext/`) comes from the folder that HF_GPT_TEST_DATA names; without
+it the benchmarks that need it are left out. Whole processes are timed from outside.
 
 --json prints one line a benchmark: {"name", "ours", "peer", "unit", "ratio"}, ratio = ours / peer, and what else is
 known.
@@ -62,7 +62,9 @@ def describe_machine() -> str:
     """Hardware and versions, without which a figure says nothing."""
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "datasets"))
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.machine()}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, {', '.join(versions)}"
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, {', '.join(versions)}"
+    )
 
 
 def table(results: list[Result]) -> list[str]:

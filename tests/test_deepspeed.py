@@ -166,6 +166,16 @@ def test_deepspeed_without_a_launcher_is_refused(forks, tiny, tmp_path):
     assert len(printed.splitlines()) == 1
 
 
+@needs_deepspeed
+def test_muon_under_deepspeed_is_refused(forks, tiny, tmp_path):
+    tiny["optimizer"]["name"] = "muon"
+    code, printed = forks.run(
+        "train", recipe_file(tiny, tmp_path / "recipe.yaml"), env={**ASKED_FOR, "LOCAL_RANK": "0"}
+    )
+    assert code == 2
+    assert printed.startswith("hf-gpt: optimizer.name: muon needs whole matrices")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
 def test_deepspeed_that_is_not_installed_is_asked_for_in_one_line(forks, tiny, tmp_path):
     code, printed = forks.run("train", recipe_file(tiny, tmp_path / "recipe.yaml"), env=ASKED_FOR)

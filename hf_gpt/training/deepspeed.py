@@ -9,7 +9,8 @@ The recipe stays the one source of what a step is: what it says is written into 
 the launch file says, and bf16 is torch's autocast over fp32 weights, as under DDP. DeepSpeed's own bf16 keeps weights
 in two bytes a parameter, this keeps four; for that the numbers are those of DDP, and a run may go on with DeepSpeed or
 without it. The engine also reads the gradient's norm back from the device in each step. Left out: fp16, whose scaler
-is the engine's; offloading, whose Adam is DeepSpeed's own; ZeRO-3, for which FSDP2 is there.
+is the engine's; offloading, whose Adam is DeepSpeed's own; Muon, which needs matrices where ZeRO keeps flat pieces;
+ZeRO-3, for which FSDP2 is there.
 """
 
 import importlib.metadata
@@ -50,6 +51,10 @@ def accelerator_options(recipe: Recipe) -> dict[str, Any]:
         raise UserError("train: DeepSpeed needs a launcher, also for one process: accelerate launch or torchrun")
     if recipe.train.mixed_precision == "fp16":
         raise UserError("train.mixed_precision: fp16 is not used with DeepSpeed; use bf16 or no")
+    if recipe.optimizer.name == "muon":
+        raise UserError(
+            "optimizer.name: muon needs whole matrices, which DeepSpeed flattens; use adamw, or fsdp2.yaml"
+        )
     handlers = []
     if recipe.train.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,8 +1,8 @@
 """The peer of `time-to-loss`: nanoGPT's published recipe for a CPU, as a plain loop that needs nothing but torch.
 
-4 layers, 4 heads, width 128, no biases, no dropout; batches of 12 windows of 64 characters, drawn at random; 2000 steps of
-AdamW, 1e-3 to 1e-4 by a cosine after 100 steps of warmup, betas 0.9 and 0.99, weight decay 0.1, clipped at 1.0; every
-250 steps the losses on 20 batches of the training and of the validation text.
+4 layers, 4 heads, width 128, no biases, no dropout; batches of 12 windows of 64 characters, drawn at random; 2000
+steps of AdamW, 1e-3 to 1e-4 by a cosine after 100 steps of warmup, betas 0.9 and 0.99, weight decay 0.1, clipped at
+1.0; every 250 steps the losses on 20 batches of the training and of the validation text.
 (https://github.com/karpathy/nanoGPT, README, "I only have a macbook")
 
     python scripts/benchmarks/nanogpt.py TEXT [STEPS]
