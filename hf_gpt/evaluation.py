@@ -61,12 +61,15 @@ def perplexity(loss: float) -> float:
 
 @contextlib.contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout), no gradients; the modes are put back after."""
+    """Evaluation mode (no dropout), no gradients; the modes are put back after.
+
+    And nothing is compiled: what was compiled for the one shape of training would be compiled anew for each other one.
+    """
     modes = [model.training for model in models]
     for model in models:
         model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for model, mode in zip(models, modes):

@@ -45,7 +45,7 @@ def generate_text(
     decoding = {"do_sample": False}
     if temperature or (temperature is None and (top_k or top_p)):
         decoding = {"do_sample": True, "temperature": temperature or 1.0, "top_k": top_k or 0, "top_p": top_p or 1.0}
-    with evaluating(model), own_random_stream(seed, model.device), _eager():
+    with evaluating(model), own_random_stream(seed, model.device):
         output = model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -95,8 +95,3 @@ def own_random_stream(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         torch.manual_seed(seed)
         yield
-
-
-def _eager() -> contextlib.AbstractContextManager:
-    """A model compiled for training's one shape would compile anew for every length of a sample."""
-    return torch.compiler.set_stance("force_eager")

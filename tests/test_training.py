@@ -299,3 +299,26 @@ def test_isolated_documents_train(tiny, tmp_path):
     isolated = hf_gpt.train(recipe)
     joined = hf_gpt.train(changed(recipe, output_dir=str(tmp_path / "joined"), data__isolate_documents=False))
     assert isolated.metrics[0]["eval_train_loss"] != joined.metrics[0]["eval_train_loss"]
+
+
+def test_a_compiled_run_compiles_once(tiny, one_thread):
+    """Evaluations, samples, an epoch's last and shorter batch and its fewer targets included."""
+    tiny["train"] |= {"compile": True, "max_steps": 90}
+    tiny["evaluation"]["every"] = 45
+    counts = torch._dynamo.utils.counters["stats"]
+    torch.compiler.reset()
+    torch.compiler.set_default_backend("aot_eager")
+    try:
+        before = counts["unique_graphs"]
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            run = hf_gpt.train(tiny)
+        assert counts["unique_graphs"] == before + 1
+    finally:
+        torch.compiler.set_default_backend("inductor")
+        torch.compiler.reset()
+    epochs = [line["epoch"] for line in run.metrics]
+    assert epochs[-1] > 1 > epochs[0]
+    plain = hf_gpt.train(
+        {**tiny, "output_dir": tiny["output_dir"] + "-plain", "train": {**tiny["train"], "compile": False}}
+    )
+    assert run.metrics[-1]["validation_loss"] == pytest.approx(plain.metrics[-1]["validation_loss"], rel=1e-3)

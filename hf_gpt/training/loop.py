@@ -243,9 +243,9 @@ class _Training:
         for number, batch in enumerate(batches, start=1):
             # accelerate's `accumulate` counts to a fixed number; an epoch's last global batch may have fewer.
             self.accelerator.sync_gradients = last = number == len(batches)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-                loss = self.model(**batch, num_items_in_batch=num_targets, use_cache=False).loss
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model), self.one_shape(batch):
+                # A sum, divided here: a compiled model would be compiled anew for another divisor.
+                loss = self.model(**self.on_device(batch), num_items_in_batch=1, use_cache=False).loss / num_targets
                 self.accelerator.backward(loss * scale)
                 total += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), train.max_grad_norm or math.inf)
@@ -257,6 +257,18 @@ class _Training:
         self.progress.tokens += num_targets
         self.note_if_not_finite(step, total)
         return total
+
+    def one_shape(self, batch: dict[str, torch.Tensor]) -> contextlib.AbstractContextManager[None]:
+        """A compiled model would be compiled anew for an epoch's last batch, which may be short: it runs as it is."""
+        full = len(batch["input_ids"]) == self.recipe.train.batch_size
+        return contextlib.nullcontext() if full else torch.compiler.set_stance("force_eager")
+
+    def on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch where the model is; from pinned memory, so that a GPU may still be at work on the step before."""
+        device = self.accelerator.device
+        if device.type != "cuda":
+            return {name: tensor.to(device) for name, tensor in batch.items()}
+        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
 
     def may_update(self, step: int) -> bool:
         """Whether the gradient may be used: always, but under `train.skip_nonfinite` not if it is not finite.
