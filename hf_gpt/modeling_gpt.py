@@ -84,8 +84,15 @@ def eager_attention_forward(
     return context.transpose(1, 2).contiguous(), attention_weights
 
 
+def drop(dropout: nn.Dropout, hidden_states: torch.Tensor) -> torch.Tensor:
+    """`dropout(hidden_states)`, not called where it changes nothing: for one token, calls are what takes time."""
+    return dropout(hidden_states) if dropout.training else hidden_states
+
+
 class GPTAttention(nn.Module):
     """Causal multi-head attention: `eager_attention_forward`, or what else `config._attn_implementation` names."""
+
+    num_key_value_groups = 1  # of heads that share keys and values; sdpa asks at each call, and no answer takes longer
 
     def __init__(self, config: GPTConfig, layer_idx: int):
         super().__init__()
@@ -177,12 +184,12 @@ class GPTDecoderLayer(GradientCheckpointingLayer):
         hidden_states, _ = self.self_attn(
             hidden_states, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
         )
-        hidden_states = shortcut + self.dropout(hidden_states)
+        hidden_states = shortcut + drop(self.dropout, hidden_states)
 
         shortcut = hidden_states
         hidden_states = self.post_attention_layernorm(hidden_states)
         hidden_states = self.mlp(hidden_states)
-        return shortcut + self.dropout(hidden_states)
+        return shortcut + drop(self.dropout, hidden_states)
 
 
 class GPTPreTrainedModel(PreTrainedModel):
@@ -298,7 +305,7 @@ class GPTModel(GPTPreTrainedModel):
             elif positions.device.type == "cpu" and not torch.compiler.is_compiling():
                 self._refuse_beyond_window(int(positions.max()) + 1)
             position_embeds = self.embed_positions(positions).to(inputs_embeds.device)
-            hidden_states = self.dropout(inputs_embeds + position_embeds)
+            hidden_states = drop(self.dropout, inputs_embeds + position_embeds)
 
         for layer in self.layers:
             hidden_states = layer(

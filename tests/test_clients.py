@@ -321,6 +321,30 @@ def test_a_torchao_int8_model_loads_writes_and_saves(checkpoint, model, tokenize
         assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, loaded(ids).logits)
 
 
+# torch's own int8 kernels
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize.*are deprecated:UserWarning")
+def test_an_int8_copy_has_no_other_matrix_and_writes(model, tokenizer):
+    from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+
+    int8 = quantize_dynamic(model, {torch.nn.Linear: per_channel_dynamic_qconfig})
+
+    assert not any(type(module) is torch.nn.Linear for module in int8.modules())
+    assert int8.lm_head.weight().dtype == torch.qint8  # though it is tied to the embedding, which keeps its dtype
+    assert {parameter.dtype for parameter in int8.parameters()} == {torch.float32}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    ids = ids_of(SENTENCES[0][:40], tokenizer)
+    with torch.no_grad():
+        exact = model(ids).logits
+        # besides weights, what goes into a matrix is rounded, to 1/127 of its range at worst
+        error = (int8(ids).logits - exact).std() / exact.std()
+    assert 0 < error < 0.05
+    for how in ({}, {"num_beams": 2}, {"cache_implementation": "static"}):
+        written = int8.generate(ids, max_new_tokens=CONTEXT, do_sample=False, eos_token_id=None, **how)
+        assert written.shape[1] == ids.shape[1] + CONTEXT
+
+
 # ONNX
 
 

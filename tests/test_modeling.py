@@ -112,6 +112,27 @@ def test_dropout_is_where_the_book_has_it():
     assert drawn == [hidden] + [weights, hidden, hidden] * 3
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_outside_training_no_time_goes_into_dropout(attention):
+    """At one token a step is made of calls more than of arithmetic."""
+    model = small_model(attention=attention)
+    called = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    assert len(called) == 1 + model.config.num_hidden_layers
+    for module in called:
+        module.register_forward_hook(lambda *_: pytest.fail("called a dropout that changes nothing"))
+    model.generate(random_ids(1, 4), max_new_tokens=3, do_sample=False)
+
+
+def test_dropout_acts_where_only_its_modules_are_in_training():
+    """As whoever samples from the network's own uncertainty sets it: model.eval(), and then nn.Dropout in training."""
+    model, ids = small_model(attention_dropout=0.0), random_ids(1, 16)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+    with torch.no_grad():
+        assert not torch.allclose(model(ids).logits, model(ids).logits)
+
+
 # Masks, positions, caches
 
 
