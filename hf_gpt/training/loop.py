@@ -245,7 +245,7 @@ class _Training:
             self.accelerator.sync_gradients = last = number == len(batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-                loss = self.model(**batch, num_items_in_batch=num_targets, use_cache=False).loss
+                loss = self.model(**batch, num_items_in_batch=num_targets, use_cache=False, skip_logits=True).loss
                 self.accelerator.backward(loss * scale)
                 total += loss.detach()
         self.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), train.max_grad_norm or math.inf)
