@@ -245,7 +245,8 @@ class _Training:
             self.accelerator.sync_gradients = last = number == len(batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model), self.one_shape(batch):
                 # A sum, divided here: a compiled model would be compiled anew for another divisor.
-                loss = self.model(**self.on_device(batch), num_items_in_batch=1, use_cache=False).loss / num_targets
+                outputs = self.model(**self.on_device(batch), num_items_in_batch=1, use_cache=False, skip_logits=True)
+                loss = outputs.loss / num_targets
                 self.accelerator.backward(loss * scale)
                 total += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), train.max_grad_norm or math.inf)

@@ -1,6 +1,8 @@
 """Training: how long until a loss, how many steps a second, how large a step of a large model."""
 
+import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -121,3 +123,62 @@ def _trainers_rate(text: Path) -> float:
         )
         Trainer(model, arguments, train_dataset=rows, callbacks=[Clock()]).train()
     return (_TO - _FROM) / (at[_TO] - at[_FROM])
+
+
+def train_step_124m(runs: int = 3) -> Result:
+    """Seconds of a step at GPT-2's smallest shape, 4 x 1024 tokens, fp32, no dropout: forward, backward and AdamW.
+
+    Each turn is a fresh process, whose peak memory counts, and takes two steps: the first makes the optimizer's
+    moments, the second is timed. Ours is what `hf-gpt train` does with `hidden_act: gelu_pytorch_tanh`; the peer is
+    `GPT2LMHeadModel` and `torch.optim.AdamW` as they come.
+    """
+    peaks: dict[str, list[float]] = {"ours": [], "peer": []}
+
+    def step(side: str, build: str) -> float:
+        done = process(sys.executable, "-c", _STEP.format(build=build))
+        found = json.loads(done.printed[-1])
+        peaks[side].append(found["peak_gb"])
+        say(f"train-step-124m: {side} {found['seconds']:.1f} s, {found['peak_gb']:.2f} GB")
+        return found["seconds"]
+
+    mine, theirs = in_turn(lambda: step("ours", _OURS), lambda: step("peer", _PEER), runs, warmup=False)
+    peak = {side: statistics.median(found) for side, found in peaks.items()}
+    more = {"memory_ratio": round(peak["ours"] / peak["peer"], 3), "peak_gb": round(peak["ours"], 2)}
+    return Result("train-step-124m", mine, theirs, "seconds", "at most 0.75; memory 0.5", more)
+
+
+_OURS = """
+from hf_gpt import GPTConfig, GPTForCausalLM
+from hf_gpt.recipe import OptimizerRecipe
+from hf_gpt.training.optim import build_optimizer
+model = GPTForCausalLM(GPTConfig.from_preset("gpt2-124m", drop_rate=0.0, hidden_act="gelu_pytorch_tanh"))
+optimizer = build_optimizer(model, OptimizerRecipe())
+def loss():
+    return model(inputs, shift_labels=targets, num_items_in_batch=1, use_cache=False, skip_logits=True).loss / 4096
+"""
+
+_PEER = """
+from transformers import GPT2Config, GPT2LMHeadModel
+model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+optimizer = torch.optim.AdamW(model.parameters())
+def loss():
+    return model(inputs, labels=inputs).loss
+"""
+
+_STEP = """
+import json, resource, sys, time
+import torch
+torch.manual_seed(0)
+text = torch.randint(50257, (4, 1025))
+inputs, targets = text[:, :-1].contiguous(), text[:, 1:].contiguous()
+{build}
+model.train()
+for _ in range(2):
+    began = time.perf_counter()
+    loss().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    seconds = time.perf_counter() - began
+[peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(json.dumps({{"seconds": seconds, "peak_gb": int(peak.split()[1]) / 1e6}}))
+"""
