@@ -103,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
 
     estimate.usage = f"{estimate.prog} RECIPE.yaml [--device NAME [--devices N]] [--section.key VALUE ...]"
     estimate.epilog = (
-        "Memory comes from the run itself, made with tensors without contents; time here from some real steps, half a"
-        " minute at most. Nothing is written where the run will be. With --device, time comes from the figures that"
+        "Memory comes from the run itself, made with tensors without contents; time here from some real steps, about"
+        " a minute at most. Nothing is written where the run will be. With --device, time comes from the figures that"
         " the maker publishes for dense bf16, and train.batch_size is that of each device."
     )
     estimate.add_argument("--device", metavar="NAME", help="plan for H100, H200, A100 ... instead of this machine")

@@ -85,7 +85,12 @@ def test_memory_is_forecast_within_15_percent(tiny, tmp_path):
         recipe = {
             **tiny,
             "output_dir": str(tmp_path / name),
-            "model": {"context_length": 256, "drop_rate": 0.0, **change["model"]},
+            "model": {
+                "context_length": 256,
+                "drop_rate": 0.0,
+                "hidden_act": "gelu_pytorch_tanh",
+                **change["model"],
+            },
             "data": {"source": str(tmp_path / "text.txt")},
             "optimizer": change.get("optimizer", {}),
             "train": {"max_steps": 2, "batch_size": 4, "device": "cpu", **change.get("train", {})},
@@ -105,7 +110,9 @@ def test_memory_is_forecast_within_15_percent(tiny, tmp_path):
         return json.loads(done.stdout.splitlines()[-1])
 
     forecast = dict(zip(_SIZES, in_a_process(_FORECAST, *recipes)))
-    assert forecast == pytest.approx({path.stem: in_a_process(_TRAIN, path) for path in recipes}, rel=0.15)
+    measured = {path.stem: in_a_process(_TRAIN, path) for path in recipes}
+    print("forecast", forecast, "measured", measured)
+    assert forecast == pytest.approx(measured, rel=0.15)
 
 
 def test_memory_follows_the_recipe(tiny):
