@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         parsed, rest = _parser().parse_known_args([a for a in arguments if a != "--debug"])
-        if rest and parsed.command not in ("train", "tokenize"):
+        if rest and parsed.command not in ("train", "tokenize", "estimate"):
             raise UserError(f"unknown argument {rest[0]!r}; see hf-gpt {parsed.command} --help")
         parsed.overrides = rest
         return parsed.run(parsed) or 0
@@ -89,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "train as a recipe says, or go on with such a run")
     tokenize = command("tokenize", _tokenize, "tokenise a recipe's corpus and say what training will see")
-    for sub in (train, tokenize):
+    estimate = command("estimate", _estimate, "say what a recipe takes: parameters, operations, memory and time")
+    for sub in (train, tokenize, estimate):
         sub.usage = f"{sub.prog} RECIPE.yaml [--section.key VALUE ...]"
         sub.add_argument("recipe", metavar="RECIPE.yaml", help="the run; any field can be changed by a flag")
         sub.lists_recipe_fields = True
@@ -99,6 +100,23 @@ def _parser() -> argparse.ArgumentParser:
         " SIGTERM or SIGUSR1, 130 by Ctrl-C: the same command goes on."
     )
     tokenize.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+    estimate.usage = f"{estimate.prog} RECIPE.yaml [--device NAME [--devices N]] [--section.key VALUE ...]"
+    estimate.epilog = (
+        "Memory comes from the run itself, made with tensors without contents; time here from some real steps, about"
+        " a minute at most. Nothing is written where the run will be. With --device, time comes from the figures that"
+        " the maker publishes for dense bf16, and train.batch_size is that of each device."
+    )
+    estimate.add_argument("--device", metavar="NAME", help="plan for H100, H200, A100 ... instead of this machine")
+    estimate.add_argument("--devices", metavar="N", type=int, default=1, help="so many of them (default: 1)")
+    estimate.add_argument(
+        "--utilization",
+        metavar="U",
+        type=float,
+        default=0.4,
+        help="the part of their peak that is reached, which is an assumption (default: 0.4)",
+    )
+    estimate.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
     replay = command("replay", _replay, "repeat steps of a run and say whether losses and weights match")
     replay.add_argument("run_dir", metavar="RUN", help="the run's directory")
@@ -178,6 +196,33 @@ def _tokenize(arguments: argparse.Namespace) -> None:
         print(json.dumps(data.facts(), ensure_ascii=False))
         return
     for line in data.describe():
+        _say(line)
+
+
+def _estimate(arguments: argparse.Namespace) -> None:
+    if arguments.device is None and arguments.devices != 1:
+        raise UserError(f"--devices {arguments.devices}: of which? give --device NAME too, such as --device H100")
+    if arguments.devices < 1:
+        raise UserError(f"--devices {arguments.devices}: must be 1 or more")
+    if not 0 < arguments.utilization <= 1:
+        raise UserError(f"--utilization {arguments.utilization}: must be above 0 and at most 1, such as 0.4")
+    from .estimate import device_named
+    from .recipe import Recipe
+
+    if arguments.device is not None:
+        device_named(arguments.device)  # before the seconds that the rest takes
+    from .training.trial import estimate
+
+    found = estimate(
+        Recipe.from_yaml(arguments.recipe, arguments.overrides),
+        arguments.device,
+        arguments.devices,
+        arguments.utilization,
+    )
+    if arguments.json:
+        print(json.dumps(found.to_dict()))
+        return
+    for line in found.describe():
         _say(line)
 
 

@@ -227,7 +227,7 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
     run_dir = Path(recipe.output_dir).expanduser()
     _refuse_unwritable(run_dir)
     earlier = earlier_recipe(run_dir)
-    recipe = _resolve_hardware(recipe, earlier)
+    recipe = resolve_hardware(recipe, earlier)
     accelerator = start_accelerator(recipe)
     with together(accelerator):
         data = prepare_data(recipe)
@@ -325,7 +325,7 @@ def describe_environment(accelerator: Accelerator, data: Data) -> dict[str, Any]
     }
 
 
-def _resolve_hardware(recipe: Recipe, earlier: Recipe | None) -> Recipe:
+def resolve_hardware(recipe: Recipe, earlier: Recipe | None) -> Recipe:
     """Decide device, precision and compilation: as the earlier run in this folder did, else by what is here."""
     train = recipe.train
     before = earlier.train if earlier is not None else train

@@ -1,0 +1,218 @@
+"""`hf-gpt estimate`: what it counts is what is there, and its forecast of memory is what training then takes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_gpt import GPTConfig, GPTForCausalLM, Recipe, UserError
+from hf_gpt.cli import main
+from hf_gpt.estimate import DEVICES, device_named, flops_per_token, parameters_by_part
+from hf_gpt.training.trial import estimate
+
+# Trains in a process of its own and says how much memory it ever had, in bytes.
+_TRAIN = """
+import resource, sys
+from hf_gpt.cli import main
+assert main(["train", sys.argv[1]]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+# What is forecast for each recipe, in bytes.
+_FORECAST = """
+import json, sys
+from hf_gpt.recipe import Recipe
+from hf_gpt.training.trial import estimate
+print(json.dumps([estimate(Recipe.from_yaml(path), measure=False).peak_memory for path in sys.argv[1:]]))
+"""
+
+
+def small(**fields) -> GPTForCausalLM:
+    sizes = {"vocab_size": 500, "context_length": 64, "emb_dim": 48, "n_layers": 3, "n_heads": 4}
+    return GPTForCausalLM(GPTConfig(**{**sizes, **fields}))
+
+
+@pytest.fixture
+def recipe(tiny, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny))
+    return str(path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_parts_are_all_parameters(tied):
+    model = small(tie_word_embeddings=tied)
+    parts = parameters_by_part(model)
+    assert sum(parts.values()) == model.num_parameters()
+    assert parts["output head"] == (0 if tied else 500 * 48)
+    assert parts["embeddings"] == 500 * 48
+    assert parts["positions"] == 64 * 48
+    assert parts["norms"] == (2 * 3 + 1) * 2 * 48
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_operations_are_those_that_torch_counts(tied):
+    model = small(tie_word_embeddings=tied, dropout=0.0)
+    model.set_attn_implementation("eager")
+    ids = torch.randint(500, (2, 64))
+    with FlopCounterMode(display=False) as counter:
+        model(ids, shift_labels=ids).loss.backward()
+    assert flops_per_token(model, 64) == pytest.approx(counter.get_total_flops() / ids.numel(), rel=1e-3)
+
+
+_SIZES = {
+    "adamw": {"model": {"vocab_size": 50257, "emb_dim": 384, "n_layers": 4, "n_heads": 6}},
+    "muon": {
+        "model": {"context_length": 128, "vocab_size": 8192, "emb_dim": 768, "n_layers": 4, "n_heads": 12},
+        "optimizer": {"name": "muon"},
+    },
+    "checkpointing": {
+        "model": {"vocab_size": 32000, "emb_dim": 512, "n_layers": 6, "n_heads": 8, "tie_word_embeddings": False},
+        "train": {"gradient_checkpointing": True},
+    },
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is asked of a Unix system")
+def test_memory_is_forecast_within_15_percent(tiny, tmp_path):
+    """For three sizes, of the whole of `hf-gpt train`: two steps, an evaluation, a sample and a checkpoint."""
+    recipes = []
+    for name, change in _SIZES.items():
+        recipe = {
+            **tiny,
+            "output_dir": str(tmp_path / name),
+            "model": {
+                "context_length": 256,
+                "drop_rate": 0.0,
+                "hidden_act": "gelu_pytorch_tanh",
+                **change["model"],
+            },
+            "data": {"source": str(tmp_path / "text.txt")},
+            "optimizer": change.get("optimizer", {}),
+            "train": {"max_steps": 2, "batch_size": 4, "device": "cpu", **change.get("train", {})},
+            "evaluation": {"first": 2, "tokens": 256, "prompts": ["Line"], "sample_tokens": 2},
+        }
+        recipes.append(tmp_path / f"{name}.yaml")
+        recipes[-1].write_text(yaml.safe_dump(recipe))
+
+    def in_a_process(program: str, *arguments: object) -> list[int] | int:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=True,
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+
+    forecast = dict(zip(_SIZES, in_a_process(_FORECAST, *recipes)))
+    measured = {path.stem: in_a_process(_TRAIN, path) for path in recipes}
+    print("forecast", forecast, "measured", measured)
+    assert forecast == pytest.approx(measured, rel=0.15)
+
+
+def test_memory_follows_the_recipe(tiny):
+    def peak(**fields) -> int:
+        model = {**tiny["model"], "emb_dim": 64, "n_layers": 6, "drop_rate": 0.0}
+        train = {**tiny["train"], "batch_size": 16, **fields}
+        memory = estimate(Recipe.from_dict({**tiny, "model": model, "train": train}), measure=False).memory
+        state = (memory.largest["weights"], memory.largest["gradients"], memory.largest["optimizer"])
+        assert state == pytest.approx([4 * 320_000, 4 * 320_000, 8 * 320_000], rel=0.1)
+        return memory.peak
+
+    plain = peak()
+    assert peak(gradient_checkpointing=True) < 0.8 * plain
+    assert peak(batch_size=32) > 1.4 * plain
+
+
+def test_documents_apart_and_models_to_go_on_from_are_forecast(tiny, tmp_path):
+    small(vocab_size=257).save_pretrained(tmp_path / "model")
+    tiny["model"] = {"from_pretrained": str(tmp_path / "model")}
+    tiny["data"]["isolate_documents"] = True
+    found = estimate(Recipe.from_dict(tiny), measure=False)
+    assert found.num_parameters == small(vocab_size=257).num_parameters()
+    assert found.memory.peak > 16 * found.num_parameters
+
+
+def test_tokens_and_epochs_are_those_of_the_run(tiny):
+    tiny["train"] |= {"max_steps": 200}
+    found = estimate(Recipe.from_dict(tiny), measure=False)
+    epochs, rest = divmod(200, found.steps_per_epoch)
+    assert (epochs, rest) > (0, 0)
+    assert found.windows_per_step == 4
+    assert found.tokens == 32 * (epochs * found.windows + 4 * rest)
+
+
+def test_it_prints_one_json_object_and_leaves_nothing(recipe, tiny, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    assert main(["estimate", recipe, "--json"]) == 0
+    out, _ = capsys.readouterr()
+    values = json.loads(out)
+    assert values["num_parameters"] == sum(values["parameters"].values())
+    assert values["measured_steps"] > 0
+    assert values["seconds"] == pytest.approx(12 * values["step_seconds"])
+    assert values["plan"] is None
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_run_that_is_there_is_left_alone(recipe, tiny, tmp_path, capsys):
+    assert main(["train", recipe]) == 0
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    capsys.readouterr()
+    assert main(["estimate", recipe, "--optimizer.lr", "1e-4"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    for word in ("parameters", "operations", "memory", "optimizer", "text", "training", "time"):
+        assert any(line.split()[0] == word for line in err.splitlines())
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == files
+
+
+def test_a_plan_for_other_devices(recipe, capsys):
+    def plan(*arguments: str) -> dict:
+        assert main(["estimate", recipe, "--json", "--device", "h100", *arguments]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    one, eight = plan(), plan("--devices", "8")
+    assert eight["windows_per_step"] == 8 * one["windows_per_step"]
+    work = one["tokens"] * one["flops_per_token"]
+    assert one["plan"]["seconds"] == pytest.approx(work / (989e12 * 0.4))
+    assert plan("--utilization", "0.2")["plan"]["seconds"] == pytest.approx(2 * one["plan"]["seconds"])
+    assert one["plan"]["memory_ddp"] == one["plan"]["memory_fsdp2"] == one["peak_memory"]
+    assert eight["plan"]["memory_fsdp2"] < one["peak_memory"] < eight["plan"]["memory_ddp"]
+    assert one["plan"]["capacity"] == 80 * 10**9
+
+
+def test_a_model_larger_than_this_machine_is_planned(tiny):
+    """1.6 billion parameters: 26 GB of state, none of which is made here."""
+    tiny["model"] = {"context_length": 32, "emb_dim": 8192, "n_layers": 2, "n_heads": 64}
+    found = estimate(Recipe.from_dict(tiny), "H200", 8)
+    assert found.num_parameters > 1.6e9
+    assert found.memory.largest["optimizer"] == pytest.approx(8 * found.num_parameters, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "H1000"], ["--device H1000", *DEVICES]),
+        (["--devices", "4"], ["--devices 4", "--device"]),
+        (["--device", "H100", "--devices", "0"], ["--devices 0", "1 or more"]),
+        (["--device", "H100", "--utilization", "40"], ["--utilization 40", "0.4"]),
+        (["--device", "H100", "--train.mixed_precision", "no"], ["train.mixed_precision", "bf16"]),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_one_line(recipe, capsys, arguments, words):
+    assert main(["estimate", recipe, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert all(word in err for word in words)
+
+
+def test_devices_are_found_however_they_are_written():
+    assert device_named("rtx 4090")[0] == "RTX-4090"
+    with pytest.raises(UserError, match="valid names: A10, "):
+        device_named("TPU")
