@@ -182,3 +182,17 @@ for _ in range(2):
 [peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
 print(json.dumps({{"seconds": seconds, "peak_gb": int(peak.split()[1]) / 1e6}}))
 """
+
+
+def estimate() -> Result:
+    """The memory that `hf-gpt estimate` forecasts, beside the peak of the run itself."""
+    flags = ["--model.preset", "null", "--train.max_steps", "3", "--train.batch_size", "16"]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {"HF_GPT_CACHE": str(Path(folder, "cache"))}
+        flags += ["--output_dir", str(Path(folder, "run"))]
+        recipe = ROOT / "configs" / "quickstart.yaml"
+        command = [sys.executable, "-m", "hf_gpt.cli"]
+        done = process(*command, "estimate", recipe, *flags, "--json", env=environment, quiet=True)
+        forecast = json.loads(done.printed[-1])
+        run = process(*command, "train", recipe, *flags, env=environment, quiet=True)
+    return Result("estimate", forecast["peak_memory"] / 1e9, run.peak_bytes / 1e9, "GB", "within 0.15 of 1")
