@@ -128,7 +128,7 @@ class Job:
         precision = {"no": "fp32"}.get(train.mixed_precision, train.mixed_precision)
         yield (
             f"model      {self.model.num_parameters():,} parameters, {precision} on {processes} x {train.device}"
-            f"{', compiled' if train.compile else ''}"
+            f", {'compiled' if train.compile else 'not compiled'}"
         )
         yield (
             f"training   {self.max_steps:,} steps of {self.plan.global_batch_size} windows,"
@@ -238,6 +238,10 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
     train = dataclasses.replace(
         recipe.train, global_batch_size=plan.global_batch_size, gradient_accumulation_steps=None
     )
+    if train.compile == "auto":
+        train = dataclasses.replace(
+            train, compile=_pays_to_compile(train.device, data.config, num_steps(train, plan))
+        )
     recipe = dataclasses.replace(data.recipe, train=train)
     changes = changes_of_recipe(run_dir, earlier, recipe) if earlier is not None else []
     environment = describe_environment(accelerator, data)
@@ -339,11 +343,20 @@ def resolve_hardware(recipe: Recipe, earlier: Recipe | None) -> Recipe:
         precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "no"
     if precision == "fp16" and device == "cpu":
         raise UserError("train.mixed_precision: fp16 needs a GPU; use bf16 or no on a cpu")
-    compiled = train.compile if train.compile != "auto" else before.compile
-    if compiled == "auto":
-        compiled = device == "cuda"
+    compiled = train.compile if train.compile != "auto" else before.compile  # perhaps still auto: see _pays_to_compile
     resolved = dataclasses.replace(train, device=device, mixed_precision=precision, compile=compiled)
     return dataclasses.replace(recipe, train=resolved)
+
+
+def _pays_to_compile(device: str, config: GPTConfig, steps: int) -> bool:
+    """`train.compile: auto`, by a rule on device, size of the model and length of the run.
+
+    On a GPU compiling takes about a minute, and saves a good part of each step from then on.
+    """
+    if device == "cuda":
+        return steps >= _STEPS_THAT_PAY_ON_A_GPU
+    parameters = 12 * config.num_hidden_layers * config.hidden_size**2
+    return device == "cpu" and parameters <= _SMALL_ON_A_CPU and steps >= _STEPS_THAT_PAY_ON_A_CPU
 
 
 def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFast:
