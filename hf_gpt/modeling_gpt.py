@@ -101,7 +101,7 @@ def drop(dropout: nn.Dropout, hidden_states: torch.Tensor) -> torch.Tensor:
 class GPTAttention(nn.Module):
     """Causal multi-head attention: `eager_attention_forward`, or what else `config._attn_implementation` names."""
 
-    num_key_value_groups = 1  # of heads that share keys and values; sdpa asks at each call, and no answer takes longer
+    num_key_value_groups = 1  # every head has keys and values of its own; sdpa asks at each call, slow where unsaid
 
     def __init__(self, config: GPTConfig, layer_idx: int):
         super().__init__()

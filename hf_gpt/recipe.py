@@ -163,6 +163,12 @@ class OptimizerRecipe:
     weight_decay: NonNegative = _doc(0.1, "decoupled weight decay")
     decay: Literal["matrices", "all"] = _doc("matrices", "what decays: weights of 2 dimensions or more, or everything")
 
+    @model_validator(mode="after")
+    def _check(self) -> "OptimizerRecipe":
+        if self.muon_lr is not None and self.name != "muon":
+            raise ValueError("'muon_lr' goes with name: muon")
+        return self
+
 
 @_section
 class ScheduleRecipe:
@@ -187,7 +193,7 @@ class TrainRecipe:
     mixed_precision: Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(_yaml_no)] = _doc(
         "auto", "auto: bf16 where the accelerator has it, else no"
     )
-    compile: AutoOrBool = _doc("auto", "torch.compile the model; auto: on CUDA")
+    compile: AutoOrBool = _doc("auto", "torch.compile the model; auto: where the run is long enough for it to pay")
     device: Literal["auto", "cuda", "mps", "cpu"] = _doc("auto", "auto: cuda, else mps, else cpu")
     attn_implementation: str = _doc("sdpa", "eager, sdpa, flash_attention_2, flex_attention")
     gradient_checkpointing: bool = _doc(False, "recompute activations in the backward pass to save memory")

@@ -171,24 +171,45 @@ def test_a_branch_is_replayed_from_where_it_began(run, tiny, tmp_path):
     assert all(one.matches for compared in steps.values() for one in compared)
 
 
+def lose_checkpoints(run, *steps: int) -> None:
+    for step in steps:
+        (run.output_dir / "checkpoints" / f"step-{step:08d}" / "model.safetensors").write_bytes(b"damaged")
+
+
 def test_steps_are_replayed_at_the_length_that_the_run_had_then(run, tiny):
-    """The learning rate of each step depends on it; the second change came after a fall back to an earlier step."""
-    hf_gpt.train(changed(tiny, train__max_steps=14, checkpoint__keep=3))
+    """The learning rate of each step depends on it: after a change, and after a fall back to before that change."""
+    longer = changed(tiny, train__max_steps=14, checkpoint__keep=3)
+    hf_gpt.train(longer)
     steps = replay(run.output_dir, 8)
     assert sorted(steps) == list(range(9, 15))
     assert all(one.matches for compared in steps.values() for one in compared)
-    for lost in (12, 14):
-        (run.output_dir / "checkpoints" / f"step-{lost:08d}" / "model.safetensors").write_bytes(b"damaged")
+    lose_checkpoints(run, 12, 14)
+    hf_gpt.train(longer)  # from step 8, which it once reached as a run of 12
+    lose_checkpoints(run, 14)
     again = hf_gpt.train(changed(tiny, train__max_steps=None, train__epochs=0.2, checkpoint__keep=3))
     steps = replay(run.output_dir, 0)
     assert sorted(steps) == list(range(1, again.metrics[-1]["step"] + 1))
     assert all(one.matches for compared in steps.values() for one in compared)
 
 
+def test_a_replay_does_not_mix_ways_of_cutting_up_a_global_batch(run, tiny):
+    hf_gpt.train(changed(tiny, train__max_steps=14, train__batch_size=4, train__gradient_accumulation_steps=1))
+    with pytest.raises(UserError, match=r"from step 12 with another train.batch_size .*--to 12.*--from 12"):
+        replay(run.output_dir, 0)
+    assert all(one.matches for compared in replay(run.output_dir, 12).values() for one in compared)
+
+
+def test_a_branch_goes_on_with_the_same_optimizer(run, tiny, tmp_path):
+    with pytest.raises(UserError, match=r"holds the state of adamw and the recipe's optimizer is muon; begin with"):
+        hf_gpt.train(
+            changed(tiny, output_dir=str(tmp_path / "branch"), optimizer__name="muon"), parent=f"{run.output_dir}@8"
+        )
+
+
 def test_a_replay_on_another_number_of_processes_is_refused_and_not_called_different(run):
     environment = json.loads((run.output_dir / "environment.json").read_text())
     (run.output_dir / "environment.json").write_text(json.dumps({**environment, "processes": 2}))
-    with pytest.raises(UserError, match=r"began on 2 processes, and repeats exactly on as many; this is 1"):
+    with pytest.raises(UserError, match=r"were trained on 2 processes, and repeat exactly on as many; this is 1"):
         replay(run.output_dir, 8)
 
 

@@ -76,7 +76,9 @@ def everything(run_dir: str | Path, step: int) -> tuple:
     return lines(run_dir), (run_dir / "samples.jsonl").read_bytes(), *((saved / name).read_bytes() for name in names)
 
 
-def test_a_killed_run_of_two_processes_repeats_the_uninterrupted_one(start, tiny, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_killed_run_of_two_processes_repeats_the_uninterrupted_one(optimizer, start, tiny, tmp_path):
+    tiny["optimizer"]["name"] = optimizer
     tiny["train"]["max_steps"], tiny["checkpoint"]["every"] = 48, 8
     tiny["evaluation"]["every"] = 16
     recipe = recipe_file(tiny, tmp_path / "recipe.yaml")

@@ -302,7 +302,7 @@ def test_isolated_documents_train(tiny, tmp_path):
 
 
 def test_a_compiled_run_compiles_once(tiny, one_thread):
-    """Evaluations, samples, an epoch's last and shorter batch and its fewer targets included."""
+    """Evaluations, samples and an epoch's last global batch, with its fewer targets, included."""
     tiny["train"] |= {"compile": True, "max_steps": 90}
     tiny["evaluation"]["every"] = 45
     counts = torch._dynamo.utils.counters["stats"]

@@ -72,13 +72,14 @@ def configure(accelerator: Accelerator, recipe: Recipe, plan: BatchPlan) -> None
     config, train = accelerator.deepspeed_plugin.deepspeed_config, recipe.train
     if accelerator.device.type != train.device:
         raise UserError(f"train.device: {train.device}, but DeepSpeed works on {accelerator.device.type} here")
-    if (stage := config["zero_optimization"]["stage"]) not in (1, 2):
+    zero = config.get("zero_optimization") or {}
+    if (stage := zero.get("stage", 0)) not in (1, 2):
         raise UserError(f"train: ZeRO stage {stage} is not used here; use 1 or 2, or configs/accelerate/fsdp2.yaml")
     for name in ("optimizer", "scheduler"):
         if name in config:
             raise UserError(f"train: DeepSpeed's configuration has a section {name!r}, which the recipe decides")
     for what in ("offload_optimizer", "offload_param"):
-        if config["zero_optimization"].get(what, {}).get("device", "none") != "none":
+        if (zero.get(what) or {}).get("device", "none") != "none":
             raise UserError(f"train: DeepSpeed's {what} is not used here; set its device to none")
     config |= {
         "train_micro_batch_size_per_gpu": train.batch_size,

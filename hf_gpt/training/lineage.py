@@ -120,13 +120,16 @@ def describe_parent(parent: Path) -> dict[str, Any]:
     }
 
 
-def parent_of(run_dir: Path, asked: str | None, config: GPTConfig, tokenizer: PreTrainedTokenizerFast) -> Path | None:
+def parent_of(
+    run_dir: Path, asked: str | None, config: GPTConfig, tokenizer: PreTrainedTokenizerFast, optimizer: str
+) -> Path | None:
     """The checkpoint to branch off from: as asked for, else as the run in `run_dir` once was.
 
     None for a branch that has checkpoints of its own: it no longer needs its parent, which may have pruned that step.
 
     Raises:
-        UserError: there is no such checkpoint, it is of another model or tokenizer, or the run began elsewhere.
+        UserError: there is no such checkpoint, it is of another model, tokenizer or optimizer, or the run began
+            elsewhere.
     """
     recorded = read_json(run_dir / "environment.json").get("parent")
     if checkpoint.checkpoints(run_dir):
@@ -143,6 +146,13 @@ def parent_of(run_dir: Path, asked: str | None, config: GPTConfig, tokenizer: Pr
         raise UserError(
             f"--from {asked}: its tokenizer is not the recipe's; go on with its own, --tokenizer.train null"
             f" --tokenizer.name {parent}"
+        )
+    groups = read_json(parent / checkpoint.TRAINING_STATE / "state.json").get("param_groups", [])
+    kept = "muon" if any(group.get("orthogonal") for group in groups) else "adamw"
+    if kept != optimizer:
+        raise UserError(
+            f"--from {asked}: it holds the state of {kept} and the recipe's optimizer is {optimizer}; begin with its"
+            f" weights alone by --model.from_pretrained {parent}"
         )
     theirs = GPTConfig.from_pretrained(parent)
     for name in sorted(GPTConfig._own_names() - set(GPTConfig.attribute_map)):

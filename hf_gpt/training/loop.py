@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from .. import checkpoint
@@ -186,12 +187,11 @@ class _Training:
         if self.accelerator.is_main_process:
             for damaged in problems:
                 checkpoint.set_aside(damaged)
-        self.write_down_what_runs(goes_on=found is not None)
         self.journal.rewind(self.progress.step if start else -1)
-        for damaged, problem in problems.items():
-            self.journal.event("damaged checkpoint", self.progress.step, checkpoint=damaged.name, problem=problem)
+        self.write_down_history(found, problems)
+        self.write_down_what_runs(goes_on=found is not None)
         if found is not None:
-            self.write_down_how_it_goes_on(found)
+            self.tidy_what_was_left()
         self.started, self.seconds_before = time.monotonic(), self.progress.seconds
         self.start_clock()
         if not start:
@@ -243,14 +243,15 @@ class _Training:
         for number, batch in enumerate(batches, start=1):
             # accelerate's `accumulate` counts to a fixed number; an epoch's last global batch may have fewer.
             self.accelerator.sync_gradients = last = number == len(batches)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model), self.one_shape(batch):
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 # A sum, divided here: a compiled model would be compiled anew for another divisor.
                 outputs = self.model(**self.on_device(batch), num_items_in_batch=1, use_cache=False, skip_logits=True)
                 loss = outputs.loss / num_targets
                 self.accelerator.backward(loss * scale)
                 total += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), train.max_grad_norm or math.inf)
-        self.grad_norm = torch.as_tensor(norm, device=self.accelerator.device)  # DeepSpeed gives a number
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP2 gives each process a part of it,
+        self.grad_norm = torch.as_tensor(norm, device=self.accelerator.device)  # and DeepSpeed a number
         if self.may_update(step):
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -258,11 +259,6 @@ class _Training:
         self.progress.tokens += num_targets
         self.note_if_not_finite(step, total)
         return total
-
-    def one_shape(self, batch: dict[str, torch.Tensor]) -> contextlib.AbstractContextManager[None]:
-        """A compiled model would be compiled anew for an epoch's last batch, which may be short: it runs as it is."""
-        full = len(batch["input_ids"]) == self.recipe.train.batch_size
-        return contextlib.nullcontext() if full else torch.compiler.set_stance("force_eager")
 
     def on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The batch where the model is; from pinned memory, so that a GPU may still be at work on the step before."""
@@ -493,13 +489,21 @@ class _Training:
             "trackio": {"name": name, "resume": "allow"},
         }
 
-    def write_down_how_it_goes_on(self, found: Path) -> None:
-        """The history of a run that goes on, and its checkpoints as they would be if it had not stopped."""
-        step = self.progress.step
+    def write_down_history(self, found: Path | None, problems: Mapping[Path, str]) -> None:
+        """What a run that goes on, or starts over, adds to its events; before the recipe that it now has."""
+        step, processes = self.progress.step, self.accelerator.num_processes
+        for damaged, problem in problems.items():
+            self.journal.event("damaged checkpoint", step, checkpoint=damaged.name, problem=problem)
         for change in self.job.changes:
             self.journal.event("changed", step, what=change)
-        if step < self.job.max_steps:
-            self.journal.event("resumed", step, checkpoint=found.name, processes=self.accelerator.num_processes)
+        if found is None and self.job.earlier is not None:
+            self.journal.event("restarted", step, processes=processes)
+        elif found is not None and step < self.job.max_steps:
+            self.journal.event("resumed", step, checkpoint=found.name, processes=processes)
+        self.journal.flush()
+
+    def tidy_what_was_left(self) -> None:
+        """The checkpoints and the plot of a run that goes on, as they would be if it had not stopped."""
         if self.accelerator.is_main_process:
             self.tidy_checkpoints()
             if self.progress.tokens:

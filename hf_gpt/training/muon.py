@@ -6,8 +6,8 @@ https://kellerjordan.github.io/posts/muon/). The update is scaled to the size Ad
 "Muon is scalable for LLM training", section 2.2), so that learning rates and weight decay mean what they mean there.
 
 `torch.optim.Muon` is the same update, one matrix at a time and in bf16. Here matrices of equal shape are
-orthogonalised together, in bf16 only where the device has units for it: on a CPU without them torch's costs more than
-the rest of a small model's step. And it is one optimizer with AdamW, since everything that wraps, saves and restores
+orthogonalised together, in bf16 only on GPUs that have units for it: on a CPU torch's costs more than the rest of a
+small model's step. And it is one optimizer with AdamW, since everything that wraps, saves and restores
 an optimizer expects one. Where weights are sharded (FSDP2) each process gathers a stack of momenta, orthogonalises it
 as all others do, and keeps its own rows: the arithmetic is that of one process.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-# The quintic of Jordan et al.: steepest at zero, so that few iterations do; singular values end within 0.7 and 1.2.
+# The quintic of Jordan et al.: steepest at zero, so that few iterations do; singular values end near 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 # More matrices at once than this many numbers gain nothing and hold memory: 16 M are 64 MiB in fp32.
@@ -39,10 +39,10 @@ class Muon(torch.optim.AdamW):
     def __init__(self, groups: list[dict], *, momentum: float = 0.95, **adamw):
         for group in groups:
             group.setdefault("orthogonal", False)
+            group["momentum"] = momentum
             if group["orthogonal"] and any(parameter.ndim != 2 for parameter in group["params"]):
                 raise ValueError("Muon orthogonalises matrices; give other parameters in a group without `orthogonal`")
         super().__init__(groups, **adamw)
-        self.momentum = momentum
         # Fused AdamW would be left to find overflowing gradients by itself; the scaler does it for both.
         self._step_supports_amp_scaling = False
 
@@ -72,9 +72,9 @@ class Muon(torch.optim.AdamW):
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        updates = torch._foreach_lerp(gradients, momenta, self.momentum)
+        updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
         for stack in _stacks(updates):
             directions = orthogonalized(torch.stack([_whole(updates[number]) for number in stack]))
             # the root mean square of AdamW's updates is about 0.2, that of an orthogonal matrix 1 / sqrt(longer side)

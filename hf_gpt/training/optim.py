@@ -19,10 +19,15 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Op
     With `decay: matrices` weight decay spares biases and LayerNorm, as GPT-2 and nanoGPT do; `decay: all` is
     `torch.optim.AdamW(model.parameters())`, which the book uses. With `name: muon` the matrices inside the blocks are
     updated by :class:`Muon`; embeddings and an untied head stay with AdamW, which suits rows that are rarely used.
+
+    Raises:
+        ValueError: `name: muon`, and a model without a matrix in `layers`.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     muon_lr_ratio = (recipe.muon_lr or recipe.lr) / recipe.lr
     orthogonal = [p for name, p in parameters.items() if recipe.name == "muon" and _is_matrix_of_a_block(name, p)]
+    if recipe.name == "muon" and not orthogonal:
+        raise ValueError("Muon updates the matrices in the blocks of a model, its `layers`; this one has none")
     of_muon = {id(parameter) for parameter in orthogonal}
     rest = [parameter for parameter in parameters.values() if id(parameter) not in of_muon]
     if recipe.decay == "all":

@@ -78,29 +78,36 @@ def replay(
     origin = f"{parent['run']}@{start}" if parent and start == beginning else f"{run_dir}@{start}" if start else None
     published = _by_step(read_metrics(run_dir))
     recipe = Recipe.from_yaml(run_dir / "recipe.yaml")
-    lengths = _lengths(run_dir, recipe.train)
+    conditions = _conditions(run_dir, recipe.train)
+    train, processes = conditions[max(step for step in conditions if step <= start)]
+    for step in sorted(step for step in conditions if start < step < stop):
+        then, then_processes = conditions[step]
+        if (then.batch_size, then_processes) != (train.batch_size, processes):
+            raise UserError(
+                f"{run_dir}: went on from step {step} with another train.batch_size or number of processes, which"
+                f" changes the last digits; repeat what came before (--to {step}) or after (--from {step}) by itself"
+            )
     results: dict[int, list[Compared]] = {}
 
     with tempfile.TemporaryDirectory(prefix="hf_gpt-replay-") as scratch:
         recipe = dataclasses.replace(
             recipe,
             output_dir=scratch,
-            train=lengths[max(step for step in lengths if step <= start)],
+            train=train,
             checkpoint=CheckpointRecipe(every=None),
             tracking=TrackingRecipe(),
         )
         job = prepare(recipe, origin)
         changes_of_environment(run_dir, job.environment)  # refuses another text
-        began_with = read_json(run_dir / "environment.json").get("processes", 1)
-        if began_with != job.accelerator.num_processes:
+        if processes != job.accelerator.num_processes:
             raise UserError(
-                f"{run_dir}: began on {began_with} processes, and repeats exactly on as many;"
+                f"{run_dir}: these steps were trained on {processes} processes, and repeat exactly on as many;"
                 f" this is {job.accelerator.num_processes}"
             )
 
         def compare(step: int, training: Any) -> None:
-            if step in lengths:
-                job.max_steps = num_steps(lengths[step], job.plan)
+            if step in conditions:
+                job.max_steps = num_steps(conditions[step][0], job.plan)
             ours = whole_weights(training.model) if step in kept else {}  # gathered from all processes
             if not job.accelerator.is_main_process:
                 return
@@ -124,26 +131,36 @@ def replay(
     return results
 
 
-def _lengths(run_dir: Path, train: TrainRecipe) -> dict[int, TrainRecipe]:
-    """`{step: the recipe of what came after it}`: the learning rate depends on a run's length, which may have changed.
+def _conditions(run_dir: Path, train: TrainRecipe) -> dict[int, tuple[TrainRecipe, int]]:
+    """`{step: (recipe, number of processes)}`: under what a run was trained after a step, until the next such step.
 
-    `train` is the recipe as the last change left it; `events.jsonl` holds the changes in the order they were made. A
-    run that fell back to an earlier checkpoint before a change has trained everything after that checkpoint by it.
+    The learning rate depends on a run's length, and the last digits on how a global batch is cut up; both may change
+    in a run, and `events.jsonl` says when. `train` is the recipe as the last change left it. A run that goes on from a
+    step trains everything after it anew, so what was noted of later steps before then no longer counts.
     """
-    changes = []
-    for event in read_lines(run_dir / "events.jsonl"):
-        found = re.fullmatch(r"train\.(max_steps|epochs) (\S+) -> (\S+)", str(event.get("what")))
-        if event["event"] == "changed" and found:
-            old, new = (None if text == "None" else float(text) for text in found.group(2, 3))
-            changes.append((event["step"], found[1], old, new))
-    length = {"max_steps": train.max_steps, "epochs": train.epochs}
-    for _, field, old, _ in reversed(changes):
-        length[field] = old
-    lengths = {0: dict(length)}
-    for step, field, _, new in changes:
-        length[field] = new
-        lengths = {earlier: it for earlier, it in lengths.items() if earlier < step} | {step: dict(length)}
-    return {step: dataclasses.replace(train, **length) for step, length in lengths.items()}
+    events = read_lines(run_dir / "events.jsonl")
+    changes = [_change(event) if event["event"] == "changed" else None for event in events]
+    now = {name: getattr(train, name) for name in ("max_steps", "epochs", "batch_size")}
+    for name, old, _ in reversed([change for change in changes if change]):
+        now[name] = old
+    processes = read_json(run_dir / "environment.json").get("processes", 1)
+    found = {0: (dict(now), processes)}
+    for event, change in zip(events, changes):
+        if change:
+            now[change[0]] = change[2]
+        elif event["event"] in ("resumed", "restarted"):
+            processes = event.get("processes", processes)
+        else:
+            continue
+        earlier = {step: then for step, then in found.items() if step < event["step"]}
+        found = {**earlier, event["step"]: (dict(now), processes)}
+    return {step: (dataclasses.replace(train, **then), processes) for step, (then, processes) in found.items()}
+
+
+def _change(event: dict[str, Any]) -> tuple[str, float | None, float | None] | None:
+    """Which of the fields that a step depends on an event changed, from what, and to what."""
+    found = re.fullmatch(r"train\.(max_steps|epochs|batch_size) (\S+) -> (\S+)", str(event.get("what")))
+    return (found[1], *(None if text == "None" else float(text) for text in found.group(2, 3))) if found else None
 
 
 def weights_checksum(weights: Mapping[str, torch.Tensor]) -> str:

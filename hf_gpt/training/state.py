@@ -123,7 +123,9 @@ def _load(
     else:
         set_optimizer_state_dict(model, optimizer.optimizer, optimizer_state, options=_WHOLE)
     for group, values in zip(optimizer.optimizer.param_groups, hyperparameters):
-        group.update(values)
+        parameters = group["params"]
+        group.clear()
+        group.update(values, params=parameters)
 
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])

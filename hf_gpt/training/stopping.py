@@ -22,6 +22,8 @@ _AGREE_EVERY = 10
 # A scheduler may signal every process, and `torchrun` hands on to its own what it gets: within so many seconds that is
 # one request, not two.
 _HANDED_ON_WITHIN = 2.0
+# The launcher's process, noted when this one begins: it may be gone before the first step.
+_PARENT = os.getppid()
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -31,12 +33,12 @@ class Stop:
     def __init__(self) -> None:
         self.requested = 0
         self.requested_at = 0.0
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._launcher = _PARENT if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def agreed(self, step: int, accelerator: Accelerator) -> int:
         """The signal for which the run ends after `step`, or 0: the same answer on every process."""
         if self._launcher not in (None, os.getppid()):  # killed, and these processes are nobody's
-            self.requested = self.requested or signal.SIGTERM
+            self.requested = self.requested or signal.SIGTERM  # which it would have sent
         if accelerator.num_processes == 1:
             return self.requested
         if step % _AGREE_EVERY:

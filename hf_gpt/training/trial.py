@@ -3,7 +3,8 @@
 Both are the run of `loop.py` itself, in a scratch folder that is gone afterwards: nothing is written where the run
 will be, and a run that is already there is not looked at. The first one has fake tensors, so that a model of any size
 is made, trained for two updates and evaluated in some seconds and next to no memory. It always is on the CPU, and
-stands in for another device's run: the tensors are the same but in attention, where GPUs have kernels for dropout.
+stands in for another device's run: the tensors are the same but in attention, where GPUs have kernels for dropout, and
+in the loss, whose logits a GPU goes without only where there are more of them (`modeling_gpt.tokens_per_chunk`).
 """
 
 import dataclasses

@@ -5,6 +5,7 @@ import tempfile
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from .timing import Result, in_turn, seconds
 from .training import real_text
@@ -21,7 +22,7 @@ def tokens(runs: int = 5) -> Result:
     rows = datasets.concatenate_datasets([rows[split] for split in rows] * COPIES)
     size = sum(len(text.encode()) for text in rows["text"]) / 1e6
     again = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
         corpus = Path(folder, "rows.parquet")
         rows.to_parquet(corpus)
 
