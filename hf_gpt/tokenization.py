@@ -186,7 +186,7 @@ def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     is wrapped around a text (BOS, EOS) are left out: `encode_ordinary` knows none of them.
     """
     separator = separator_id(tokenizer)
-    return hashlib.sha256(f"{separator} {_content(tokenizer)}".encode()).hexdigest()
+    return hashlib.sha256(f"{separator} {_encoder(tokenizer).content}".encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,10 +258,10 @@ def _backend_from_tiktoken(encoding: "tiktoken.Encoding") -> "Tokenizer":
 
     ranks = {token: encoding.encode_single_token(token) for token in encoding.token_byte_values()}
     merges = _merges(_by_rank(ranks))
-    char_of = _byte_characters()
+    characters = "".join(_byte_characters())
 
     def as_text(token: bytes) -> str:
-        return "".join(char_of[byte] for byte in token)
+        return token.decode("latin-1").translate(characters)
 
     vocab = {as_text(token): rank for token, rank in ranks.items()}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[(as_text(left), as_text(right)) for left, right in merges]))
@@ -345,6 +345,7 @@ def _in_brief(error: Exception) -> str:
 class _Encoder:
     """What the content of a tokenizer says: how its ordinary ids are computed, and what they look like."""
 
+    content: str
     encode: Callable[[list[str]], list[np.ndarray]]
     has_own_threads: bool
     safe_cuts: SafeCuts
@@ -397,11 +398,11 @@ def _encoder_of_content(content: str) -> _Encoder:
 
     if cuts == "anywhere":
         id_of_byte = np.array([described["model"]["vocab"][char] for char in _byte_characters()], dtype)
-        return _Encoder(functools.partial(_encode_bytes, id_of_byte), False, cuts, size, dtype)
+        return _Encoder(content, functools.partial(_encode_bytes, id_of_byte), False, cuts, size, dtype)
     encoding = _as_tiktoken(described) if cuts == "before_whitespace" else None
     if encoding is not None:
-        return _Encoder(functools.partial(_encode_with_tiktoken, encoding, dtype), False, cuts, size, dtype)
-    return _Encoder(functools.partial(_encode_with_backend, backend, dtype), True, cuts, size, dtype)
+        return _Encoder(content, functools.partial(_encode_with_tiktoken, encoding, dtype), False, cuts, size, dtype)
+    return _Encoder(content, functools.partial(_encode_with_backend, backend, dtype), True, cuts, size, dtype)
 
 
 def _cuts_of_content(described: dict[str, Any]) -> SafeCuts:
