@@ -17,10 +17,12 @@ from hf_gpt.training.trial import estimate
 
 # Trains in a process of its own and says how much memory it ever had, in bytes.
 _TRAIN = """
-import resource, sys
+import sys
 from hf_gpt.cli import main
 assert main(["train", sys.argv[1]]) == 0
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+# not ru_maxrss, in which the memory of the process that started this one may count
+[peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(int(peak.split()[1]) * 1024)
 """
 # What is forecast for each recipe, in bytes.
 _FORECAST = """

@@ -262,6 +262,7 @@ def steps(accelerator, model, optimizer, first, last, dropout):
         batch = batch.chunk(accelerator.num_processes)[accelerator.process_index]
         loss = model(input_ids=batch[:, :-1], shift_labels=batch[:, 1:]).loss
         accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(accelerator.reduce(loss.detach(), reduction="mean").item())

@@ -370,7 +370,7 @@ def test_when_no_checkpoint_is_whole_the_run_starts_over_and_its_history_says_so
     hf_gpt.train(copied)
     assert "starting from the beginning" in capsys.readouterr().err
     events = [e["event"] for e in read_lines(Path(copied["output_dir"], "events.jsonl"))]
-    assert events == ["damaged checkpoint"] * 3
+    assert events == ["damaged checkpoint"] * 3 + ["restarted"]
 
 
 def test_pruning_keeps_the_newest_the_best_and_the_only_one(tiny, tmp_path):

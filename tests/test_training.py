@@ -14,6 +14,7 @@ import hf_gpt
 from hf_gpt import checkpoint
 from hf_gpt.errors import RunStopped, UserError
 from hf_gpt.recipe import Recipe
+from hf_gpt.training import setup
 from hf_gpt.training.setup import prepare_data
 
 CLOCK = ("seconds", "tokens_per_second")
@@ -322,3 +323,22 @@ def test_a_compiled_run_compiles_once(tiny, one_thread):
         {**tiny, "output_dir": tiny["output_dir"] + "-plain", "train": {**tiny["train"], "compile": False}}
     )
     assert run.metrics[-1]["validation_loss"] == pytest.approx(plain.metrics[-1]["validation_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("device", "layers", "width", "steps", "compiled"),
+    [
+        ("cpu", 4, 192, 900, False),  # the quickstart: half a minute of compiling would save a tenth of three
+        ("cpu", 4, 192, 10_000, True),
+        ("cpu", 12, 768, 100_000, False),  # was not measured
+        ("cuda", 12, 768, 499, False),
+        ("cuda", 12, 768, 500, True),
+        ("mps", 4, 192, 10_000, False),
+    ],
+)
+def test_compiling_is_decided_by_device_size_and_length(device, layers, width, steps, compiled, monkeypatch):
+    config = hf_gpt.GPTConfig(n_layers=layers, emb_dim=width, n_heads=4)
+    monkeypatch.setenv("CXX", "python3")  # any program that is there
+    assert setup._pays_to_compile(device, config, steps, 8 * 128) is compiled
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert setup._pays_to_compile(device, config, steps, 8 * 128) is (compiled and device == "cuda")

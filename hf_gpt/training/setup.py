@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -242,7 +242,8 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
     if train.compile == "auto":
         tokens_per_step = plan.global_batch_size * data.windows.context_length
         pays = _pays_to_compile(train.device, data.config, num_steps(train, plan), tokens_per_step)
-        train = dataclasses.replace(train, compile=pays)
+        sharded = accelerator.distributed_type == DistributedType.FSDP  # where it was not tried
+        train = dataclasses.replace(train, compile=pays and not sharded)
     recipe = dataclasses.replace(data.recipe, train=train)
     changes = changes_of_recipe(run_dir, earlier, recipe) if earlier is not None else []
     environment = describe_environment(accelerator, data)

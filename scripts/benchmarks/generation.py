@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from hf_gpt import GPTConfig, GPTForCausalLM
 
-from .timing import Result, in_turn, process
+from .timing import PEAK_OF_THIS_PROCESS, Result, in_turn, process
 
 # GPT-2's activation costs eight kernels; this is the same function in one, which the small recipes train with.
 ONE_KERNEL = {"hidden_act": "gelu_pytorch_tanh"}
@@ -24,15 +24,15 @@ ONE_KERNEL = {"hidden_act": "gelu_pytorch_tanh"}
 def generate_124m(runs: int = 7) -> Result:
     """At GPT-2's smallest shape, in fp32."""
     ours, peer = _gpt(**ONE_KERNEL), _gpt2()
-    rates = in_turn(functools.partial(_rate, ours, 32), functools.partial(_rate, peer, 32), runs)
-    return Result("generate-124m", *rates, "tokens/s", "at least 1.1")
+    assert ours.num_parameters() == peer.num_parameters()
+    return Result("generate-124m", *_rates(ours, peer, 32, runs), "tokens/s", "at least 1.1")
 
 
 def generate_int8(runs: int = 7) -> Result:
     """The same with int8 matrices on our side, the head's among them; the peer stays in fp32."""
     exact, peer = _gpt(**ONE_KERNEL), _gpt2()
     ours = in_int8(exact)
-    rates = in_turn(functools.partial(_rate, ours, 32), functools.partial(_rate, peer, 32), runs)
+    rates = _rates(ours, peer, 32, runs)
     ids = torch.randint(exact.config.vocab_size, (1, 64))
     with torch.no_grad():
         logits = exact(ids).logits
@@ -42,10 +42,10 @@ def generate_int8(runs: int = 7) -> Result:
 
 def generate_small(runs: int = 7) -> Result:
     """At 4 layers x 128, within the context window, where calls take longer than arithmetic."""
-    ours = _gpt(vocab_size=65, emb_dim=128, n_layers=4, n_heads=4, context_length=256, **ONE_KERNEL)
+    ours = _gpt(vocab_size=65, emb_dim=128, qkv_bias=True, n_layers=4, n_heads=4, context_length=256, **ONE_KERNEL)
     peer = _gpt2(vocab_size=65, n_embd=128, n_layer=4, n_head=4, n_positions=256, bos_token_id=None, eos_token_id=None)
-    rates = in_turn(functools.partial(_rate, ours, 200), functools.partial(_rate, peer, 200), runs)
-    return Result("generate-small", *rates, "tokens/s", "at least 2")
+    assert ours.num_parameters() == peer.num_parameters()
+    return Result("generate-small", *_rates(ours, peer, 200, runs), "tokens/s", "at least 2")
 
 
 def load(runs: int = 7) -> Result:
@@ -82,7 +82,8 @@ def in_int8(model: PreTrainedModel) -> PreTrainedModel:
         return quantize_dynamic(model, {torch.nn.Linear: per_channel_dynamic_qconfig})
 
 
-_LOAD = """
+_LOAD = (
+    """
 import importlib, json, sys, time
 
 model_class = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])
@@ -94,10 +95,12 @@ def seconds():
 
 model = model_class.from_pretrained(sys.argv[3])
 sum(float(parameter.detach().sum()) for parameter in model.parameters())  # weights are mapped, not read, until used
-# not ru_maxrss: that of the process which started this one would count
-[peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
-print(json.dumps({"seconds": sorted(seconds() for _ in range(5))[2], "peak_gb": int(peak.split()[1]) / 1e6}))
 """
+    + PEAK_OF_THIS_PROCESS
+    + """
+print(json.dumps({"seconds": sorted(seconds() for _ in range(5))[2], "peak_gb": peak_bytes / 1e9}))
+"""
+)
 
 
 def _gpt(**fields) -> GPTForCausalLM:
@@ -108,6 +111,10 @@ def _gpt(**fields) -> GPTForCausalLM:
 def _gpt2(**fields) -> GPT2LMHeadModel:
     torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(**fields)).eval()
+
+
+def _rates(ours: PreTrainedModel, peer: PreTrainedModel, num_tokens: int, runs: int) -> tuple[float, float]:
+    return in_turn(functools.partial(_rate, ours, num_tokens), functools.partial(_rate, peer, num_tokens), runs)
 
 
 def _rate(model: PreTrainedModel, num_tokens: int) -> float:
