@@ -120,7 +120,8 @@ class GPTConfig(PreTrainedConfig):
         intermediate_size: width inside the feed-forward layers; `None` means 4 * `hidden_size`.
         hidden_act: activation of the feed-forward layers, a name of `transformers.activations.ACT2FN`. The default is
             the tanh approximation of GELU written out as GPT-2 and the book have it, which repeats the book's figures
-            to the last digit; "gelu_pytorch_tanh" is the same function in one kernel, 5-10% faster when not compiled.
+            to the last digit; "gelu_pytorch_tanh" is the same function in one kernel, and "gelu" what both
+            approximate, fastest on a CPU.
         dropout: rate after the summed embeddings, on attention weights and at the end of both halves of a block
             (`drop_rate`).
         attention_dropout: rate on attention weights where it differs; `None` means `dropout`.

@@ -173,7 +173,7 @@ def _on_wikitext(corpus: Path, optimizer: dict, steps: int) -> tuple[float, floa
         run = train(
             {
                 "output_dir": folder,
-                "model": {**shape, "qkv_bias": False, "hidden_act": "gelu_pytorch_tanh"},
+                "model": {**shape, "qkv_bias": False, "hidden_act": "gelu"},
                 "tokenizer": {"train": {"vocab_size": 4096}},
                 "data": {
                     "source": str(corpus),
@@ -196,7 +196,7 @@ def train_step_124m(runs: int = 3) -> Result:
     """Seconds of a step at GPT-2's smallest shape, 4 x 1024 tokens, fp32, no dropout: forward, backward and AdamW.
 
     Each turn is a fresh process, whose peak memory counts, and takes two steps: the first makes the optimizer's
-    moments, the second is timed. Ours is what `hf-gpt train` does with `hidden_act: gelu_pytorch_tanh`; the peer is
+    moments, the second is timed. Ours is what `hf-gpt train` does with `hidden_act: gelu`; the peer is
     `GPT2LMHeadModel` and `torch.optim.AdamW` as they come.
     """
     peaks: dict[str, list[float]] = {"ours": [], "peer": []}
@@ -218,7 +218,7 @@ _OURS = """
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.recipe import OptimizerRecipe
 from hf_gpt.training.optim import build_optimizer
-model = GPTForCausalLM(GPTConfig.from_preset("gpt2-124m", drop_rate=0.0, hidden_act="gelu_pytorch_tanh"))
+model = GPTForCausalLM(GPTConfig.from_preset("gpt2-124m", drop_rate=0.0, hidden_act="gelu"))
 optimizer = build_optimizer(model, OptimizerRecipe())
 def loss():
     return model(inputs, shift_labels=targets, num_items_in_batch=1, use_cache=False, skip_logits=True).loss / 4096
