@@ -90,7 +90,7 @@ def test_memory_is_forecast_within_15_percent(tiny, tmp_path):
             "model": {
                 "context_length": 256,
                 "drop_rate": 0.0,
-                "hidden_act": "gelu_pytorch_tanh",
+                "hidden_act": "gelu",
                 **change["model"],
             },
             "data": {"source": str(tmp_path / "text.txt")},
