@@ -116,6 +116,14 @@ def launch(name: str, *argv: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+def train_on_two(name: str, recipe: Path) -> str:
+    """What a run of two processes printed that a launch file started, and that came to its end."""
+    launched = launch(name, "--num_processes", "2", "--main_process_port", "0", str(SCRIPT), str(recipe))
+    printed = launched.communicate(timeout=300)[1]
+    assert launched.returncode == 0, printed
+    return printed
+
+
 def test_two_machines_meet_and_train_as_one(forks, tiny, tmp_path):
     tiny["model"]["drop_rate"] = 0.0
     tiny["train"] |= {"max_steps": 4, "global_batch_size": 8, "gradient_accumulation_steps": None}
@@ -139,11 +147,7 @@ def test_two_machines_meet_and_train_as_one(forks, tiny, tmp_path):
 
 @pytest.mark.slow
 def test_ddp_launched_by_its_file_trains_on_as_many_processes_as_it_is_asked_for(tiny, tmp_path):
-    recipe = recipe_file(tiny, tmp_path / "recipe.yaml")
-    launched = launch("ddp", "--num_processes", "2", "--main_process_port", "0", str(SCRIPT), str(recipe))
-    printed = launched.communicate(timeout=240)[1]
-    assert launched.returncode == 0, printed
-    assert "on 2 x cpu" in printed
+    assert "on 2 x cpu" in train_on_two("ddp", recipe_file(tiny, tmp_path / "recipe.yaml"))
 
 
 @pytest.mark.gpu
@@ -154,19 +158,12 @@ def test_two_gpus_learn_what_one_process_learns_and_resume(forks, tiny, tmp_path
     tiny["train"] |= {"global_batch_size": 8, "gradient_accumulation_steps": None, "mixed_precision": "no"}
     tiny["train"] |= {"device": "cuda", "compile": False}
     recipe = recipe_file(tiny, tmp_path / "recipe.yaml")
-
-    def run() -> str:
-        launched = launch(name, "--num_processes", "2", "--main_process_port", "0", str(SCRIPT), str(recipe))
-        printed = launched.communicate(timeout=300)[1]
-        assert launched.returncode == 0, printed
-        return printed
-
-    assert "on 2 x cuda" in run()
+    assert "on 2 x cuda" in train_on_two(name, recipe)
     whole = lines(tiny["output_dir"])
     weights = Path(tiny["output_dir"], "checkpoints", "step-00000012", "model.safetensors")
     before = weights.read_bytes()
     weights.write_bytes(before[:-1])  # damaged, so that step 8 is gone on from
-    assert "going on after step 8" in run()
+    assert "going on after step 8" in train_on_two(name, recipe)
     assert lines(tiny["output_dir"]) == whole
     assert weights.read_bytes() == before
     code, printed = forks.run("train", recipe, "--output_dir", tmp_path / "alone", "--train.device", "cpu")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from forking import ForkServer, recipe_file
-from test_accelerate_configs import launch
-from test_processes import SCRIPT, Workers, everything, lines
+from test_accelerate_configs import train_on_two
+from test_processes import Workers, everything, lines
 
 from hf_gpt.report import read_lines
 
@@ -92,10 +92,7 @@ def test_a_run_goes_on_with_deepspeed_and_without_it_again(forks, short_batch, t
 @needs_deepspeed
 @pytest.mark.timeout(1200)
 def test_its_launch_file_starts_as_many_processes_as_it_is_asked_for(tiny, tmp_path):
-    recipe = recipe_file(tiny, tmp_path / "recipe.yaml")
-    launched = launch("deepspeed-zero2", "--num_processes", "2", "--main_process_port", "0", str(SCRIPT), str(recipe))
-    printed = launched.communicate(timeout=240)[1]
-    assert launched.returncode == 0, printed
+    printed = train_on_two("deepspeed-zero2", recipe_file(tiny, tmp_path / "recipe.yaml"))
     assert "on 2 x cpu" in printed
     assert "step 12/12" in printed
 
