@@ -3,9 +3,10 @@
     python scripts/benchmark.py [NAME ...] [--json]
 
 Each benchmark runs ours and the peer's in turn, A B A B ..., so that a machine that slows down slows both, and reports
-the median of each and their ratio. Weights are random and seeded: speed does not depend on them, and nothing is
-downloaded. Real text (`tinyshakespeare.txt`, `wikitext/`) comes from the folder that HF_GPT_TEST_DATA names; without
-it the benchmarks that need it are left out. Whole processes are timed from outside.
+the median of each and their ratio; `muon` gives both the same time instead, and compares what they learned in it.
+Weights are random and seeded: speed does not depend on them. Nothing is downloaded but, by tiktoken for `tokens`, the
+gpt2 encoding. Real text (`tinyshakespeare.txt`, `wikitext/`) comes from the folder that HF_GPT_TEST_DATA names;
+without it the benchmarks that need it are left out. Whole processes are timed from outside.
 
 --json prints one line a benchmark: {"name", "ours", "peer", "unit", "ratio"}, ratio = ours / peer, and what else is
 known.
@@ -43,8 +44,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHMARKS):
         parser.error(f"unknown benchmark {min(unknown)}; there are {', '.join(BENCHMARKS)}")
-    hardware = describe_machine()
-    say(hardware)
+    say(describe_machine())
     results = []
     for name in arguments.names or BENCHMARKS:
         try:

@@ -145,21 +145,27 @@ def muon(seconds: float = 90) -> Result:
     the time is measured first, without the evaluation; `seconds_taken` is what their steps then took.
     """
     corpus = real_text("wikitext")
-    adamw = {f"adamw {lr:g}": {"name": "adamw", "lr": lr} for lr in (1e-3, 2e-3, 4e-3)}
-    muon = {f"muon {lr:g}": {"name": "muon", "lr": 2e-3, "muon_lr": lr} for lr in (5e-3, 1e-2)}
-    everyone = {**muon, **adamw}
-    rates = [
-        [_on_wikitext(corpus, every[name], 12)[0] for name, every in (("muon 0.005", muon), ("adamw 0.001", adamw))]
-        for _ in range(2)
-    ]
-    steps = [round(seconds * statistics.mean(rate)) for rate in zip(*rates)]
+    optimizers = {  # in turn
+        "muon 0.005": {"name": "muon", "lr": 2e-3, "muon_lr": 5e-3},
+        "adamw 0.001": {"name": "adamw", "lr": 1e-3},
+        "muon 0.01": {"name": "muon", "lr": 2e-3, "muon_lr": 1e-2},
+        "adamw 0.002": {"name": "adamw", "lr": 2e-3},
+        "adamw 0.004": {"name": "adamw", "lr": 4e-3},
+    }
+    rates = in_turn(
+        lambda: _on_wikitext(corpus, optimizers["muon 0.005"], 12)[0],
+        lambda: _on_wikitext(corpus, optimizers["adamw 0.001"], 12)[0],
+        runs=2,
+        warmup=False,
+    )
+    steps = dict(zip(("muon", "adamw"), (round(seconds * rate) for rate in rates)))
     found, taken = {}, {}
-    for name, optimizer in sorted(everyone.items(), key=lambda one: one[0].split()[1]):  # one of each, in turn
-        number = steps[optimizer["name"] == "adamw"]
+    for name, optimizer in optimizers.items():
+        number = steps[optimizer["name"]]
         rate, found[name] = _on_wikitext(corpus, optimizer, number)
         taken[name] = round(number / rate)
         say(f"muon: {name}, {number} steps, {taken[name]} s: {found[name]:.4f}")
-    ours, peer = (min(found[name] for name in names) for names in (muon, adamw))
+    ours, peer = (min(loss for name, loss in found.items() if name.startswith(kind)) for kind in steps)
     losses = {name: round(loss, 4) for name, loss in found.items()}
     return Result("muon", ours, peer, "loss", "below 1", {"losses": losses, "seconds_taken": taken})
 
