@@ -109,7 +109,8 @@ class _Facts:
             processes=state["processes"],
             metrics=[line for line in metrics if line["step"] <= progress["step"]],
             samples=[line for line in samples if line["step"] <= progress["step"]],
-            **{name: progress[name] for name in ("step", "tokens", "seconds", "skipped")},
+            skipped=progress.get("skipped", 0),
+            **{name: progress[name] for name in ("step", "tokens", "seconds")},
         )
 
     @property
@@ -200,6 +201,9 @@ def _eval_results(facts: _Facts) -> Iterator[Any]:
     found, text = facts.own_evaluation, facts.source("validation")
     if "validation_loss" not in found:
         return
+    split = text.get("split") if text.get("dataset") else "validation"
+    if text.get("dataset") and "part" in text:
+        split = None  # a part that the run cut off is none of the dataset's; its name says so
     values = {
         "loss": ("Loss (nats per token)", found["validation_loss"]),
         "perplexity": ("Perplexity", found["perplexity"]),
@@ -213,7 +217,7 @@ def _eval_results(facts: _Facts) -> Iterator[Any]:
                 dataset_type=text.get("dataset") or "text",
                 dataset_name=_visible(text.get("source") or "validation text", one_line=True),
                 dataset_config=text.get("config"),
-                dataset_split="validation" if "part" in text or not text.get("dataset") else text.get("split"),
+                dataset_split=split,
                 dataset_revision=text.get("revision"),
                 metric_type=kind,
                 metric_name=name,

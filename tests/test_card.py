@@ -151,6 +151,10 @@ def test_a_dataset_of_the_hub_is_named_with_its_revision(copied):
         assert found == ("owner/books", "en", "test", "0123abcd" * 5)
     assert "https://huggingface.co/datasets/owner/books" in card
     assert f"revision `{'0123abcd' * 5}`" in card
+    cut = {"part": "the last 10% of its characters"}
+    edit_json(run_dir / "environment.json", lambda values: values["sources"]["validation"].update(cut))
+    data = ModelCard(model_card(saved, run_dir)).data
+    assert {result.dataset_split for result in data.eval_results} == {None}
 
 
 def test_figures_of_other_weights_are_no_metadata(tiny):
@@ -364,10 +368,10 @@ HOSTILE = (
 def test_samples_and_prompts_are_shown_and_break_nothing(copied):
     markdown_it = pytest.importorskip("markdown_it")
     run_dir, saved = copied
+    harmless = model_card(saved, run_dir)
     lines = [{"step": step, "prompt": HOSTILE, "text": HOSTILE + str(step)} for step in (0, 6, 12)]
     (run_dir / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
-    harmless = model_card(saved, run_dir)
     recipe["evaluation"]["prompts"] = [HOSTILE]
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     card = model_card(saved, run_dir)

@@ -306,7 +306,8 @@ def _hub(source: str, recipe: DataRecipe) -> _Source:
         name = _name(source, split, splits, builder.config.name)
         corpus = _table_corpus(name, [(name, table)], recipe.text_column, separator, commit)
         config = builder.config.name if builder.config.name != "default" else None
-        origin = {"dataset": source, "config": config, "split": split, "revision": str(builder.hash)}
+        commit = builder.hash if re.fullmatch("[0-9a-f]{40}", str(builder.hash)) else recipe.revision
+        origin = {"dataset": source, "config": config, "split": split, "revision": commit}
         return dataclasses.replace(corpus, origin=origin)
 
     return _Source(source, splits, make)
