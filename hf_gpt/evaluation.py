@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import load_model
 from .data.batches import IGNORED, Windows
@@ -28,6 +28,7 @@ from .data.corpus import load_corpora
 from .data.tokens import tokenize
 from .errors import UserError
 from .recipe import DataRecipe
+from .tokenization import vocab_size
 
 # Tokens a forward pass takes: fixed, so that a loss never depends on the batch size somebody trains with.
 _TOKENS_AT_ONCE = 2048
@@ -81,9 +82,7 @@ def loss_on_windows(model: nn.Module, windows: Windows, tokens: int | None = Non
 
     Every process of `accelerator` takes its share and all get the same result.
     """
-    count = len(windows)
-    if tokens is not None:
-        count = min(count, max(1, tokens // windows.context_length))
+    count = _num_windows(windows, tokens)
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = accelerator.device if accelerator else next(model.parameters()).device
     at_once = max(1, _TOKENS_AT_ONCE // windows.context_length)
@@ -98,6 +97,33 @@ def loss_on_windows(model: nn.Module, windows: Windows, tokens: int | None = Non
     if accelerator is not None:
         total = accelerator.reduce(total.to(device, dtype=_wide(device)), reduction="sum").cpu()
     return total.item() / (count * windows.context_length)
+
+
+def targets_and_bytes(
+    windows: Windows, tokenizer: PreTrainedTokenizerBase, tokens: int | None = None
+) -> tuple[int, int] | None:
+    """Of what `loss_on_windows` looks at: the targets, and the UTF-8 bytes of text that they stand for.
+
+    None where that cannot be known.
+
+    The characters of a byte-level token's name are its bytes, so the bytes of any part of a text can be counted. That
+    the tokenizer is of this kind, and does nothing else to the text, is not taken from its description: counted this
+    way, the whole store must have the bytes that it was made from.
+    """
+    names = tokenizer.convert_ids_to_tokens(range(vocab_size(tokenizer)))
+    sizes = np.array([len(name or "") for name in names], np.int64)
+    store = windows.store
+    if store.separator_id is not None:
+        sizes[store.separator_id] = 0  # no text of the corpus
+    if _num_bytes(store.tokens, sizes) != store.num_bytes:
+        return None
+    num_targets = _num_windows(windows, tokens) * windows.context_length
+    return num_targets, _num_bytes(store.tokens[1 : num_targets + 1], sizes)
+
+
+def bits_per_byte(loss: float, num_targets: int, num_bytes: int) -> float:
+    """`loss` (mean nats per target) in bits, over the bytes that the targets stand for."""
+    return loss * num_targets / math.log(2) / max(num_bytes, 1)
 
 
 def evaluate_corpus(
@@ -161,13 +187,21 @@ def evaluate_tokens(
     return Evaluation(
         loss=loss,
         perplexity=perplexity(loss),
-        bits_per_byte=total / math.log(2) / max(num_bytes, 1),
+        bits_per_byte=bits_per_byte(loss, num_targets, num_bytes),
         tokens=len(tokens),
         scored_tokens=num_targets,
         bytes=num_bytes,
         context_length=context,
         stride=stride,
     )
+
+
+def _num_windows(windows: Windows, tokens: int | None) -> int:
+    return len(windows) if tokens is None else min(len(windows), max(1, tokens // windows.context_length))
+
+
+def _num_bytes(ids: np.ndarray, sizes: np.ndarray, at_once: int = 1 << 20) -> int:
+    return sum(int(sizes[ids[start : start + at_once]].sum()) for start in range(0, len(ids), at_once))
 
 
 def _spans(num_targets: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:

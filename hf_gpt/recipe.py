@@ -242,6 +242,7 @@ class TrackingRecipe:
 @_section
 class HubRecipe:
     repo_id: str | None = _doc(None, "null: a run is not published while it trains")
+    license: str | None = _doc(None, "licence of the model as the Hub names it, such as mit or cc-by-sa-4.0")
 
     @model_validator(mode="after")
     def _check(self) -> "HubRecipe":

@@ -14,8 +14,8 @@ from .errors import UserError
 _TRAINING, _VALIDATION = "#0072B2", "#D55E00"
 
 
-def loss_plot(run_dir: str | Path) -> Path:
-    """Draw `<run_dir>/loss.png` and return its path.
+def loss_plot(run_dir: str | Path, path: str | Path | None = None, *, until: int | None = None) -> Path:
+    """Draw the losses of a run, up to step `until`, into `path` (`<run_dir>/loss.png`), and return that.
 
     Raises:
         UserError: the run has written no loss yet.
@@ -23,10 +23,10 @@ def loss_plot(run_dir: str | Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    metrics = read_metrics(run_dir)
+    metrics = [line for line in read_metrics(run_dir) if until is None or line["step"] <= until]
     trained = [line for line in metrics if "train_loss" in line]
     evaluated = [line for line in metrics if "eval_train_loss" in line]
-    if not trained and not evaluated:
+    if not has_losses(metrics):
         raise UserError(f"{run_dir}: metrics.jsonl holds no loss yet")
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
@@ -51,11 +51,16 @@ def loss_plot(run_dir: str | Path) -> Path:
         axes.spines[side].set_visible(side == "top")
     _tokens_axis(axes, metrics)
 
-    path = Path(run_dir) / "loss.png"
+    path = Path(path or Path(run_dir) / "loss.png")
     temporary = path.with_name(".loss.writing.png")
     figure.savefig(temporary)
     temporary.replace(path)
     return path
+
+
+def has_losses(metrics: list[dict[str, Any]]) -> bool:
+    """Whether there is something to draw."""
+    return any("train_loss" in line or "eval_train_loss" in line for line in metrics)
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:

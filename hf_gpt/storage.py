@@ -29,6 +29,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file whole: under a temporary name, then renamed."""
+    temporary = path.with_name(f".{path.name}.writing")
+    shutil.copyfile(source, temporary)
+    flush_path(temporary)
+    temporary.replace(path)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote; nothing where there is no such file.
 

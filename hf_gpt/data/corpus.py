@@ -18,7 +18,7 @@ import dataclasses
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -51,12 +51,16 @@ class Corpus:
 
     `name` is what a person would call it; `identity` hashes the content of the stream and nothing else; `separated`
     says whether its documents are to be joined with `<|endoftext|>` (False: it is one text). `pieces()` streams it.
+    `origin` says where to find it again, without a local path: the first of its `files` by name and SHA-256 of their
+    (decompressed) content and how many there are (`num_files`), or `dataset`, `config`, `split` and `revision` on the
+    Hub, or `builtin`; and the `part` that `cut` took of it.
     """
 
     name: str
     identity: str
     separated: bool
     pieces: Callable[[], Pieces] = dataclasses.field(repr=False, compare=False)
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
 
 def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
@@ -107,7 +111,8 @@ def without_blank_lines(corpus: Corpus) -> Corpus:
             if head or text:
                 yield head + text
 
-    return Corpus(f"{corpus.name} without blank lines", digest("blank", corpus.identity), corpus.separated, pieces)
+    name, identity = f"{corpus.name} without blank lines", digest("blank", corpus.identity)
+    return Corpus(name, identity, corpus.separated, pieces, corpus.origin)
 
 
 def cut(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus]:
@@ -132,7 +137,9 @@ def cut(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus]:
 
     def corpus_of(first: bool, name: str) -> Corpus:
         identity = digest("cut", corpus.identity, repr(fraction), name)
-        return Corpus(f"{corpus.name} ({name} text)", identity, corpus.separated, partial(part, first))
+        share = f"the first {100 * (1 - fraction):.4g}%" if first else f"the last {100 * fraction:.4g}%"
+        origin = {**corpus.origin, "part": f"{share} of its characters"}
+        return Corpus(f"{corpus.name} ({name} text)", identity, corpus.separated, partial(part, first), origin)
 
     return corpus_of(True, "training"), corpus_of(False, "validation")
 
@@ -183,7 +190,11 @@ def _builtin(source: str) -> _Source:
 
         documents, separated = [topics[name] for name in sorted(topics)], separator is not False
         identity = digest("documents", *documents, str(separated))
-        return Corpus(source, identity, separated, lambda: _stream(chain(*zip(documents, repeat(None))), separated))
+
+        def pieces() -> Pieces:
+            return _stream(chain(*zip(documents, repeat(None))), separated)
+
+        return Corpus(source, identity, separated, pieces, {"builtin": source})
 
     return _Source(source, ["train"], make)
 
@@ -293,7 +304,11 @@ def _hub(source: str, recipe: DataRecipe) -> _Source:
 
         commit = digest("hub", source, builder.config.name, str(builder.hash), split)
         name = _name(source, split, splits, builder.config.name)
-        return _table_corpus(name, [(name, table)], recipe.text_column, separator, commit)
+        corpus = _table_corpus(name, [(name, table)], recipe.text_column, separator, commit)
+        config = builder.config.name if builder.config.name != "default" else None
+        commit = builder.hash if re.fullmatch("[0-9a-f]{40}", str(builder.hash)) else recipe.revision
+        origin = {"dataset": source, "config": config, "split": split, "revision": commit}
+        return dataclasses.replace(corpus, origin=origin)
 
     return _Source(source, splits, make)
 
@@ -338,7 +353,7 @@ def _text_corpus(name: str, paths: Sequence[Path], separator: Any) -> Corpus:
 
     separated = separator is not False
     identity = digest("documents", *hashes, str(separated))
-    return Corpus(name, identity, separated, lambda: _stream(texts(), separated))
+    return Corpus(name, identity, separated, lambda: _stream(texts(), separated), _of_files(paths, hashes))
 
 
 def _stream(texts: Iterable[str | None], separated: bool) -> Pieces:
@@ -395,7 +410,13 @@ def _table_corpus(
 
     separated = not facts["lines"] if separator == "auto" else bool(separator)
     identity = digest("table", content, facts["column"], str(separated))
-    return Corpus(name, identity, separated, lambda: _stream(texts(), separated))
+    return Corpus(name, identity, separated, lambda: _stream(texts(), separated), _of_files(paths, hashes))
+
+
+def _of_files(paths: Sequence[Path], hashes: Sequence[str], num_named: int = 8) -> dict[str, Any]:
+    """What `Corpus.origin` says of local files: a person can compare a few hashes, not thousands."""
+    files = [[path.name, sha256] for path, sha256 in zip(paths[:num_named], hashes)]
+    return {"files": files, "num_files": len(paths)}
 
 
 _ABOUT = ("readme", "license", "licence")

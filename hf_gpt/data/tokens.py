@@ -30,7 +30,7 @@ import hashlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -67,6 +67,7 @@ class TokenStore:
     num_bytes: int
     num_documents: int
     from_cache: bool = dataclasses.field(compare=False)
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)  # of its corpus
 
     @property
     def num_tokens(self) -> int:
@@ -109,7 +110,7 @@ def tokenize(
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"cannot write the token store in {folder.parent}: {reason}; set HF_GPT_CACHE") from error
-    return store
+    return dataclasses.replace(store, origin=corpus.origin)
 
 
 def fraction_of_split_characters(

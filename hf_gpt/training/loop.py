@@ -17,6 +17,7 @@ Processes, precision and devices are accelerate's business.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import time
@@ -30,12 +31,13 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from .. import checkpoint
+from ..card import write_card
 from ..errors import RunPreempted, RunStopped, UserError
-from ..evaluation import loss_on_windows, perplexity
+from ..evaluation import bits_per_byte, loss_on_windows, perplexity, targets_and_bytes
 from ..generation import generate_text
 from ..recipe import Recipe, flat
-from ..report import loss_plot, read_lines, read_metrics
-from ..storage import read_json, write_json, write_text
+from ..report import read_lines, read_metrics
+from ..storage import copy_file, read_json, write_json, write_text
 from .journal import Journal, no_progress_bars
 from .lineage import earlier_recipe
 from .optim import build_optimizer, learning_rate, set_learning_rate
@@ -340,7 +342,7 @@ class _Training:
         if "validation_loss" in losses:
             self.validated = (step, losses["validation_loss"])
         judged = losses.get("validation_loss", losses["eval_train_loss"])
-        self.journal.metrics(**self.position(), **losses, perplexity=perplexity(judged))
+        self.journal.metrics(**self.position(), **losses, perplexity=perplexity(judged), **self.in_bytes(losses))
         words = "  ".join(
             f"{name.removesuffix('_loss').replace('_', ' ')} {loss:.3f}" for name, loss in losses.items()
         )
@@ -358,6 +360,18 @@ class _Training:
             self.journal.sample(step, prompt, text)
             self.journal.say("    " + " ".join(text.split()))
         self.start_clock()
+
+    def in_bytes(self, losses: Mapping[str, float]) -> dict[str, float]:
+        """The validation loss as `bits_per_byte`; nothing where the bytes are not known."""
+        if "validation_loss" not in losses or self.targets_and_bytes is None:
+            return {}
+        return {"bits_per_byte": bits_per_byte(losses["validation_loss"], *self.targets_and_bytes)}
+
+    @functools.cached_property
+    def targets_and_bytes(self) -> tuple[int, int] | None:
+        """Of the validation text that is evaluated."""
+        data = self.job.data
+        return targets_and_bytes(data.evaluated["validation"], data.tokenizer, self.recipe.evaluation.tokens)
 
     def saves_at(self, step: int) -> bool:
         """Every `checkpoint.every` steps, and at the last one."""
@@ -385,20 +399,22 @@ class _Training:
                 with no_progress_bars():
                     accelerator.unwrap_model(self.model).save_pretrained(directory, state_dict=weights)
                 self.job.data.tokenizer.save_pretrained(directory)
+                write_card(directory, run_dir)
         if main:
             self.tidy_checkpoints()
-            if self.progress.tokens:
-                loss_plot(run_dir)
         accelerator.wait_for_everyone()
         self.start_clock()
 
     def tidy_checkpoints(self) -> None:
-        """Let `latest` and `best` name what they should, and remove what is not to be kept.
+        """Let `latest` and `best` name what they should, show the newest plot, and remove what is not to be kept.
 
         After each checkpoint, and again when a run goes on: it may have died between writing one and this.
         """
         run_dir, step, best = self.job.run_dir, self.progress.step, self.progress.best_step
-        checkpoint.point(run_dir, "latest", run_dir / "checkpoints" / checkpoint.name_of(step))
+        newest = run_dir / "checkpoints" / checkpoint.name_of(step)
+        checkpoint.point(run_dir, "latest", newest)
+        if (newest / "loss.png").is_file():
+            copy_file(newest / "loss.png", run_dir / "loss.png")
         if best is not None and (run_dir / "checkpoints" / checkpoint.name_of(best)).is_dir():
             checkpoint.point(run_dir, "best", run_dir / "checkpoints" / checkpoint.name_of(best))
         checkpoint.prune(run_dir, self.recipe.checkpoint.keep)
@@ -506,6 +522,4 @@ class _Training:
         """The checkpoints and the plot of a run that goes on, as they would be if it had not stopped."""
         if self.accelerator.is_main_process:
             self.tidy_checkpoints()
-            if self.progress.tokens:
-                loss_plot(self.job.run_dir)
         self.accelerator.wait_for_everyone()

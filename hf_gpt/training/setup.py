@@ -33,7 +33,7 @@ from ..data.tokens import TokenStore, fraction_of_split_characters, tokenize
 from ..errors import UserError, did_you_mean
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
-from ..storage import replacing_directory
+from ..storage import read_json, replacing_directory
 from ..tokenization import load_tokenizer, train_tokenizer, vocab_size
 from . import deepspeed
 from .lineage import (
@@ -328,7 +328,36 @@ def describe_environment(accelerator: Accelerator, data: Data) -> dict[str, Any]
         "processes": accelerator.num_processes,
         "cpu_threads": torch.get_num_threads(),
         "text": {name: windows.store.path.name for name, windows in data.evaluated.items()},
+        "sources": describe_sources(data),
     }
+
+
+def describe_sources(data: Data) -> dict[str, Any]:
+    """What a run was made from, in words that hold on another machine: no paths, but names, revisions and hashes."""
+    facts = {name.removeprefix("eval_"): (_facts(windows), windows.store) for name, windows in data.evaluated.items()}
+    sources: dict[str, Any] = {name: {**found, **store.origin} for name, (found, store) in facts.items()}
+    sources["training"] = sources.pop("train")
+    tokenizer, model = data.recipe.tokenizer, data.recipe.model
+    sources["tokenizer"] = {"trained": True} if tokenizer.train else _named(tokenizer.name, tokenizer.revision)
+    sources["tokenizer"]["entries"] = vocab_size(data.tokenizer)
+    if model.from_pretrained:
+        commit = getattr(data.config, "_commit_hash", None)
+        sources["model"] = _named(checkpoint.resolve_model(model.from_pretrained), commit or model.revision)
+    return sources
+
+
+def _named(name: str, revision: str | None) -> dict[str, Any]:
+    """A model or tokenizer: a Hub id with its revision, or what is on this disk by its name, if a run's with that."""
+    if name in ("gpt2", "bytes"):
+        return {"name": name}
+    path = Path(name).expanduser()
+    if not path.exists():
+        return {"hub": name, "revision": revision}
+    path = path.absolute()
+    if path.parent.name != "checkpoints":
+        return {"local": path.name}
+    weights = read_json(path / checkpoint.MANIFEST).get("files", {}).get("model.safetensors", {})
+    return {"local": f"{path.parent.parent.name} {path.name}", "sha256": weights.get("sha256")}
 
 
 def resolve_hardware(recipe: Recipe, earlier: Recipe | None) -> Recipe:
