@@ -26,6 +26,7 @@ from benchmarks.timing import Result, say
 BENCHMARKS: dict[str, Callable[[], Result]] = {
     "time-to-loss": training.time_to_loss,
     "muon": training.muon,
+    "same-loss": training.same_loss,
     "train-throughput": training.train_throughput,
     "train-step-124m": training.train_step_124m,
     "generate-124m": generation.generate_124m,

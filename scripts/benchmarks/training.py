@@ -198,6 +198,46 @@ def _on_wikitext(corpus: Path, optimizer: dict, steps: int) -> tuple[float, floa
         return (steps - 2) / (at[steps] - at[2]), run.metrics[-1]["validation_loss"]
 
 
+SEEDS = range(5)
+
+
+def same_loss() -> Result:
+    """The last validation loss of five seeds: with the optimizations of the training step, and plainly.
+
+    The loss without the logits, which so small a model would not use by itself, and compilation, each on its own;
+    `plain` has neither. A mean farther away than one standard deviation of the plain seeds ends the benchmark.
+    """
+    from unittest import mock
+
+    from hf_gpt import modeling_gpt, train
+    from hf_gpt.recipe import Recipe
+
+    text = real_text("tinyshakespeare.txt")
+
+    def losses(kind: str) -> list[float]:
+        found = []
+        for seed in SEEDS:
+            with tempfile.TemporaryDirectory() as folder:
+                words = f"--seed {seed} --output_dir {folder} --data.source {text} --train.device cpu".split()
+                words += f"--train.compile {'true' if kind == 'compiled' else 'false'} --evaluation.first 450".split()
+                recipe = Recipe.from_yaml(ROOT / "configs" / "shakespeare-char.yaml", words)
+                chunk = 256 if kind == "chunked" else None
+                with mock.patch.object(modeling_gpt, "tokens_per_chunk", lambda *_, chunk=chunk: chunk):
+                    found.append(train(recipe).metrics[-1]["validation_loss"])
+            say(f"same-loss: {kind}, seed {seed}: {found[-1]:.4f}")
+        return found
+
+    found = {kind: losses(kind) for kind in ("plain", "chunked", "compiled")}
+    means = {kind: statistics.mean(values) for kind, values in found.items()}
+    spread = statistics.stdev(found["plain"])
+    farthest = max(("chunked", "compiled"), key=lambda kind: abs(means[kind] - means["plain"]))
+    if abs(means[farthest] - means["plain"]) > spread:
+        raise SystemExit(f"same-loss: {farthest} ends elsewhere: {found}")
+    more = {f"mean_{kind}": round(mean, 4) for kind, mean in means.items()}
+    more |= {"standard_deviation_of_plain": round(spread, 4)}
+    return Result("same-loss", means[farthest], means["plain"], "loss", "within a standard deviation", more)
+
+
 def train_step_124m(runs: int = 3) -> Result:
     """Seconds of a step at GPT-2's smallest shape, 4 x 1024 tokens, fp32, no dropout: forward, backward and AdamW.
 
