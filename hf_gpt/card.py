@@ -24,12 +24,12 @@ import yaml
 
 from .checkpoint import TRAINING_STATE
 from .errors import UserError
-from .marks import code_block, compose, merge, replace_in_sections
+from .marks import code_block, compose, merge, replace_in_sections, with_section
 from .recipe import Recipe
 from .report import has_losses, loss_plot, read_lines, read_metrics
 from .storage import read_json, write_text
 
-__all__ = ["UNPUBLISHED", "addressed", "merge", "model_card", "write_card"]
+__all__ = ["UNPUBLISHED", "addressed", "as_stock", "merge", "model_card", "write_card"]
 
 UNPUBLISHED = "path/to/this/model"
 """What the code in a card loads while the model's name on the Hub is not known."""
@@ -63,6 +63,23 @@ def model_card(checkpoint: str | Path, run_dir: str | Path, *, repo_id: str | No
 def addressed(card: str, repo_id: str) -> str:
     """A card that was written before the model had a name on the Hub, with that name in the code that loads it."""
     return replace_in_sections(card, UNPUBLISHED, repo_id)
+
+
+def as_stock(card: str, repo_id: str) -> str:
+    """The card of the same model in stock GPT-2's form, which is loaded in another way."""
+    address = _literal(repo_id)
+    code = f"""\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({address})
+tokenizer = AutoTokenizer.from_pretrained({address})"""
+    paragraphs = (
+        "## How to load it",
+        "This is a stock GPT-2. It needs nothing but `transformers`, and no code of its own:",
+        code_block(code, "python"),
+        "`hf-gpt` trained it in its own form, converted it, and compared the logits of the two.",
+    )
+    return with_section(card, "use", "\n\n".join(paragraphs))
 
 
 # What the card is made from -----------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """What a checkpoint is: write, verify, find, prune.
 
-A checkpoint is a Hub repo that stands on its own: weights, configuration, tokenizer. What only training needs lies in
-its `training_state/`, among it a manifest with the size and SHA-256 of every file. A checkpoint is written under a
-temporary name, flushed to disk, then renamed, so that it is there whole or not at all, whenever the process dies;
-the manifest finds what happened to it later. `latest` and `best` are small files that hold the name of a step.
+A checkpoint is a Hub repo that stands on its own: weights, configuration, tokenizer, model card. What only training
+needs lies in its `training_state/`, among it a manifest with the size and SHA-256 of every file but the card, which
+people may edit. A checkpoint is written under a temporary name, flushed to disk, then renamed, so that it is there
+whole or not at all, whenever the process dies; the manifest finds what happened to it later. `latest` and `best` are
+small files that hold the name of a step.
 
     <run>/checkpoints/step-00000500/     config.json model.safetensors tokenizer.json ... training_state/manifest.json
     <run>/checkpoints/latest             step-00000500
@@ -19,7 +20,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,14 +123,14 @@ def pointed(run_dir: str | Path, name: str) -> Path | None:
     return None
 
 
-def prune(run_dir: str | Path, keep: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the best one. The newest always stays."""
+def prune(run_dir: str | Path, keep: int | None, needed: Collection[Path] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints, the best one and those `needed`. The newest always stays."""
     clear_unfinished(run_dir)
     if keep is None:
         return
     best = pointed(run_dir, "best")
     for checkpoint in checkpoints(run_dir)[:-keep]:
-        if checkpoint != best:
+        if checkpoint != best and checkpoint not in needed:
             doomed = checkpoint.with_name(f".removing-{checkpoint.name}")
             checkpoint.rename(doomed)  # so that no half-removed directory ever bears a checkpoint's name
             shutil.rmtree(doomed)
@@ -186,14 +187,15 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = resolve_model(model)
+    source, revision = resolve_model(model), None
     if (Path(source) / MANIFEST).is_file():
         verify(source)
+    if not Path(source).is_dir():
+        source, _, revision = source.partition("@")
+    options = {"revision": revision or None, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        loaded, report = AutoModelForCausalLM.from_pretrained(
-            source, trust_remote_code=False, output_loading_info=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        loaded, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     except pickle.UnpicklingError:
         raise UserError(f"{model}: its weights are a pickle that could run code, and were not read") from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -224,7 +226,8 @@ def resolve_model(model: str) -> str:
     """What `from_pretrained` should be given for a MODEL a person named.
 
     A run's directory means its best checkpoint, else its latest; `<run>/checkpoints/best` and `latest` mean what they
-    name; any other directory is itself; anything that is not on disk is left to be a Hub id.
+    name; any other directory is itself; anything that is not on disk is left to be a Hub id, perhaps with a branch,
+    tag or commit (`someone/my-gpt@step-00000500`).
 
     Raises:
         UserError: a local path that is missing or holds no model.
@@ -251,7 +254,8 @@ def resolve_model(model: str) -> str:
 
 
 def _describe(directory: Path) -> dict[str, Any]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    # The card is not among them: people write into it, here and on the Hub.
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "README.md")
     return {
         "files": {
             path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}

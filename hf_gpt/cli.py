@@ -8,6 +8,7 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from .errors import RunPreempted, RunStopped, UserError
+from .errors import HubError, RunPreempted, RunStopped, UserError
 
 _EXIT_USER_ERROR = 2
 _EXIT_FAILED = 1
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, _EXIT_USER_ERROR, debug)
     except RunPreempted as error:
         return _fail(error, _EXIT_PREEMPTED, debug)
-    except RunStopped as error:
+    except (RunStopped, HubError) as error:
         return _fail(error, _EXIT_FAILED, debug)
     except BrokenPipeError:  # the reader of our stdout, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="hf-gpt",
         description="Train your own GPT and have the whole Hugging Face ecosystem accept it.",
-        epilog="MODEL is a model's directory, a run's directory (its best checkpoint) or a Hub id."
+        epilog="MODEL is a model's directory, a run's directory (its best checkpoint) or a Hub id, perhaps with a"
+        " branch, tag or commit: someone/my-gpt@step-00000500."
         " --debug shows the traceback of an error.",
     )
     parser.add_argument("--version", action="version", version=f"hf_gpt {__version__}")
@@ -156,8 +158,33 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--drop-rate", type=float, metavar="R", help="dropout (book: its drop_rate; default: the file's, else 0.1)"
     )
+
+    push = command("push", _push, "publish a model, a checkpoint or a run's best one on the Hub")
+    push.formatter_class = argparse.RawDescriptionHelpFormatter
+    push.epilog = _PUSH_EXAMPLES
+    push.add_argument("model", metavar="MODEL", help="a model's directory or a run's (its best checkpoint)")
+    push.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the Hub; made if it is not there")
+    push.add_argument("--private", action="store_true", help="make the repository a private one")
+    push.add_argument("--revision", metavar="R", default="main", help="branch to commit to (default: main)")
+    push.add_argument("--tag", metavar="T", help="a tag for this commit")
+    push.add_argument("--message", metavar="M", help="of the commit (default: the step)")
+    push.add_argument("--with-training-state", action="store_true", help="so that checkpoint.resume: hub can go on")
+    push.add_argument("--as", dest="as_", choices=["gpt2"], help="send the stock GPT-2 form instead of ours")
+    push.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
 
+
+_PUSH_EXAMPLES = """\
+examples:
+  hf-gpt push runs/quickstart someone/my-gpt
+      the run's best checkpoint becomes the model that someone/my-gpt shows
+  hf-gpt push runs/quickstart/checkpoints/step-00000500 someone/my-gpt --revision training --tag step-00000500
+      one checkpoint, beside it
+  hf-gpt push runs/quickstart someone/my-gpt-as-gpt2 --as gpt2
+      a GPT2LMHeadModel, which needs neither this package nor remote code
+
+All files go in one commit. The token is the one of `hf auth login` or of HF_TOKEN, the address that of HF_ENDPOINT.
+"""
 
 _CONVERT_EXAMPLES = """\
 examples:
@@ -178,7 +205,12 @@ def _train(arguments: argparse.Namespace) -> None:
     from .recipe import Recipe
     from .training import train
 
-    run = train(Recipe.from_yaml(arguments.recipe, arguments.overrides), parent=arguments.parent)
+    recipe = Recipe.from_yaml(arguments.recipe, arguments.overrides)
+    if recipe.hub.repo_id is not None:
+        from .hub import give_up_silent_connections
+
+        give_up_silent_connections()
+    run = train(recipe, parent=arguments.parent)
     if not run.is_main_process:
         return
     for line in run.summary():
@@ -306,6 +338,37 @@ def _convert(arguments: argparse.Namespace) -> None:
         done = conversion.from_book(source, dest, heads=heads, tokenizer=tokenizer, drop_rate=drop_rate)
     for line in done.describe():
         _say(line)
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from huggingface_hub.utils import logging
+
+    from . import hub
+
+    hub.give_up_silent_connections()
+    if arguments.as_ is not None:
+        _quiet()
+    logging.set_verbosity_error()  # its warnings hold addresses of uploads, which are signed
+    try:
+        done = hub.push(
+            arguments.model,
+            arguments.repo_id,
+            private=arguments.private,
+            revision=arguments.revision,
+            tag=arguments.tag,
+            message=arguments.message,
+            with_training_state=arguments.with_training_state,
+            as_gpt2=arguments.as_ == "gpt2",
+        )
+    except (HubError, UserError) as error:
+        if arguments.json:
+            print(json.dumps({"error": str(error), "retry_after": getattr(error, "retry_after", None)}))
+        raise
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(done)))
+        return
+    tag = f", tag {done.tag}" if done.tag else ""
+    _say(f"{done.url}: commit {done.commit[:8]} on {done.revision}{tag}")
 
 
 def _quiet() -> None:

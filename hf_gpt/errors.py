@@ -24,6 +24,14 @@ class RunPreempted(RuntimeError):
     """A run that was asked by SIGTERM or SIGUSR1 to make room, and saved first. The message is one line."""
 
 
+class HubError(RuntimeError):
+    """The Hub was not reached, or refused. The message is one line; `retry_after`: seconds that the Hub asked for."""
+
+    def __init__(self, message: str, retry_after: float | None = None):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """``"; did you mean 'hidden_size'?"`` for the valid name nearest to `name`, or all of them if none is near."""
     valid = sorted(valid)

@@ -53,6 +53,15 @@ def replace_in_sections(card: str, old: str, new: str) -> str:
     return _SECTION.sub(replaced, card)
 
 
+def with_section(card: str, name: str, text: str) -> str:
+    """The card with another text in the section `name`, unless a person has changed it."""
+
+    def replaced(found: re.Match[str]) -> str:
+        return _marked(name, text) if found[1] == name and not _is_changed(found) else found[0]
+
+    return _SECTION.sub(replaced, card)
+
+
 def merge(new: str, published: str) -> str:
     r"""The card `new`, with what a person wrote into the `published` one.
 

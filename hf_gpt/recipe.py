@@ -11,6 +11,7 @@ Two conveniences over plain YAML: floats may be written `4e-4` (YAML 1.1 reads t
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1), _Number]
 Ratio = Annotated[float, Field(ge=0, le=1), _Number]
 Beta = Annotated[float, Field(ge=0, lt=1), _Number]
 AutoOrBool = Literal["auto"] | bool
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def _section(cls: type) -> type:
@@ -231,7 +234,9 @@ class EvaluationRecipe:
 class CheckpointRecipe:
     every: PositiveInt | None = _doc(500, "steps between checkpoints; null: only at the end")
     keep: PositiveInt | None = _doc(3, "newest checkpoints kept, beside the best one; null: all")
-    resume: Literal["auto", "never"] = _doc("auto", "auto goes on from the newest checkpoint in output_dir")
+    resume: Literal["auto", "never", "hub"] = _doc(
+        "auto", "auto goes on from the newest checkpoint in output_dir; hub: from hub.repo_id, where that is newer"
+    )
 
 
 @_section
@@ -241,15 +246,19 @@ class TrackingRecipe:
 
 @_section
 class HubRecipe:
-    repo_id: str | None = _doc(None, "null: a run is not published while it trains")
+    repo_id: str | None = _doc(None, "OWNER/NAME to publish to while training; the best checkpoint becomes its main")
+    push_every: PositiveInt | None = _doc(None, "steps between pushes; null: each checkpoint")
+    private: bool = _doc(False, "make the repository a private one")
+    branch: str = _doc("training", "branch of all pushed checkpoints, each with a tag such as step-00000500")
+    with_training_state: bool = _doc(False, "push what resuming needs too: three times the size")
     license: str | None = _doc(None, "licence of the model as the Hub names it, such as mit or cc-by-sa-4.0")
 
     @model_validator(mode="after")
     def _check(self) -> "HubRecipe":
-        if self.repo_id is not None:
-            raise ValueError(
-                f"'repo_id' must be null; publish a finished checkpoint with: hf upload {self.repo_id} DIR"
-            )
+        if self.branch == "main":
+            raise ValueError("'branch' takes every checkpoint and main the best one; name another branch")
+        if self.repo_id is not None and not _REPO_ID.fullmatch(self.repo_id):
+            raise ValueError(f"'repo_id' is OWNER/NAME, such as someone/my-gpt, found {self.repo_id!r}")
         return self
 
 
@@ -273,6 +282,15 @@ class Recipe:
     checkpoint: CheckpointRecipe = _doc(CheckpointRecipe, "")
     tracking: TrackingRecipe = _doc(TrackingRecipe, "")
     hub: HubRecipe = _doc(HubRecipe, "")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        if self.checkpoint.resume == "hub" and self.hub.repo_id is None:
+            raise ValueError("'checkpoint.resume: hub' needs 'hub.repo_id', from where the run goes on")
+        every, push_every = self.checkpoint.every, self.hub.push_every
+        if push_every is not None and (every is None or push_every % every):
+            raise ValueError(f"'hub.push_every' is a multiple of 'checkpoint.every', which is {every}")
+        return self
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":

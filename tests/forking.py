@@ -84,13 +84,20 @@ class Forked:
 
 
 class ForkServer:
-    """Starts `hf-gpt` commands; one server for all tests of a process."""
+    """Starts `hf-gpt` commands; one server for all tests of a process.
 
-    def __init__(self) -> None:
+    `environment`: what must be set before anything is imported, such as the address of the Hub.
+    """
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._count = 0
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
         )
         assert self._process.stdout.readline().strip() == "ready"
 

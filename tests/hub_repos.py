@@ -226,17 +226,19 @@ def card_data(tree: dict[str, File]) -> dict[str, Any]:
 def wikitext_files(data_dir: str | Path) -> dict[str, bytes | Path]:
     """The rows of WikiText-2 in the folder of test data, laid out as `Salesforce/wikitext` is, for `add_repo`.
 
-    The folder has two of three splits, and of the tokenised release: they are `wikitext-2-v1`, validation and test.
-    So that recipes can ask by the name that they have, `wikitext-2-raw-v1` is there too, with the same rows: a
-    stand-in, as the README here says, good for trying how a corpus is read and not for any figure.
+    The folder has two of three splits, and of the tokenised release: `wikitext-2-v1`, validation and test. So that
+    recipes can ask by the names that they have, there is `wikitext-2-raw-v1` too, and a train split, with the same
+    rows and with those of test: a stand-in, as the README here says, good for trying how a corpus is read and not for
+    any figure.
     """
     configs, files = [], {}
     for name in ("wikitext-2-raw-v1", "wikitext-2-v1"):
-        paths = sorted((Path(data_dir) / "wikitext" / "wikitext-2-v1").glob("*.parquet"))
-        splits = [path.name.split("-")[0] for path in paths]
+        paths = {path.name: path for path in (Path(data_dir) / "wikitext" / "wikitext-2-v1").glob("*.parquet")}
+        paths |= {name.replace("test", "train"): path for name, path in paths.items() if name.startswith("test")}
+        splits = sorted({file.split("-")[0] for file in paths})
         data_files = [{"split": split, "path": f"{name}/{split}-*"} for split in splits]
         configs.append({"config_name": name, "data_files": data_files})
-        files |= {f"{name}/{path.name}": path for path in paths}
+        files |= {f"{name}/{file}": path for file, path in paths.items()}
     card = yaml.safe_dump({"language": ["en"], "license": ["cc-by-sa-3.0"], "configs": configs}, sort_keys=False)
-    text = "WikiText-2 for tests: in both configs the rows of wikitext-2-v1, tokenised, without the train split.\n"
+    text = "WikiText-2 for tests: in both configs the rows of wikitext-2-v1, tokenised; those of test are train too.\n"
     return {"README.md": f"---\n{card}---\n{text}".encode(), **files}

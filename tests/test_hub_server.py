@@ -489,12 +489,15 @@ def test_wikitext_is_read_by_its_name(hub, tmp_path, data_dir):
     hub.add_repo("someone/model", {"config.json": b'{"model_type": "gpt2", "n_layer": 3}'})
     hub.add_repo("Salesforce/wikitext", wikitext_files(data_dir), kind="dataset")
     found = read_in_a_process(hub, tmp_path, "Salesforce/wikitext", "wikitext-2-raw-v1")
-    assert {split: len(rows) for split, rows in found["False"].items()} == {"test": 4358, "validation": 3760}
+    assert {split: len(rows) for split, rows in found["False"].items()} == {
+        "test": 4358,
+        "train": 4358,
+        "validation": 3760,
+    }
     assert found["True"] == found["False"]
     assert found["True"]["test"][1] == " = Robert <unk> = \n"  # a stand-in: the raw rows have the name
-    assert (
-        b"in both configs the rows of wikitext-2-v1" in hub.files("Salesforce/wikitext", kind="dataset")["README.md"]
-    )
+    card = hub.files("Salesforce/wikitext", kind="dataset")["README.md"]
+    assert b"in both configs the rows of wikitext-2-v1" in card
 
 
 def test_it_serves_on_its_own_until_it_is_interrupted(hub):

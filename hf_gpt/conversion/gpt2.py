@@ -151,7 +151,7 @@ def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion
         UserError: it is not GPT-2, or a GPT-2 that our model cannot express, or not whole.
     """
     destination = Destination.of(out)
-    folder = _local_folder(source)
+    folder = local_folder(source)
     generation_file = _generation_file(folder, source)
     config = _config(folder, source, GPT2Config, "GPT-2")
     for field, usual in (
@@ -212,7 +212,7 @@ def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
         UserError: it is not our model, or one that GPT-2 cannot express, or not whole.
     """
     destination = Destination.of(out)
-    folder = _local_folder(model)
+    folder = local_folder(model)
     generation_file = _generation_file(folder, model)
     config = _config(folder, model, GPTConfig, "a model of this package")
     _refuse_what_gpt2_cannot_say(config, model)
@@ -363,15 +363,20 @@ def _refuse_other_json(file: Path, source: str) -> None:
         raise UserError(f"{source}: {file.name} holds a {type(content).__name__}; a JSON object is needed: {{...}}")
 
 
-def _local_folder(source: str) -> Path:
-    """The directory of what a person named: itself, a run's best checkpoint, or a Hub id's files in the cache."""
+def local_folder(source: str, revision: str | None = None) -> Path:
+    """The directory of what a person named: itself, a run's best checkpoint, or a Hub id's files in the cache.
+
+    Raises:
+        UserError: there is none, or it holds no model.
+    """
     place = resolve_model(source)
     if Path(place).is_dir():
         return Path(place)
     from huggingface_hub import snapshot_download
 
     def download(patterns: Iterable[str]) -> Path:
-        return Path(snapshot_download(place, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
+        files = {"allow_patterns": list(patterns), "ignore_patterns": ["*/*"]}
+        return Path(snapshot_download(place, revision=revision, **files))
 
     try:
         folder = download([*_SMALL_FILES, "model.safetensors", "model-*.safetensors"])

@@ -41,6 +41,7 @@ from ..storage import copy_file, read_json, write_json, write_text
 from .journal import Journal, no_progress_bars
 from .lineage import earlier_recipe
 from .optim import build_optimizer, learning_rate, set_learning_rate
+from .publishing import Publisher
 from .setup import Job, prepare
 from .state import load_training_state, save_training_state, whole_weights
 from .stopping import lost_process_as_such, preempted_at_once, stop_on_signal
@@ -121,7 +122,7 @@ def run(job: Job, *, until: int | None = None, watch: Callable[[int, "_Training"
     Without a `watch` the run tells a person how it goes.
     """
     training = _Training(job, speaks=watch is None)
-    with training.alone(), training.journal, stop_on_signal() as stop:
+    with training.alone(), training.journal, training.publishing(), stop_on_signal() as stop:
         training.begin()
         for step in range(training.progress.step + 1, (job.max_steps if until is None else until) + 1):
             loss = training.update(step)
@@ -131,6 +132,7 @@ def run(job: Job, *, until: int | None = None, watch: Callable[[int, "_Training"
             stopping = stop.agreed(step, training.accelerator)
             if stopping or training.saves_at(step):
                 training.save(step)
+            training.publish()
             if watch is not None:
                 watch(step, training)
             if stopping and step < job.max_steps:
@@ -151,6 +153,7 @@ class _Training:
             speaks=speaks,
             tracker=self.accelerator.log if self.recipe.tracking.to else None,
         )
+        self.publisher = Publisher(self.recipe.hub, publishes=speaks and self.accelerator.is_main_process)
         if self.recipe.train.compile:
             job.model.compile()
         self.model, self.optimizer = self.accelerator.prepare(
@@ -167,6 +170,23 @@ class _Training:
         """The lock of the run's folder, held by the main process."""
         main = self.accelerator.is_main_process
         return checkpoint.exclusive(self.job.run_dir) if main else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def publishing(self) -> Iterator[None]:
+        """What is still to be sent to the Hub when the run ends is sent; when it is stopped, a person is told how."""
+        try:
+            yield
+        except BaseException:
+            for text in self.publisher.left():
+                self.journal.say(text)
+            raise
+        for text in self.publisher.finish():
+            self.journal.say(text)
+
+    def publish(self) -> None:
+        """Look at the push that is under way, and begin the next; never waits."""
+        for text in self.publisher.tick():
+            self.journal.say(text)
 
     def begin(self) -> None:
         """Go on from the newest whole checkpoint or from a parent's, or start by evaluating the untrained model."""
@@ -401,9 +421,19 @@ class _Training:
                 self.job.data.tokenizer.save_pretrained(directory)
                 write_card(directory, run_dir)
         if main:
+            every = self.recipe.hub.push_every
+            if every is None or step % every == 0 or step == self.job.max_steps:
+                self.offer_for_publishing()
             self.tidy_checkpoints()
         accelerator.wait_for_everyone()
         self.start_clock()
+
+    def offer_for_publishing(self) -> None:
+        """The newest checkpoint, and for `main` the best one; without a validation text that is the newest too."""
+        folder, best = self.job.run_dir / "checkpoints", self.progress.best_step
+        newest = folder / checkpoint.name_of(self.progress.step)
+        shown = newest if best is None else folder / checkpoint.name_of(best)
+        self.publisher.offer(newest, shown if shown.is_dir() else None)
 
     def tidy_checkpoints(self) -> None:
         """Let `latest` and `best` name what they should, show the newest plot, and remove what is not to be kept.
@@ -417,7 +447,7 @@ class _Training:
             copy_file(newest / "loss.png", run_dir / "loss.png")
         if best is not None and (run_dir / "checkpoints" / checkpoint.name_of(best)).is_dir():
             checkpoint.point(run_dir, "best", run_dir / "checkpoints" / checkpoint.name_of(best))
-        checkpoint.prune(run_dir, self.recipe.checkpoint.keep)
+        checkpoint.prune(run_dir, self.recipe.checkpoint.keep, self.publisher.needed)
 
     def end(self) -> Run:
         """Close what is open, say where things are, and hand over the run."""
@@ -521,5 +551,6 @@ class _Training:
     def tidy_what_was_left(self) -> None:
         """The checkpoints and the plot of a run that goes on, as they would be if it had not stopped."""
         if self.accelerator.is_main_process:
+            self.offer_for_publishing()
             self.tidy_checkpoints()
         self.accelerator.wait_for_everyone()

@@ -25,12 +25,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from .. import checkpoint
 from ..configuration_gpt import GPTConfig
+from ..conversion import from_gpt2, local_folder
 from ..data.batches import BatchPlan, Windows
 from ..data.corpus import Corpus, load_corpora
-from ..data.files import cache_folder
+from ..data.files import cache_folder, content_hash, digest
 from ..data.progress import ReadingProgress
 from ..data.tokens import TokenStore, fraction_of_split_characters, tokenize
 from ..errors import UserError, did_you_mean
+from ..hub import fetch_run
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
 from ..storage import read_json, replacing_directory
@@ -227,6 +229,8 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
     """
     run_dir = Path(recipe.output_dir).expanduser()
     _refuse_unwritable(run_dir)
+    if recipe.checkpoint.resume == "hub":
+        fetch_run(recipe.hub.repo_id, recipe.hub.branch, run_dir)
     earlier = earlier_recipe(run_dir)
     recipe = resolve_hardware(recipe, earlier)
     accelerator = start_accelerator(recipe)
@@ -290,11 +294,8 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT
         raise UserError(_too_small(given, size))
     try:
         if recipe.from_pretrained:
-            source = checkpoint.resolve_model(recipe.from_pretrained)
-            kind = GPTConfig.get_config_dict(source, revision=recipe.revision)[0].get("model_type")
-            if kind != GPTConfig.model_type:
-                raise ValueError(f"{source} is a {kind} model; from_pretrained takes {GPTConfig.model_type} models")
-            config = GPTConfig.from_pretrained(source, revision=recipe.revision, **recipe.config)
+            source, revision = _in_our_layout(recipe)
+            config = GPTConfig.from_pretrained(source, revision=revision, **recipe.config)
         elif recipe.preset:
             config = GPTConfig.from_preset(recipe.preset, **fields)
         else:
@@ -304,6 +305,32 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT
     if config.vocab_size < size:
         raise UserError(_too_small(config.vocab_size, size))
     return config
+
+
+def _in_our_layout(recipe: ModelRecipe) -> tuple[str, str | None]:
+    """What `from_pretrained` names, and its revision: as it is, or a GPT-2 converted once and kept in the cache.
+
+    Raises:
+        UserError: it is neither ours nor a GPT-2 that can be converted.
+    """
+    source = checkpoint.resolve_model(recipe.from_pretrained)
+    kind = GPTConfig.get_config_dict(source, revision=recipe.revision)[0].get("model_type")
+    if kind == GPTConfig.model_type:
+        return source, recipe.revision
+    if kind != "gpt2":
+        raise UserError(
+            f"model.from_pretrained: {source} is a {kind} model; {GPTConfig.model_type} and gpt2 models can be gone on"
+            " from"
+        )
+    folder = local_folder(source, recipe.revision)
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+    content = digest("gpt2", *(f"{path.name} {content_hash(path, is_text=False)}" for path in files))
+    kept = cache_folder() / "models" / f"gpt2-{content[:32]}"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{kept}.lock"):
+        if not (kept / "config.json").is_file():
+            from_gpt2(str(folder), str(kept), tokenizer="none")
+    return str(kept), None
 
 
 def _too_small(vocabulary: int, size: int) -> str:
@@ -421,10 +448,10 @@ def _model(recipe: Recipe, config: GPTConfig) -> GPTForCausalLM:
     attention = recipe.train.attn_implementation
     try:
         if recipe.model.from_pretrained:
-            source = checkpoint.resolve_model(recipe.model.from_pretrained)
+            source, revision = _in_our_layout(recipe.model)
             model, report = AutoModelForCausalLM.from_pretrained(
                 source,
-                revision=recipe.model.revision,
+                revision=revision,
                 config=config,
                 attn_implementation=attention,
                 dtype=torch.float32,

@@ -1,0 +1,462 @@
+"""Checkpoints go to the Hub and come back, over real HTTP; whatever the Hub does, nothing is lost or half shown."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from forking import ForkServer, recipe_file
+from hub_server import Fault, HubServer, wikitext_files
+
+from hf_gpt import checkpoint
+from hf_gpt.recipe import HubRecipe
+from hf_gpt.report import read_lines
+from hf_gpt.training.publishing import Publisher
+
+REPO = "someone/my-gpt"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def shared_hub():
+    with HubServer() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(shared_hub):
+    """The Hub, without the faults of the test before."""
+    shared_hub.mend()
+    shared_hub.requests.clear()
+    return shared_hub
+
+
+@pytest.fixture(scope="module")
+def commands(shared_hub, folder):
+    """`hf-gpt` commands whose Hub is ours."""
+    server = ForkServer({**shared_hub.environment(folder / "home"), "HF_HUB_DOWNLOAD_TIMEOUT": "2"})
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def recipe(folder) -> dict:
+    text = folder / "text.txt"
+    text.write_text("".join(f"Line {i}: the quick brown fox jumps over {i * i} lazy dogs.\n" for i in range(200)))
+    return {
+        "model": {
+            "context_length": 32,
+            "emb_dim": 32,
+            "n_layers": 2,
+            "n_heads": 2,
+            "drop_rate": 0.1,
+            "qkv_bias": True,
+        },
+        "tokenizer": {"name": "bytes"},
+        "data": {"source": str(text), "validation_fraction": 0.1},
+        "train": {"max_steps": 12, "batch_size": 2, "log_every": 1, "device": "cpu"},
+        "evaluation": {"every": 4, "tokens": 512, "prompts": ["Line"], "sample_tokens": 8},
+        "checkpoint": {"every": 4, "keep": None},
+    }
+
+
+@pytest.fixture(scope="module")
+def run(commands, recipe, folder) -> Path:
+    """A finished run of 12 steps with checkpoints at 4, 8 and 12, which knows of no Hub."""
+    path = folder / "run"
+    code, printed = commands.run("train", recipe_file({**recipe, "output_dir": str(path)}, folder / "recipe.json"))
+    assert code == 0, printed
+    return path
+
+
+@pytest.fixture
+def step(run):
+    return lambda number: run / "checkpoints" / checkpoint.name_of(number)
+
+
+def in_a_fresh_process(code: str, environment: dict[str, str]) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# Pushing ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_one_commit_and_loads_by_name_tag_and_commit(hub, commands, step, tmp_path):
+    repo = "someone/loads"
+    for number, options in ((4, ["--tag", "v1"]), (8, [])):
+        code, printed = commands.run("push", step(number), repo, *options, "--json")
+        assert code == 0, printed
+    pushed = json.loads(printed.splitlines()[-1])
+    messages = [commit["title"] for commit in hub.commits(repo)]
+    assert messages[:2] == ["Step 8", "Step 4"]
+    assert len(messages) == 3  # and the one that made the repository
+    local = {path.name: path.read_bytes() for path in step(8).iterdir() if path.is_file()}
+    there = hub.files(repo)
+    assert {name: there[name] for name in local if name != "README.md"} == {
+        name: content for name, content in local.items() if name != "README.md"
+    }
+    assert not [name for name in there if name.startswith("training_state")]
+
+    code = f"""
+import json, torch, hf_gpt
+from transformers import AutoModelForCausalLM, AutoTokenizer
+ids = torch.arange(20).unsqueeze(0)
+def logits(name, **options):
+    return AutoModelForCausalLM.from_pretrained(name, **options).eval()(ids).logits
+same = lambda a, b: bool(torch.equal(a, b))
+new, old = logits({str(step(8))!r}), logits({str(step(4))!r})
+print(json.dumps([
+    same(new, logits({repo!r})), same(old, logits({repo!r}, revision="v1")),
+    same(new, logits({repo!r}, revision={pushed["commit"]!r})), same(new, old),
+    AutoTokenizer.from_pretrained({repo!r})("é").input_ids,
+]))"""
+    assert in_a_fresh_process(code, hub.environment(tmp_path)) == [True, True, True, False, [195, 169]]
+    code, printed = commands.run("generate", f"{repo}@v1", "--prompt", "Line", "--max-new-tokens", "4")
+    assert code == 0, printed
+
+
+def test_pushing_again_sends_nothing(hub, commands, step):
+    assert commands.run("push", step(4), "someone/twice", "--tag", "v1")[0] == 0
+    hub.requests.clear()
+    code, printed = commands.run("push", step(4), "someone/twice", "--tag", "v1")
+    assert code == 0, printed
+    assert not [asked for asked in hub.requests if "/commit/" in asked.path or asked.method == "PUT"]
+
+
+def test_a_tag_moves_and_a_branch_is_made(hub, commands, step):
+    for number in (4, 8):
+        code, printed = commands.run("push", step(number), "someone/moves", "--tag", "best", "--revision", "training")
+        assert code == 0, printed
+    refs = hub.refs("someone/moves")
+    assert refs["tags"]["best"] == refs["branches"]["training"] != refs["branches"]["main"]
+    assert "config.json" not in hub.files("someone/moves")
+
+
+def test_training_state_goes_only_when_asked_and_leaves_with_the_model_it_is_of(hub, commands, run, step):
+    repo = "someone/state"
+    assert commands.run("push", step(4), repo, "--with-training-state")[0] == 0
+    there = hub.files(repo)
+    for name in ("optimizer.safetensors", "state.json", "run/recipe.yaml", "run/metrics.jsonl"):
+        assert f"training_state/{name}" in there
+    assert commands.run("push", run, repo)[0] == 0  # the run's best
+    assert not [name for name in hub.files(repo) if name.startswith("training_state")]
+
+
+def test_private_is_private_and_what_is_public_is_not_taken_for_it(hub, commands, step, tmp_path):
+    assert commands.run("push", step(4), "someone/secret", "--private")[0] == 0
+    nobody = {**hub.environment(tmp_path), "HF_TOKEN": "", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    code = """
+import huggingface_hub
+try:
+    huggingface_hub.HfApi().repo_info("someone/secret")
+    print(1)
+except OSError:
+    print(0)"""
+    assert in_a_fresh_process(code, nobody) == 0
+    assert commands.run("push", step(4), "someone/open")[0] == 0
+    code, printed = commands.run("push", step(8), "someone/open", "--private")
+    assert code == 2
+    assert "someone/open: is public already" in printed
+    assert hub.commits("someone/open")[0]["title"] == "Step 4"
+
+
+def test_as_gpt2_needs_neither_this_package_nor_remote_code(hub, commands, run, step, tmp_path):
+    code, printed = commands.run("push", step(12), "someone/stock", "--as", "gpt2")
+    assert code == 0, printed
+    code = f"""
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+stock = AutoModelForCausalLM.from_pretrained("someone/stock")
+assert "hf_gpt" not in sys.modules
+import hf_gpt
+ours = AutoModelForCausalLM.from_pretrained({str(step(12))!r})
+ids = torch.arange(20).unsqueeze(0)
+print(json.dumps([type(stock).__name__, float((stock.eval()(ids).logits - ours.eval()(ids).logits).abs().max())]))"""
+    name, difference = in_a_fresh_process(code, hub.environment(tmp_path))
+    assert name == "GPT2LMHeadModel"
+    assert difference < 1e-5
+    card = hub.files("someone/stock")["README.md"].decode()
+    assert "trust_remote_code" not in card
+    assert "someone/stock" in card
+
+
+def test_a_persons_words_in_the_card_stay(hub, commands, step):
+    repo = "someone/edited"
+    assert commands.run("push", step(4), repo)[0] == 0
+    card = hub.files(repo)["README.md"].decode()
+    assert repo in card  # in the code that loads it
+    edited = card.rstrip() + "\n\n## Thanks\n\nTo my grandmother.\n"
+    code = f"""
+import json, huggingface_hub as h
+h.HfApi().upload_file(path_or_fileobj={edited!r}.encode(), path_in_repo="README.md", repo_id={repo!r})
+print(1)"""
+    in_a_fresh_process(code, hub.environment(step(4).parent / "home"))
+    assert commands.run("push", step(8), repo)[0] == 0
+    new = hub.files(repo)["README.md"].decode()
+    assert "To my grandmother." in new
+    assert new.replace("To my grandmother.", "") != edited.replace("To my grandmother.", "")
+
+
+@pytest.mark.parametrize(
+    ("model", "repo_id", "options", "says"),
+    [
+        ("nowhere", REPO, [], "no such directory"),
+        (None, "not a name", [], "cannot be the name of a repository"),
+        (None, REPO, ["--as", "gpt2", "--with-training-state"], "goes without"),
+    ],
+)
+def test_what_cannot_be_pushed_is_one_line(commands, step, model, repo_id, options, says):
+    code, printed = commands.run("push", model or step(4), repo_id, *options)
+    assert code == 2
+    assert says in printed
+    assert len(printed.splitlines()) == 1
+
+
+# Faults -------------------------------------------------------------------------------------------------------------
+
+FAULTS = {
+    "401": (Fault("/commit/", status=401), "not accepted (401)"),
+    "403": (Fault("/commit/", status=403), "may not write to someone/faulty (403)"),
+    "413": (Fault("/commit/", status=413), "too large"),
+    "429": (Fault("/commit/", status=429, headers={"Retry-After": "77"}), "too many requests (429)"),
+    "503": (Fault("/commit/", status=503), "a fault of its own (503)"),
+    "cut while sending": (Fault("/commit/", cut_request_after=100), "was not reached"),
+    "cut while answering": (Fault("/api/models/", method="GET", cut_response_after=5), "was not reached"),
+    "hangs": (Fault("/commit/", hang=True), "no answer in time"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_one_line_and_the_repository_stays_as_it_was(hub, commands, step, name):
+    repo, (fault, says) = "someone/faulty", FAULTS[name]
+    assert commands.run("push", step(4), repo)[0] == 0
+    before = hub.commits(repo), hub.files(repo)
+    hub.fail(fault)
+    code, printed = commands.run("push", step(8), repo, "--json")
+    answer, line = printed.splitlines()[0], printed.splitlines()[1:]
+    hub.mend()
+    assert code == 1, printed
+    assert says in json.loads(answer)["error"]
+    assert len(line) == 1
+    assert hub.token not in printed
+    assert json.loads(answer)["retry_after"] == (77 if name == "429" else None)
+    assert (hub.commits(repo), hub.files(repo)) == before
+
+
+def test_without_a_token_it_says_how_to_get_one(hub, commands, step):
+    code, printed = commands.run("push", step(4), REPO, env={"HF_TOKEN": "", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"})
+    assert code == 1
+    assert "hf auth login" in printed
+    assert len(printed.splitlines()) == 1
+
+
+# While a run goes on ------------------------------------------------------------------------------------------------
+
+
+def trained(commands, recipe: dict, folder: Path, **changes) -> tuple[int, str]:
+    """Train into `folder`/run; `changes` are sections."""
+    sections = {name: {**recipe.get(name, {}), **values} for name, values in changes.items()}
+    folder.mkdir(exist_ok=True)
+    file = recipe_file({**recipe, **sections, "output_dir": str(folder / "run")}, folder / "recipe.json")
+    return commands.run("train", file)
+
+
+def test_steps_become_tags_and_the_best_becomes_main(hub, commands, recipe, tmp_path):
+    repo = "someone/published"
+    code, printed = trained(commands, recipe, tmp_path, hub={"repo_id": repo})
+    assert code == 0, printed
+    refs = hub.refs(repo)
+    assert "step-00000012" in refs["tags"]
+    assert set(refs["tags"]) <= {f"step-{number:08d}" for number in (4, 8, 12)}
+    for tag, commit in refs["tags"].items():
+        local = (tmp_path / "run" / "checkpoints" / tag / "model.safetensors").read_bytes()
+        assert hub.files(repo, commit)["model.safetensors"] == local
+    best = checkpoint.pointed(tmp_path / "run", "best")
+    assert hub.files(repo)["model.safetensors"] == (best / "model.safetensors").read_bytes()
+    assert repo in hub.files(repo)["README.md"].decode()
+    assert "hub: step-00000012 is at" in printed
+
+
+@pytest.mark.parametrize("fault", [Fault(status=503), Fault("/commit/", hang=True)], ids=["503", "hangs"])
+def test_a_run_ends_well_whatever_the_hub_does_and_says_what_finishes_the_job(hub, commands, recipe, tmp_path, fault):
+    repo = f"someone/late-{fault.status}"
+    hub.fail(fault)
+    code, printed = trained(commands, recipe, tmp_path, hub={"repo_id": repo})
+    assert code == 0, printed
+    assert checkpoint.pointed(tmp_path / "run", "latest").name == "step-00000012"
+    told = [line for line in printed.splitlines() if line.startswith("hub: ")]
+    assert len(told) <= 4, told  # once what is wrong, and how to finish
+    assert told[-1].startswith("hub: not everything was sent; this sends the rest: hf-gpt push ")
+
+    hub.mend()
+    for command in told[-1].partition("rest: ")[2].split(" && "):
+        code, printed = commands.run(*command.split()[1:])
+        assert code == 0, printed
+    best = checkpoint.pointed(tmp_path / "run", "best")
+    assert hub.files(repo)["model.safetensors"] == (best / "model.safetensors").read_bytes()
+    assert "step-00000012" in hub.refs(repo)["tags"]
+
+
+def test_what_was_overtaken_is_not_sent_and_pauses_grow(hub, step, tmp_path, monkeypatch):
+    repo = "someone/overtaken"
+    for name, value in hub.environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    hub.fail(Fault("/commit/", status=503, times=2))
+    hub.fail(Fault("/commit/", status=429, headers={"Retry-After": "3"}, times=1))
+    publisher, told, waits = Publisher(HubRecipe(repo_id=repo), first_pause=0.5), [], []
+
+    def go_on_until(condition) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, told
+            told.extend(publisher.tick())
+            time.sleep(0.02)
+
+    commits = lambda: [a for a in hub.requests if "/commit/" in a.path]  # noqa: E731
+    publisher.offer(step(4), step(4))
+    go_on_until(lambda: len(commits()) == 1)
+    publisher.offer(step(8), step(8))
+    publisher.offer(step(12), step(4))
+    for number in (1, 2, 3):
+        go_on_until(lambda number=number: len(commits()) > number)
+        waits.append(time.monotonic())
+    go_on_until(lambda: not publisher.needed)
+    assert set(hub.refs(repo)["tags"]) == {"step-00000012"}
+    assert hub.commits(repo)[0]["title"] == "Step 4"  # main: the best
+    assert waits[1] - waits[0] > 0.9  # twice the first pause
+    assert waits[2] - waits[1] > 2.9  # what the Hub asked for
+    assert [line.partition("(")[0] for line in told] == [
+        "hub: the Hub has a fault of its own ",
+        "hub: too many requests ",
+        "hub: it works again; step-00000012 is at " + hub.url + f"/{repo}/tree/training",
+    ]
+
+
+def test_another_machine_goes_on_bit_for_bit(hub, commands, recipe, run, step, tmp_path):
+    repo = "someone/moved"
+    code, printed = commands.run(
+        "push", step(8), repo, "--revision", "training", "--tag", "step-00000008", "--with-training-state"
+    )
+    assert code == 0, printed
+    code, printed = trained(commands, recipe, tmp_path, hub={"repo_id": repo}, checkpoint={"resume": "hub"})
+    assert code == 0, printed
+    assert "going on after step 8" in printed
+    here, there = tmp_path / "run", run
+    for name in ("model.safetensors", "training_state/optimizer.safetensors", "training_state/random.safetensors"):
+        last = Path("checkpoints", "step-00000012", name)
+        assert (here / last).read_bytes() == (there / last).read_bytes(), name
+    assert (here / "samples.jsonl").read_bytes() == (there / "samples.jsonl").read_bytes()
+    losses = [[line.get("train_loss") for line in read_lines(path / "metrics.jsonl")] for path in (here, there)]
+    assert losses[0] == losses[1]
+    assert "step-00000012" in hub.refs(repo)["tags"]  # and it went on publishing
+
+
+def test_resume_from_the_hub_starts_where_there_is_nothing_yet(hub, commands, recipe, tmp_path):
+    changes = {"hub": {"repo_id": "someone/new"}, "checkpoint": {"resume": "hub"}, "train": {"max_steps": 1}}
+    code, printed = trained(commands, recipe, tmp_path / "a", **changes)
+    assert code == 0, printed
+    code, printed = trained(commands, recipe, tmp_path / "b", **changes)
+    assert code == 2
+    assert "holds no training state" in printed
+    hub.fail(Fault(status=401))
+    code, printed = trained(commands, recipe, tmp_path / "c", **changes)
+    assert code == 1
+    assert "not accepted (401)" in printed
+    assert not (tmp_path / "c" / "run" / "recipe.yaml").exists()
+
+
+def test_the_token_is_nowhere_in_what_a_run_leaves(hub, commands, recipe, tmp_path):
+    repo = "someone/careful"
+    code, printed = trained(commands, recipe, tmp_path, hub={"repo_id": repo, "with_training_state": True})
+    assert code == 0, printed
+    left = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    left |= {"printed": printed.encode(), **hub.files(repo), **hub.files(repo, "training")}
+    assert len(left) > 20
+    assert not [name for name, content in left.items() if hub.token.encode() in content]
+
+
+# Made from what is on the Hub ---------------------------------------------------------------------------------------
+
+
+def test_model_tokenizer_and_text_come_by_id_and_revision_and_offline_from_the_cache(
+    hub, commands, recipe, step, folder, tmp_path
+):
+    for number in (4, 8):
+        tag = ["--tag", "wanted"] if number == 4 else []
+        assert commands.run("push", step(number), "someone/base", *tag)[0] == 0
+    rows = [json.dumps({"text": f"Row {i} of a dataset with some words in it.\n"}) for i in range(400)]
+    files = {"README.md": b"---\nconfigs: []\n---\n", "train.jsonl": "\n".join(rows).encode()}
+    commit = hub.add_repo("someone/rows", files, kind="dataset")
+    code = """
+import huggingface_hub
+where = {"path_in_repo": "train.jsonl", "repo_id": "someone/rows", "repo_type": "dataset"}
+huggingface_hub.HfApi().upload_file(path_or_fileobj=b'{"text": "another text"}', **where)
+print(1)"""
+    in_a_fresh_process(code, hub.environment(tmp_path / "another"))
+    base = {"name": "someone/base", "revision": "wanted"}
+    here = {
+        **{key: value for key, value in recipe.items() if key != "model"},
+        "model": {"from_pretrained": "someone/base", "revision": "wanted"},
+        "tokenizer": base,
+        "data": {"source": "someone/rows", "revision": commit, "validation_fraction": 0.1},
+        "train": {**recipe["train"], "max_steps": 2},
+    }
+    code, printed = trained(commands, here, tmp_path / "online")
+    assert code == 0, printed
+    (tmp_path / "offline").mkdir()
+    file = recipe_file({**here, "output_dir": str(tmp_path / "offline" / "run")}, tmp_path / "offline.json")
+    offline = {**hub.environment(folder / "home"), "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    offline["HF_GPT_CACHE"] = str(tmp_path / "cache")  # where nothing is tokenised yet
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_gpt.cli", "train", str(file)],
+        env={**os.environ, **offline},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        [line.get("train_loss") for line in read_lines(tmp_path / where / "run" / "metrics.jsonl")]
+        for where in ("online", "offline")
+    )
+    assert first == second
+    sources = json.loads((tmp_path / "online" / "run" / "environment.json").read_text())["sources"]
+    assert sources["training"]["revision"] == commit
+
+
+def test_training_goes_on_from_a_gpt2(hub, commands, recipe, step, tmp_path):
+    assert commands.run("push", step(12), "someone/gpt2", "--as", "gpt2")[0] == 0
+    ours = {"model": {"from_pretrained": str(step(12))}, "train": {**recipe["train"], "max_steps": 0}}
+    stock = {**ours, "model": {"from_pretrained": "someone/gpt2"}}
+    shared = {key: value for key, value in recipe.items() if key not in ("model", "tokenizer")}
+    losses = []
+    for name, sections in (("ours", ours), ("stock", stock)):
+        code, printed = trained(commands, {**shared, **sections}, tmp_path / name)
+        assert code == 0, printed
+        losses.append(read_lines(tmp_path / name / "run" / "metrics.jsonl")[0]["validation_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_the_wikitext_recipe_runs_by_the_datasets_id(hub, commands, data_dir, tmp_path):
+    hub.add_repo("Salesforce/wikitext", wikitext_files(data_dir), kind="dataset")
+    smaller = {"model.preset": "null", "model.emb_dim": 16, "model.n_layers": 1, "model.n_heads": 2}
+    smaller |= {"model.context_length": 64, "train.max_steps": 2, "train.batch_size": 2, "evaluation.tokens": 256}
+    flags = [str(word) for name, value in smaller.items() for word in (f"--{name}", value)]
+    recipe = Path(__file__).parent.parent / "configs" / "wikitext2-124m.yaml"
+    environment = {"TIKTOKEN_CACHE_DIR": os.environ["TIKTOKEN_CACHE_DIR"]}
+    code, printed = commands.run("train", recipe, "--output_dir", tmp_path / "run", *flags, env=environment)
+    assert code == 0, printed
+    assert "lines of one text, joined as they are" in printed
+    sources = json.loads((tmp_path / "run" / "environment.json").read_text())["sources"]
+    assert sources["training"]["dataset"] == "Salesforce/wikitext"
+    assert len(sources["training"]["revision"]) == 40
