@@ -187,15 +187,14 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source, revision = resolve_model(model), None
-    if (Path(source) / MANIFEST).is_file():
+    source = model_folder(model)
+    if (source / MANIFEST).is_file():
         verify(source)
-    if not Path(source).is_dir():
-        source, _, revision = source.partition("@")
-    options = {"revision": revision or None, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        loaded, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=False, output_loading_info=True
+        )
     except pickle.UnpicklingError:
         raise UserError(f"{model}: its weights are a pickle that could run code, and were not read") from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -251,6 +250,63 @@ def resolve_model(model: str) -> str:
         what = "a file; a model is a directory with config.json" if path.exists() else "no such directory"
         raise UserError(f"{model}: {what}")
     return model
+
+
+def model_folder(model: str, revision: str | None = None) -> Path:
+    """The directory of what a person named (see `resolve_model`): itself, or a Hub id's files in the cache.
+
+    The Hub is asked once, before transformers would: left to itself without a network, that retries for a minute.
+
+    Raises:
+        UserError: there is none, or it holds no model.
+    """
+    place = resolve_model(model)
+    if Path(place).is_dir():
+        return Path(place)
+    from huggingface_hub import snapshot_download
+
+    repo_id, _, named = place.partition("@")
+
+    def download(patterns: list[str]) -> Path:
+        files = {"allow_patterns": patterns, "ignore_patterns": ["*/*"]}
+        return Path(snapshot_download(repo_id, revision=revision or named or None, **files))
+
+    small = ["*.json", "*.txt", "*.model", "*.jinja"]
+    try:
+        folder = download([*small, "model.safetensors", "model-*.safetensors"])
+        if not any(folder.glob("model*.safetensors")):
+            folder = download([*small, "pytorch_model*.bin"])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model}: neither a directory here nor to be had from the Hub: {_why(error)}") from None
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{model}: not a model: there is no config.json in it")
+    return folder
+
+
+def _why(error: Exception) -> str:
+    """What to do about an error of the Hub's client, whose own words are paragraphs."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, HFValidationError):
+        return "it is no Hub id either (owner/name)"
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            "the Hub cannot be reached (no network, or HF_HUB_OFFLINE is set) and its cache has no such model; "
+            "give a directory, or come back with a network"
+        )
+    if isinstance(error, GatedRepoError):
+        return "its owner lets in whoever accepts the conditions on its page and logs in with `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return "it has no such branch, tag or commit"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such repository; a private one needs `hf auth login`"
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _describe(directory: Path) -> dict[str, Any]:

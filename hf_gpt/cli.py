@@ -341,13 +341,16 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import disable_progress_bars, logging
 
     from . import hub
+    from .data.progress import shows_bar
 
     hub.give_up_silent_connections()
     if arguments.as_ is not None:
         _quiet()
+    if arguments.json or not shows_bar():
+        disable_progress_bars()
     logging.set_verbosity_error()  # its warnings hold addresses of uploads, which are signed
     try:
         done = hub.push(

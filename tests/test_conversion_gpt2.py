@@ -201,7 +201,7 @@ def test_every_layout_on_the_hub_there_and_back_is_the_same_to_the_bit(tmp_path,
     assert same_bits(weights(tmp_path / "back"), weights(tmp_path / "expected"))
     written = json.loads((tmp_path / "back" / "config.json").read_text())
     expected = json.loads((tmp_path / "expected" / "config.json").read_text())
-    assert written == expected
+    assert written == {**expected, "n_ctx": 48}  # for llama.cpp's converter
 
 
 def test_an_untied_head_stays_untied_even_if_it_is_equal(tmp_path):

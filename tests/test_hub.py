@@ -343,6 +343,16 @@ def test_what_was_overtaken_is_not_sent_and_pauses_grow(hub, step, tmp_path, mon
     ]
 
 
+def test_without_a_network_it_says_so_and_waits(step, tmp_path, monkeypatch, hub):
+    for name, value in {**hub.environment(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    publisher = Publisher(HubRecipe(repo_id="someone/nowhere"))
+    publisher.offer(step(4), step(4))
+    told = list(publisher.finish())
+    assert told[1] == "hub: 127.0.0.1 was not reached: Connection refused"
+    assert told[2].count("hf-gpt push") == 2
+
+
 def test_another_machine_goes_on_bit_for_bit(hub, commands, recipe, run, step, tmp_path):
     repo = "someone/moved"
     code, printed = commands.run(
@@ -432,6 +442,7 @@ print(1)"""
     assert first == second
     sources = json.loads((tmp_path / "online" / "run" / "environment.json").read_text())["sources"]
     assert sources["training"]["revision"] == commit
+    assert sources["model"] == {"hub": "someone/base", "revision": hub.refs("someone/base")["tags"]["wanted"]}
 
 
 def test_training_goes_on_from_a_gpt2(hub, commands, recipe, step, tmp_path):

@@ -18,8 +18,8 @@ query, key and value biases: where ours has none they become zeros, and come bac
 """
 
 from .book import from_book
-from .gpt2 import from_gpt2, local_folder, to_gpt2
+from .gpt2 import from_gpt2, to_gpt2
 from .openai import from_openai
 from .result import Conversion
 
-__all__ = ["Conversion", "from_book", "from_gpt2", "from_openai", "local_folder", "to_gpt2"]
+__all__ = ["Conversion", "from_book", "from_gpt2", "from_openai", "to_gpt2"]

@@ -11,18 +11,11 @@ within `torch.compile` or DistributedDataParallel, in shards, in `.bin`. All of 
 
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     GenerationConfig,
     GPT2Config,
@@ -34,7 +27,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..checkpoint import resolve_model
+from ..checkpoint import model_folder
 from ..configuration_gpt import GPTConfig
 from ..errors import UserError
 from ..modeling_gpt import (
@@ -135,7 +128,6 @@ _FIELDS_WITHOUT_A_WORD = {"qkv_bias", "initialization"}
 _COMMON_FIELDS = ("id2label", "label2id", "problem_type", "classifier_dropout")
 
 _MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 @freeing_at_once()
@@ -151,7 +143,7 @@ def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion
         UserError: it is not GPT-2, or a GPT-2 that our model cannot express, or not whole.
     """
     destination = Destination.of(out)
-    folder = local_folder(source)
+    folder = model_folder(source)
     generation_file = _generation_file(folder, source)
     config = _config(folder, source, GPT2Config, "GPT-2")
     for field, usual in (
@@ -212,7 +204,7 @@ def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
         UserError: it is not our model, or one that GPT-2 cannot express, or not whole.
     """
     destination = Destination.of(out)
-    folder = local_folder(model)
+    folder = model_folder(model)
     generation_file = _generation_file(folder, model)
     config = _config(folder, model, GPTConfig, "a model of this package")
     _refuse_what_gpt2_cannot_say(config, model)
@@ -222,6 +214,7 @@ def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
         fields[rate] = config.dropout if fields[rate] is None else fields[rate]
     if fields["n_inner"] == 4 * config.hidden_size:
         fields["n_inner"] = None
+    fields["n_ctx"] = fields["n_positions"]  # which older configurations had, and llama.cpp's converter reads
     their_config = GPT2Config(**fields, **_labels(config, our_class))
 
     saved = open_folder(folder)
@@ -361,45 +354,3 @@ def _refuse_other_json(file: Path, source: str) -> None:
         raise UserError(f"{source}: {file.name} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{source}: {file.name} holds a {type(content).__name__}; a JSON object is needed: {{...}}")
-
-
-def local_folder(source: str, revision: str | None = None) -> Path:
-    """The directory of what a person named: itself, a run's best checkpoint, or a Hub id's files in the cache.
-
-    Raises:
-        UserError: there is none, or it holds no model.
-    """
-    place = resolve_model(source)
-    if Path(place).is_dir():
-        return Path(place)
-    from huggingface_hub import snapshot_download
-
-    def download(patterns: Iterable[str]) -> Path:
-        files = {"allow_patterns": list(patterns), "ignore_patterns": ["*/*"]}
-        return Path(snapshot_download(place, revision=revision, **files))
-
-    try:
-        folder = download([*_SMALL_FILES, "model.safetensors", "model-*.safetensors"])
-        if not any(folder.glob("model*.safetensors")):
-            folder = download([*_SMALL_FILES, "pytorch_model*.bin"])
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: neither a directory here nor to be had from the Hub: {_why(error)}") from None
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{source}: not a model: there is no config.json in it")
-    return folder
-
-
-def _why(error: Exception) -> str:
-    """What to do about an error of the Hub's client, whose own words are paragraphs."""
-    if isinstance(error, HFValidationError):
-        return "it is no Hub id either (owner/name)"
-    if isinstance(error, LocalEntryNotFoundError):
-        return (
-            "the Hub cannot be reached (no network, or HF_HUB_OFFLINE is set) and its cache has no such model; "
-            "give a directory, or come back with a network"
-        )
-    if isinstance(error, GatedRepoError):
-        return "its owner lets in whoever accepts the conditions on its page and logs in with `hf auth login`"
-    if isinstance(error, RepositoryNotFoundError):
-        return "no such repository; a private one needs `hf auth login`"
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from .. import checkpoint
 from ..configuration_gpt import GPTConfig
-from ..conversion import from_gpt2, local_folder
+from ..conversion import from_gpt2
 from ..data.batches import BatchPlan, Windows
 from ..data.corpus import Corpus, load_corpora
 from ..data.files import cache_folder, content_hash, digest
@@ -294,8 +294,7 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT
         raise UserError(_too_small(given, size))
     try:
         if recipe.from_pretrained:
-            source, revision = _in_our_layout(recipe)
-            config = GPTConfig.from_pretrained(source, revision=revision, **recipe.config)
+            config = GPTConfig.from_pretrained(_in_our_layout(recipe), **recipe.config)
         elif recipe.preset:
             config = GPTConfig.from_preset(recipe.preset, **fields)
         else:
@@ -307,22 +306,21 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT
     return config
 
 
-def _in_our_layout(recipe: ModelRecipe) -> tuple[str, str | None]:
-    """What `from_pretrained` names, and its revision: as it is, or a GPT-2 converted once and kept in the cache.
+def _in_our_layout(recipe: ModelRecipe) -> Path:
+    """The folder of what `from_pretrained` names: as it is, or a GPT-2 converted once and kept in the cache.
 
     Raises:
         UserError: it is neither ours nor a GPT-2 that can be converted.
     """
-    source = checkpoint.resolve_model(recipe.from_pretrained)
-    kind = GPTConfig.get_config_dict(source, revision=recipe.revision)[0].get("model_type")
+    folder = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
+    kind = GPTConfig.get_config_dict(folder)[0].get("model_type")
     if kind == GPTConfig.model_type:
-        return source, recipe.revision
+        return folder
     if kind != "gpt2":
         raise UserError(
-            f"model.from_pretrained: {source} is a {kind} model; {GPTConfig.model_type} and gpt2 models can be gone on"
-            " from"
+            f"model.from_pretrained: {recipe.from_pretrained} is a {kind} model; {GPTConfig.model_type} and gpt2"
+            " models can be gone on from"
         )
-    folder = local_folder(source, recipe.revision)
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
     content = digest("gpt2", *(f"{path.name} {content_hash(path, is_text=False)}" for path in files))
     kept = cache_folder() / "models" / f"gpt2-{content[:32]}"
@@ -330,7 +328,7 @@ def _in_our_layout(recipe: ModelRecipe) -> tuple[str, str | None]:
     with FileLock(f"{kept}.lock"):
         if not (kept / "config.json").is_file():
             from_gpt2(str(folder), str(kept), tokenizer="none")
-    return str(kept), None
+    return kept
 
 
 def _too_small(vocabulary: int, size: int) -> str:
@@ -368,8 +366,9 @@ def describe_sources(data: Data) -> dict[str, Any]:
     sources["tokenizer"] = {"trained": True} if tokenizer.train else _named(tokenizer.name, tokenizer.revision)
     sources["tokenizer"]["entries"] = vocab_size(data.tokenizer)
     if model.from_pretrained:
-        commit = getattr(data.config, "_commit_hash", None)
-        sources["model"] = _named(checkpoint.resolve_model(model.from_pretrained), commit or model.revision)
+        folder = checkpoint.model_folder(model.from_pretrained, model.revision)
+        commit = folder.name if folder.parent.name == "snapshots" else None  # of the Hub's cache
+        sources["model"] = _named(checkpoint.resolve_model(model.from_pretrained), commit)
     return sources
 
 
@@ -448,21 +447,20 @@ def _model(recipe: Recipe, config: GPTConfig) -> GPTForCausalLM:
     attention = recipe.train.attn_implementation
     try:
         if recipe.model.from_pretrained:
-            source, revision = _in_our_layout(recipe.model)
+            source = _in_our_layout(recipe.model)
             model, report = AutoModelForCausalLM.from_pretrained(
                 source,
-                revision=revision,
                 config=config,
                 attn_implementation=attention,
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-            checkpoint.refuse_missing_weights(source, report)
+            checkpoint.refuse_missing_weights(recipe.model.from_pretrained, report)
         else:
             model = GPTForCausalLM._from_config(config, attn_implementation=attention)
     except pickle.UnpicklingError:
         raise UserError(
-            f"model: the weights of {source} are a pickle that could run code, and were not read"
+            f"model: the weights of {recipe.model.from_pretrained} are a pickle that could run code, and were not read"
         ) from None
     except (ValueError, ImportError, OSError, RuntimeError) as error:
         raise UserError(f"model: {error}") from None
