@@ -94,7 +94,8 @@ class Publisher:
             while self._unfinished():
                 if self._process is None:
                     self._begin()
-                yield f"hub: sending {self._sending.name} to {self._hub.repo_id}; Ctrl-C leaves it for later"
+                where = f"{self._hub.repo_id} ({self._place.branch})"
+                yield f"hub: sending {self._sending.name} to {where}; Ctrl-C leaves it for later"
                 self._process.wait()
                 sent, answer = self._ended()
                 if self._trouble is not None:
