@@ -9,11 +9,13 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from .errors import HubError, RunPreempted, RunStopped, UserError
@@ -145,6 +147,42 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-p", type=float, metavar="P", help="sample among the likeliest tokens that make up P")
     generate.add_argument("--seed", type=int, default=123, metavar="S", help="of the random draws (default: 123)")
 
+    explain = command("explain", _explain, "the loss of a text step by step, with each token's probability and rank")
+    explain.description = (
+        "From logits to loss: each token of a text with its probability, rank, log-probability and loss, the tokens"
+        " that were likelier, their sum, mean and perplexity, and the same figure from cross_entropy."
+    )
+    explain.epilog = _TOKENS_AS_SHOWN
+    explain.add_argument("model", metavar="MODEL")
+    explain.add_argument("--text", required=True, metavar="TEXT", help="at least two tokens, at most a window")
+    explain.add_argument("--top", type=int, default=3, metavar="N", help="likeliest tokens to show (default: 3)")
+    explain.add_argument("--html", metavar="FILE", help="write a page with each token coloured by its loss")
+    explain.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+    decode = command("decode", _decode, "what temperature, top-k and top-p make of the next token's distribution")
+    decode.description = (
+        "What greedy decoding, temperature, top-k and top-p make of the distribution of the token after a prompt,"
+        " and how often each token comes in so many draws."
+    )
+    decode.epilog = "'-' is a token that top-k or top-p leave out. " + _TOKENS_AS_SHOWN
+    decode.add_argument("model", metavar="MODEL")
+    decode.add_argument("--prompt", required=True, metavar="TEXT")
+    decode.add_argument(
+        "--temperature",
+        type=float,
+        nargs="+",
+        default=[0.1, 1.0, 5.0],
+        metavar="T",
+        help="one or several, 0 is greedy (default: the book's 0.1 1 5)",
+    )
+    decode.add_argument("--top-k", type=int, metavar="K", help="keep the K most likely tokens")
+    decode.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest tokens that make up P")
+    decode.add_argument("--draws", type=int, default=1000, metavar="N", help="(default: 1000)")
+    decode.add_argument("--seed", type=int, default=123, metavar="S", help="of the draws (default: 123)")
+    decode.add_argument("--top", type=int, default=10, metavar="N", help="tokens to show (default: 10)")
+    decode.add_argument("--png", metavar="FILE", help="draw the bar chart")
+    decode.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
     convert = command("convert", _convert, "convert models of other kinds into ours, and ours into stock GPT-2")
     convert.formatter_class = argparse.RawDescriptionHelpFormatter
     convert.epilog = _CONVERT_EXAMPLES
@@ -185,6 +223,11 @@ examples:
 
 All files go in one commit. The token is the one of `hf auth login` or of HF_TOKEN, the address that of HF_ENDPOINT.
 """
+
+_TOKENS_AS_SHOWN = (
+    "Tokens are shown so that they can be seen: ␣ a space, ⏎ a line break, ⇥ a tab, \\x1b a control character,"
+    " <E4 B8> bytes that are a part of a character."
+)
 
 _CONVERT_EXAMPLES = """\
 examples:
@@ -318,6 +361,68 @@ def _generate(arguments: argparse.Namespace) -> None:
         **sampling,
     )
     print(text)
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    from .checkpoint import load_model
+    from .explain import check_text, explain
+
+    check_text(arguments.text)  # before the seconds that loading takes
+    if not 1 <= arguments.top <= 100:
+        raise UserError(f"--top {arguments.top}: must be 1 to 100")
+    _refuse_folder("--html", arguments.html)
+    _quiet()
+    explanation = explain(*load_model(arguments.model), arguments.text, arguments.top)
+    if arguments.html:
+        from .explain_page import page
+        from .storage import write_text
+
+        write_text(Path(arguments.html), page(explanation, arguments.model))
+        _say(f"page       {arguments.html}")
+    print(json.dumps(explanation.to_dict(), ensure_ascii=False) if arguments.json else explanation.table())
+
+
+def _decode(arguments: argparse.Namespace) -> None:
+    from .checkpoint import load_model
+    from .generation import check_request
+    from .next_token import check_settings, compare, next_token_logits
+    from .token_text import show_token
+
+    settings = {
+        "temperatures": arguments.temperature,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+        "num_draws": arguments.draws,
+        "seed": arguments.seed,
+    }
+    check_request(arguments.prompt, 1)
+    check_settings(**settings)
+    if not 1 <= arguments.top <= 100:
+        raise UserError(f"--top {arguments.top}: must be 1 to 100")
+    _refuse_folder("--png", arguments.png)
+    _quiet()
+    model, tokenizer = load_model(arguments.model)
+    logits = next_token_logits(model, tokenizer, arguments.prompt)
+    found = compare(logits, functools.partial(show_token, tokenizer), arguments.prompt, **settings)
+    if arguments.png:
+        import logging
+
+        from .next_token_chart import chart, missing_characters
+
+        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a font without a regular weight will do
+        chart(found, min(arguments.top, 20)).savefig(arguments.png, format="png")
+        _say(f"chart      {arguments.png}")
+        if missing := missing_characters(found, min(arguments.top, 20)):
+            _say(f"note       no font of this machine has {missing}: shown by number; Noto Sans CJK has Chinese")
+    print(
+        json.dumps(found.to_dict(arguments.top), ensure_ascii=False) if arguments.json else found.table(arguments.top)
+    )
+
+
+def _refuse_folder(flag: str, file: str | None) -> None:
+    """Before the work, not after it."""
+    if file and (Path(file).is_dir() or not Path(file).parent.is_dir()):
+        raise UserError(f"{flag} {file}: is a folder or lies in none; give a file in a folder that is there")
 
 
 def _convert(arguments: argparse.Namespace) -> None:

@@ -37,10 +37,8 @@ def generate_text(
     check_request(prompt, max_new_tokens, temperature, top_k, top_p)
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed {seed}: must be at least 0 and below 2**63")
-    # Not verbose: a prompt longer than the window is nothing to warn of, the window slides.
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, verbose=False)["input_ids"]
-    input_ids = ids.to(model.device)
-    _refuse_past_window(model, input_ids.shape[1] + max_new_tokens)
+    input_ids = encode_prompt(model, tokenizer, prompt)
+    refuse_past_window(model, input_ids.shape[1] + max_new_tokens)
     # Everything is said, so that a model's own generation defaults (top_k 50 in transformers) add nothing.
     decoding = {"do_sample": False}
     if temperature or (temperature is None and (top_k or top_p)):
@@ -68,6 +66,7 @@ def check_request(
     """Refuse, in one line, what cannot be continued or what no distribution can be made of."""
     if not prompt:
         raise UserError("--prompt: it is empty; give at least one character to go on from")
+    refuse_broken_text("--prompt", prompt)
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
     if temperature is not None and temperature != 0 and not 1e-4 <= temperature < math.inf:
@@ -78,13 +77,29 @@ def check_request(
         raise UserError(f"--top-p {top_p:g}: must be above 0 and at most 1")
 
 
-def _refuse_past_window(model: PreTrainedModel, num_tokens: int) -> None:
+def refuse_broken_text(flag: str, text: str) -> None:
+    """A shell hands on whatever bytes it has; no tokenizer takes what is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{flag}: it is not UTF-8; give it as UTF-8 text") from None
+
+
+def encode_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
+    """The ids of a prompt, (1, time), where the model is."""
+    # Not verbose: a prompt longer than the window is nothing to warn of, the window slides.
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, verbose=False)["input_ids"]
+    return ids.to(model.device)
+
+
+def refuse_past_window(
+    model: PreTrainedModel, num_tokens: int, what: str = "--max-new-tokens: prompt and continuation make"
+) -> None:
     """Our GPT slides its window; a stock GPT-2 would end in an IndexError."""
     window = getattr(model.config, "n_positions", None)
     if window is not None and num_tokens > window:
         raise UserError(
-            f"--max-new-tokens: prompt and continuation make {num_tokens} tokens, and this {model.config.model_type}"
-            f" model has no more than {window} positions"
+            f"{what} {num_tokens} tokens, and this {model.config.model_type} model has no more than {window} positions"
         )
 
 

@@ -258,7 +258,7 @@ def _backend_from_tiktoken(encoding: "tiktoken.Encoding") -> "Tokenizer":
 
     ranks = {token: encoding.encode_single_token(token) for token in encoding.token_byte_values()}
     merges = _merges(_by_rank(ranks))
-    characters = "".join(_byte_characters())
+    characters = "".join(byte_characters())
 
     def as_text(token: bytes) -> str:
         return token.decode("latin-1").translate(characters)
@@ -397,7 +397,7 @@ def _encoder_of_content(content: str) -> _Encoder:
     cuts = _cuts_of_content(described)
 
     if cuts == "anywhere":
-        id_of_byte = np.array([described["model"]["vocab"][char] for char in _byte_characters()], dtype)
+        id_of_byte = np.array([described["model"]["vocab"][char] for char in byte_characters()], dtype)
         return _Encoder(content, functools.partial(_encode_bytes, id_of_byte), False, cuts, size, dtype)
     encoding = _as_tiktoken(described) if cuts == "before_whitespace" else None
     if encoding is not None:
@@ -415,7 +415,7 @@ def _cuts_of_content(described: dict[str, Any]) -> SafeCuts:
         and model.get("type") == "BPE"
         and not any(model.get(k) for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
         and not model.get("ignore_merges")
-        and all(char in model["vocab"] for char in _byte_characters())
+        and all(char in model["vocab"] for char in byte_characters())
         and all(token["special"] for token in described["added_tokens"])  # others are found in ordinary text too
     )
     if not is_plain_byte_level_bpe:
@@ -440,7 +440,7 @@ def _as_tiktoken(described: dict[str, Any]) -> "tiktoken.Encoding | None":
     """
     model = described["model"]
     special = {token["content"]: token["id"] for token in described["added_tokens"]}
-    byte_of = {char: byte for byte, char in enumerate(_byte_characters())}
+    byte_of = {char: byte for byte, char in enumerate(byte_characters())}
     try:
         ranks = {
             bytes(byte_of[char] for char in token): rank
@@ -487,7 +487,7 @@ def _merges(tokens: tuple[bytes, ...]) -> list[tuple[bytes, bytes] | None]:
 
 
 @functools.cache
-def _byte_characters() -> tuple[str, ...]:
+def byte_characters() -> tuple[str, ...]:
     """The printable character that stands for each byte in a byte-level vocabulary, as GPT-2 chose them.
 
     Bytes that Latin-1 shows stand for themselves; the others, in order, for the characters from 256 on.

@@ -1,0 +1,161 @@
+"""The book's bar chart of the next token's probabilities under several temperatures, drawn for a real model.
+
+Bars are what `generate()` draws from; an outline is a token that top-k or top-p leave out, as high as it was without
+them; dots are the draws. Characters that the usual font lacks (Chinese) are looked for in the fonts of the machine,
+and where none has them they are written as `U+4E2D`, never as an empty box: `missing_characters` tells which.
+"""
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from .next_token import Decoding, distribution
+from .token_text import show, width
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours: apart for colour-blind eyes. In this order their lightness changes from bar to bar.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_FONT = "DejaVu Sans"  # which comes with matplotlib
+# Where several fonts have a character: those made for reading Chinese, Japanese and Korean on a screen.
+_PREFERRED = ("Noto Sans CJK SC", "Source Han Sans SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei")
+_UNFIT = ("last resort", "emoji", "bitmap", "unifont")
+
+
+def chart(decoding: Decoding, top: int = 10) -> "Figure":
+    """The `top` likeliest tokens and all others together, a bar for each setting. Save it with `figure.savefig(...)`.
+
+    A `matplotlib.figure.Figure` on a canvas of its own: nothing of pyplot, no window, no global state.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    ids = decoding.likeliest(top)
+    labels = [decoding.names(token) for token in ids]
+    num_others = len(decoding.logits) - len(ids)
+    if num_others:
+        labels.append(f"{num_others:,}\nothers")
+    settings = decoding.settings
+    bar = 0.8 / len(settings)
+    inches = max(7.0, 1.8 + len(labels) * max(0.42, 0.2 * len(settings)))
+    inches = min(inches, 24.0)
+    long = max(map(width, "\n".join(labels).split("\n"))) * 0.09 > (inches - 0.8) / len(
+        labels
+    )  # inches of a character, and of a label's place
+    figure = Figure(figsize=(inches, 5.4 if long else 4.8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+
+    for index, (setting, counts) in enumerate(zip(settings, decoding.counts)):
+        left = [place - 0.4 + bar * (index + 0.5) for place in range(len(labels))]
+        heights = _with_others(setting.probabilities, ids)
+        axes.bar(left[: len(heights)], heights, bar * 0.92, color=_COLOURS[index])
+        if decoding.filters and setting.temperature:
+            before = distribution(decoding.logits, setting.temperature).probabilities
+            out = [(x, before[token].item()) for x, token in zip(left, ids) if not setting.kept[token]]
+            if out:
+                axes.bar(*zip(*out), bar * 0.92, fill=False, edgecolor=_COLOURS[index], linewidth=1.3, linestyle=":")
+        if decoding.num_draws:
+            shares = [count / decoding.num_draws for count in _with_others(counts, ids)]
+            drawn = [(x, share) for x, share in zip(left, shares) if share]
+            axes.plot(*zip(*drawn), "o", color="white", markeredgecolor="black", markersize=3.5, clip_on=False)
+
+    handles = [
+        Patch(color=colour, label=f"temperature {setting.temperature:g}" if setting.temperature else "greedy")
+        for setting, colour in zip(settings, _COLOURS)
+    ]
+    if decoding.filters:
+        outline = {"facecolor": "none", "edgecolor": "black", "linestyle": ":"}
+        handles.append(Patch(**outline, label=f"left out by {decoding.filters}"))
+    if decoding.num_draws:
+        dot = {"color": "none", "marker": "o", "markerfacecolor": "white", "markeredgecolor": "black"}
+        handles.append(Line2D([], [], **dot, markersize=3.5, label=f"share of {decoding.num_draws:,} draws"))
+    title = _title(decoding.prompt)
+    family = [_FONT, *_fonts_for("".join([*labels, title]))]
+    text = {"family": family, "parse_math": False}
+    axes.set_title(_drawable(title), loc="left", fontsize=11, **text)
+    axes.set_xticks(range(len(labels)), list(map(_drawable, labels)), rotation=45 if long else 0, fontsize=10)
+    for label in axes.get_xticklabels():
+        label.set(ha="right" if long else "center", rotation_mode="anchor", va="top", **text)
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.6, len(labels) - 0.4)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("next token, likeliest first")
+    axes.set_ylabel("probability")
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    columns = len(handles) if len(handles) <= 4 else 3
+    figure.legend(handles=handles, loc="outside upper right", frameon=False, fontsize=9, ncols=columns)
+    return figure
+
+
+def missing_characters(decoding: Decoding, top: int = 10) -> str:
+    """What no font of this machine can draw of a chart's labels."""
+    labels = "".join(map(decoding.names, decoding.likeliest(top))) + _title(decoding.prompt)
+    return "".join(sorted({char for char in labels if not _font_of(char)}))
+
+
+def _with_others(values, ids: list[int]) -> list[float]:
+    shown = values[ids].tolist()
+    return shown if len(ids) == len(values) else [*shown, max(0.0, values.sum().item() - sum(shown))]
+
+
+def _title(prompt: str, longest: int = 48) -> str:
+    """The end of a prompt, on one line."""
+    shown = show(" ".join(prompt.split()).encode()).replace("␣", " ")
+    cut = shown
+    while width(cut) > longest:
+        cut = cut[1:]
+    return f"after “{'… ' * (cut != shown)}{cut}”"
+
+
+def _drawable(text: str) -> str:
+    return "".join(char if char == "\n" or _font_of(char) else f"U+{ord(char):04X}" for char in text)
+
+
+def _fonts_for(text: str) -> list[str]:
+    """The families that a text needs beside the usual one."""
+    return sorted({_font_of(char) for char in text} - {_FONT, ""})
+
+
+@cache
+def _font_of(char: str) -> str:
+    """A family that has a character; empty if there is none."""
+    return next((family for family, characters in _fonts() if ord(char) in characters), "")
+
+
+@cache
+def _fonts() -> "list[tuple[str, _Characters]]":
+    """All families that could be drawn with, in the order of preference."""
+    from matplotlib.font_manager import fontManager
+
+    paths = {entry.name: entry.fname for entry in reversed(fontManager.ttflist) if entry.style == "normal"}
+    order = {name: place for place, name in enumerate((_FONT, *_PREFERRED))}
+    names = sorted(paths, key=lambda name: (order.get(name, len(order)), name))
+    return [
+        (name, _Characters(paths[name]))
+        for name in names
+        if not name.startswith(".") and not any(word in name.lower() for word in _UNFIT)
+    ]
+
+
+class _Characters:
+    """The characters of a font file, which is not opened before it is asked."""
+
+    def __init__(self, path: str):
+        self._path = path
+        self._found: frozenset[int] | None = None
+
+    def __contains__(self, number: int) -> bool:
+        if self._found is None:
+            from matplotlib.font_manager import get_font
+
+            try:
+                self._found = frozenset(get_font(self._path).get_charmap())
+            except (OSError, RuntimeError):  # a font that FreeType cannot read
+                self._found = frozenset()
+        return number in self._found

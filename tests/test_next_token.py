@@ -1,0 +1,242 @@
+"""What temperature, top-k and top-p make of the next token: the book's draws, and what `generate()` samples from."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hf_gpt import GPTConfig, GPTForCausalLM, UserError, load_tokenizer
+from hf_gpt.cli import main
+from hf_gpt.next_token import compare, count_draws, distribution, next_token_distribution, next_token_logits
+from hf_gpt.next_token_chart import chart, missing_characters
+
+BOOK_LOGITS = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
+BOOK_WORDS = ["closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward", "you"]
+
+
+@pytest.fixture(scope="module")
+def parts():
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=257, context_length=16, emb_dim=16, n_layers=1, n_heads=2, initializer_range=0.5, drop_rate=0.5
+    )
+    return GPTForCausalLM(config).eval(), load_tokenizer("bytes")
+
+
+@pytest.fixture(scope="module")
+def folder(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    for part in parts:
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+def drawn(counts: torch.Tensor) -> dict[str, int]:
+    return {word: count for word, count in zip(BOOK_WORDS, counts.tolist()) if count}
+
+
+def test_the_books_thousand_draws():
+    counts = count_draws(distribution(BOOK_LOGITS).probabilities, 1000, seed=123)
+    assert drawn(counts) == {"closer": 73, "forward": 582, "inches": 2, "toward": 343}
+
+
+def test_the_books_top_three():
+    found = distribution(BOOK_LOGITS, top_k=3)
+    assert [f"{p:.4f}" for p in found.probabilities[found.kept]] == ["0.0615", "0.5775", "0.3610"]
+    assert [word for word, kept in zip(BOOK_WORDS, found.kept) if kept] == ["closer", "forward", "toward"]
+
+
+def test_eight_logits_drawn_from_a_seed():
+    with torch.random.fork_rng():
+        torch.manual_seed(123)
+        logits = torch.normal(0.0, 4.0, (8,))
+    assert count_draws(distribution(logits).probabilities, 100, 123).tolist() == [11, 31, 7, 4, 0, 46, 1, 0]
+    top = count_draws(distribution(logits, top_k=3).probabilities, 100, 123)
+    assert [count for count in top.tolist() if count] == [13, 34, 53]
+
+
+def test_the_books_temperatures():
+    for temperature in (0.1, 1.0, 5.0):
+        found = distribution(BOOK_LOGITS, temperature).probabilities
+        assert torch.equal(found, (BOOK_LOGITS / temperature).softmax(dim=0))
+    greedy = distribution(BOOK_LOGITS, 0, top_k=3, top_p=0.5)
+    assert greedy.probabilities.tolist() == [float(word == "forward") for word in BOOK_WORDS]
+
+
+SETTINGS = [
+    (1.0, None, None),
+    (0.1, None, None),
+    (5.0, None, None),
+    (1.0, 3, None),
+    (1.0, None, 0.6),
+    (1.4, 25, None),
+    (0.7, 40, 0.9),
+    (5.0, 400, 0.5),
+    (1.0, None, 1.0),
+    (1.0, 1, 1e-6),
+]
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), SETTINGS)
+@pytest.mark.parametrize("prompt", ["Once", "longer than the window of sixteen"])
+def test_it_is_what_generate_samples_from(parts, prompt, temperature, top_k, top_p):
+    model, tokenizer = parts
+    inputs = tokenizer(prompt, return_tensors="pt")
+    output = model.generate(
+        **inputs,
+        max_new_tokens=1,
+        do_sample=True,
+        temperature=temperature,
+        top_k=top_k or 0,
+        top_p=1.0 if top_p is None else top_p,
+        output_scores=True,
+        return_dict_in_generate=True,
+        pad_token_id=256,
+    )
+    found = next_token_distribution(model, tokenizer, prompt, temperature, top_k, top_p)
+    assert torch.equal(found.kept, output.scores[0][0] > -torch.inf)
+    assert torch.equal(found.probabilities, output.scores[0][0].softmax(dim=-1))
+
+
+def test_a_draw_is_the_token_that_generate_draws(parts):
+    model, tokenizer = parts
+    inputs = tokenizer("Once", return_tensors="pt")
+    found = next_token_distribution(model, tokenizer, "Once", 0.9, top_k=50)
+    for seed in range(10):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            output = model.generate(
+                **inputs, max_new_tokens=1, do_sample=True, temperature=0.9, top_k=50, pad_token_id=256
+            )
+        assert count_draws(found.probabilities, 1, seed).argmax() == output[0, -1]
+
+
+@pytest.mark.parametrize("vocab_size", [9, 1024, 50257])
+def test_draws_are_those_of_the_books_loop(vocab_size):
+    """One `multinomial` at a time, from the global stream: here from one of its own, some at once."""
+    with torch.random.fork_rng():
+        probabilities = torch.randn(vocab_size).softmax(dim=-1)
+        torch.manual_seed(123)
+        sample = [torch.multinomial(probabilities, num_samples=1).item() for _ in range(50)]
+    before = torch.get_rng_state()
+    assert torch.equal(count_draws(probabilities, 50, 123), torch.bincount(torch.tensor(sample), minlength=vocab_size))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_a_model_adds_without_sampling_is_seen(parts):
+    model, tokenizer = parts
+    before = next_token_logits(model, tokenizer, "Once")
+    likeliest = before.argmax().item()
+    model.generation_config.suppress_tokens = [likeliest]
+    try:
+        assert next_token_logits(model, tokenizer, "Once")[likeliest] == -torch.inf
+        assert not next_token_distribution(model, tokenizer, "Once").kept[likeliest]
+    finally:
+        model.generation_config.suppress_tokens = None
+    model.train()
+    assert torch.equal(next_token_logits(model, tokenizer, "Once"), before)  # without dropout
+    model.eval()
+
+
+def test_a_model_whose_window_does_not_slide_is_refused_past_it(parts):
+    stock = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_positions=8, n_embd=16, n_layer=1, n_head=2)).eval()
+    assert len(next_token_logits(stock, parts[1], "x" * 7)) == 257
+    with pytest.raises(UserError, match="--prompt: with the next token it makes 9 tokens"):
+        next_token_logits(stock, parts[1], "x" * 8)
+
+
+def book(**settings):
+    return compare(BOOK_LOGITS, BOOK_WORDS.__getitem__, "every effort moves you", **settings)
+
+
+def test_the_table_shows_each_token_under_each_setting():
+    lines = book(top_k=3).table(top=5).split("\n")
+    assert lines[0].split() == ["token", "id", "logit", "T=0.1", "draws", "T=1", "draws", "T=5", "draws"]
+    assert lines[1].split()[:2] == ["forward", "3"]
+    assert lines[3].split()[5:7] == [
+        "0.0615",
+        str(count_draws(distribution(BOOK_LOGITS, 1, 3).probabilities)[0].item()),
+    ]
+    assert lines[4].split() == ["you", "8", "1.79", *["-"] * 6]
+    assert lines[-2].split() == ["4", "others", *["0.0000", "0"] * 3]
+    assert lines[-1].split() == ["kept", "of", "9", "3", "3", "3"]
+    assert "draws" not in book(num_draws=0).table()
+
+
+def pixels(figure, path) -> list:
+    figure.savefig(path)
+    with Image.open(path) as image:
+        return image.convert("RGB").getcolors(maxcolors=1 << 20)
+
+
+def test_the_chart_has_a_bar_for_each_temperature(tmp_path):
+    colours = {colour for _, colour in pixels(chart(book()), tmp_path / "chart.png")}
+    assert {(0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00), (0x00, 0x9E, 0x73)} <= colours
+    assert "top-k 3, top-p 0.9" in str([text.get_text() for text in chart(book(top_k=3, top_p=0.9)).legends[0].texts])
+
+
+@pytest.mark.parametrize("names", ["中文模型", "$x_$", "\\x1b", "a very long name of a token", "␣⏎⇥◌"])
+@pytest.mark.filterwarnings("error::UserWarning")  # such as: no glyph
+def test_the_chart_draws_any_name(tmp_path, names):
+    decoding = compare(
+        torch.randn(40), lambda token: f"{names}{token}", "中文 $x$ \u202e" * 9, num_draws=10, top_p=0.7
+    )
+    pixels(chart(decoding, top=12), tmp_path / "chart.png")
+
+
+def test_a_character_without_a_font_is_shown_by_its_number(monkeypatch):
+    from hf_gpt import next_token_chart
+
+    usual = next_token_chart._fonts()[:1]
+    monkeypatch.setattr(next_token_chart, "_fonts", lambda: usual)
+    next_token_chart._font_of.cache_clear()
+    try:
+        decoding = compare(torch.tensor([1.0, 2.0]), "中a".__getitem__, "文")
+        assert missing_characters(decoding) == "中文"
+        figure = chart(decoding)
+        assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["a", "U+4E2D"]
+    finally:
+        next_token_chart._font_of.cache_clear()
+
+
+def test_the_command_prints_a_table_or_json_and_draws(folder, tmp_path, capsys):
+    file = tmp_path / "chart.png"
+    assert main(["decode", folder, "--prompt", "Once 中", "--png", str(file)]) == 0
+    out, err = capsys.readouterr()
+    assert out.split("\n")[0].split()[3:] == ["T=0.1", "draws", "T=1", "draws", "T=5", "draws"]
+    assert f"chart      {file}" in err
+    with Image.open(file) as image:
+        assert image.size[0] >= 1000
+    flags = ["--temperature", "0", "0.7", "--top-k", "9", "--top-p", "0.9", "--draws", "100", "--top", "4", "--json"]
+    assert main(["decode", folder, "--prompt", "Once", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [setting["temperature"] for setting in found["settings"]] == [0, 0.7]
+    for setting in found["settings"]:
+        assert sum(setting["draws"]) + setting["others"]["draws"] == 100
+        assert sum(setting["probabilities"]) + setting["others"]["probability"] == pytest.approx(1)
+    assert found["settings"][0]["kept"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt", ""], "--prompt: it is empty"),
+        (["--prompt", "\udcff"], "--prompt: it is not UTF-8"),
+        (["--temperature", "-1"], "--temperature -1: must be 0"),
+        (["--temperature", *"1234567"], "--temperature: 7 of them"),
+        (["--top-k", "0"], "--top-k 0: must be 1 or more"),
+        (["--top-p", "1.5"], "--top-p 1.5: must be"),
+        (["--draws", "-1"], "--draws -1: must be 0 to"),
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
+        (["--top", "0"], "--top 0: must be 1 to 100"),
+        (["--png", "."], "--png .: is a folder"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(folder, flags, message, capsys):
+    assert main(["decode", folder, "--prompt", "Once", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"hf-gpt: {message}")
+    assert err.count("\n") == 1
