@@ -155,6 +155,7 @@ td.t {{ border-radius: 0; }}
 th {{ font-weight: 600; }} .wide th {{ white-space: nowrap; }} .l, .steps th {{ text-align: left; }}
 .tok {{ white-space: pre-wrap; font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, "Noto Sans CJK SC",
   monospace; overflow-wrap: anywhere; }}
+td.tok {{ min-width: 9rem; }}
 .alt {{ display: inline-block; margin-right: 1rem; }}
 {light}
 @media (prefers-color-scheme: dark) {{

@@ -33,17 +33,15 @@ def chart(decoding: Decoding, top: int = 10) -> "Figure":
     from matplotlib.patches import Patch
 
     ids = decoding.likeliest(top)
-    labels = [decoding.names(token) for token in ids]
+    labels = [_short(decoding.names(token)) for token in ids]
     num_others = len(decoding.logits) - len(ids)
     if num_others:
         labels.append(f"{num_others:,}\nothers")
     settings = decoding.settings
     bar = 0.8 / len(settings)
-    inches = max(7.0, 1.8 + len(labels) * max(0.42, 0.2 * len(settings)))
-    inches = min(inches, 24.0)
-    long = max(map(width, "\n".join(labels).split("\n"))) * 0.09 > (inches - 0.8) / len(
-        labels
-    )  # inches of a character, and of a label's place
+    inches = min(24.0, max(7.0, 1.8 + len(labels) * max(0.42, 0.2 * len(settings))))
+    place, a_character = (inches - 0.8) / len(labels), 0.085  # of a label: inches
+    long = max(map(width, "\n".join(labels).split("\n"))) * a_character > place
     figure = Figure(figsize=(inches, 5.4 if long else 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -107,10 +105,16 @@ def _with_others(values, ids: list[int]) -> list[float]:
 def _title(prompt: str, longest: int = 48) -> str:
     """The end of a prompt, on one line."""
     shown = show(" ".join(prompt.split()).encode()).replace("␣", " ")
-    cut = shown
-    while width(cut) > longest:
-        cut = cut[1:]
-    return f"after “{'… ' * (cut != shown)}{cut}”"
+    return f"after “{_short(shown[::-1], longest)[::-1]}”"
+
+
+def _short(text: str, longest: int = 16) -> str:
+    """The start of a text, with … for the rest."""
+    if width(text) <= longest:
+        return text
+    while width(text) >= longest:
+        text = text[:-1]
+    return text + "…"
 
 
 def _drawable(text: str) -> str:
