@@ -365,7 +365,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 def _explain(arguments: argparse.Namespace) -> None:
     from .checkpoint import load_model
-    from .explain import check_text, explain
+    from .look.explain import check_text, explain
 
     check_text(arguments.text)  # before the seconds that loading takes
     if not 1 <= arguments.top <= 100:
@@ -374,7 +374,7 @@ def _explain(arguments: argparse.Namespace) -> None:
     _quiet()
     explanation = explain(*load_model(arguments.model), arguments.text, arguments.top)
     if arguments.html:
-        from .explain_page import page
+        from .look.explain_page import page
         from .storage import write_text
 
         write_text(Path(arguments.html), page(explanation, arguments.model))
@@ -385,8 +385,8 @@ def _explain(arguments: argparse.Namespace) -> None:
 def _decode(arguments: argparse.Namespace) -> None:
     from .checkpoint import load_model
     from .generation import check_request
-    from .next_token import check_settings, compare, next_token_logits
-    from .token_text import show_token
+    from .look.next_token import check_settings, compare, next_token_logits
+    from .look.token_text import show_token
 
     settings = {
         "temperatures": arguments.temperature,
@@ -407,7 +407,7 @@ def _decode(arguments: argparse.Namespace) -> None:
     if arguments.png:
         import logging
 
-        from .next_token_chart import chart, missing_characters
+        from .look.next_token_chart import chart, missing_characters
 
         logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a font without a regular weight will do
         chart(found, min(arguments.top, 20)).savefig(arguments.png, format="png")

@@ -9,8 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_gpt import GPTConfig, GPTForCausalLM, UserError, load_tokenizer
 from hf_gpt.cli import main
-from hf_gpt.next_token import compare, count_draws, distribution, next_token_distribution, next_token_logits
-from hf_gpt.next_token_chart import chart, missing_characters
+from hf_gpt.look.next_token import compare, count_draws, distribution, next_token_distribution, next_token_logits
+from hf_gpt.look.next_token_chart import chart, missing_characters
 
 BOOK_LOGITS = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
 BOOK_WORDS = ["closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward", "you"]
@@ -187,7 +187,7 @@ def test_the_chart_draws_any_name(tmp_path, names):
 
 
 def test_a_character_without_a_font_is_shown_by_its_number(monkeypatch):
-    from hf_gpt import next_token_chart
+    from hf_gpt.look import next_token_chart
 
     usual = next_token_chart._fonts()[:1]
     monkeypatch.setattr(next_token_chart, "_fonts", lambda: usual)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from .tokenization import byte_characters
+from ..tokenization import byte_characters
 
 _SHOWN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 _ONE_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece names the bytes that it falls back to

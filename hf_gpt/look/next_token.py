@@ -23,9 +23,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .errors import UserError
-from .evaluation import evaluating
-from .generation import check_request, encode_prompt, refuse_past_window
+from ..errors import UserError
+from ..evaluation import evaluating
+from ..generation import check_request, encode_prompt, refuse_past_window
 from .token_text import aligned
 
 BOOK_TEMPERATURES = (0.1, 1.0, 5.0)

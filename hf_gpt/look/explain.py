@@ -14,9 +14,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import UserError
-from .evaluation import evaluating, perplexity
-from .generation import refuse_broken_text
+from ..errors import UserError
+from ..evaluation import evaluating, perplexity
+from ..generation import refuse_broken_text
 from .token_text import aligned, show, show_token, spelled_together, token_bytes
 
 
