@@ -107,11 +107,15 @@ def test_a_stream_ends_when_it_is_stopped_closed_or_broken(parts, monkeypatch):
     *_, last = stream_text(model, tokenizer, "Once", max_new_tokens=1000, stop=stop)
     assert last.num_tokens == 1
 
-    before = threading.active_count()
-    pieces = stream_text(model, tokenizer, "Once", max_new_tokens=100_000, temperature=1.0)
-    next(pieces)
-    pieces.close()  # returns only when the thread has ended
+    before, num_steps = threading.active_count(), []
+    endless = load_tokenizer("bytes")
+    endless.eos_token = endless.pad_token = None
+    pieces = stream_text(model, endless, "Once", max_new_tokens=3000, temperature=1.0)
+    with model.register_forward_hook(lambda *_: num_steps.append(1)):
+        next(pieces)
+        pieces.close()  # returns only when the thread has ended
     assert threading.active_count() == before
+    assert len(num_steps) < 1500
 
     def broken(*_, **__):
         raise MemoryError("no room")
