@@ -183,6 +183,16 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("--png", metavar="FILE", help="draw the bar chart")
     decode.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
+    demo = command("demo", _demo, "a page in the browser: decoding controls, the distribution, text as it is written")
+    demo.epilog = (
+        "The page is on 127.0.0.1 until Ctrl-C. Of a run it shows several checkpoints side by side."
+        " Needs pip install 'hf_gpt[demo]'."
+    )
+    demo.add_argument("model", metavar="MODEL")
+    demo.add_argument("--port", type=int, metavar="N", help="(default: the first free one from 7860)")
+    demo.add_argument("--open", action="store_true", help="open it in the browser")
+    demo.add_argument("--space", metavar="DIR", help="write a Space into a new or empty directory, and serve nothing")
+
     convert = command("convert", _convert, "convert models of other kinds into ours, and ours into stock GPT-2")
     convert.formatter_class = argparse.RawDescriptionHelpFormatter
     convert.epilog = _CONVERT_EXAMPLES
@@ -423,6 +433,26 @@ def _refuse_folder(flag: str, file: str | None) -> None:
     """Before the work, not after it."""
     if file and (Path(file).is_dir() or not Path(file).parent.is_dir()):
         raise UserError(f"{flag} {file}: is a folder or lies in none; give a file in a folder that is there")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from . import demo
+
+    if arguments.space is not None and (arguments.port is not None or arguments.open):
+        raise UserError("--port and --open go with a page that is served; --space only writes files")
+    if arguments.port is not None and not 0 < arguments.port < 65536:
+        raise UserError(f"--port {arguments.port}: must be 1 to 65535")
+    _quiet()
+    if arguments.space is None:
+        demo.serve(
+            arguments.model,
+            lambda url: _say(f"page       {url}   (Ctrl-C ends it)"),
+            port=arguments.port,
+            open_browser=arguments.open,
+        )
+        return
+    for line in demo.write_space(arguments.model, arguments.space):
+        _say(line)
 
 
 def _convert(arguments: argparse.Namespace) -> None:

@@ -6,10 +6,13 @@ Decoding itself is transformers' `generate()`: this file turns a prompt and the 
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer
 
 from .errors import UserError
 from .evaluation import evaluating
@@ -34,6 +37,105 @@ def generate_text(
     Raises:
         UserError: an empty prompt, or a sampling value that cannot work.
     """
+    input_ids, options = _request(model, tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed)
+    with evaluating(model), own_random_stream(seed, model.device):
+        output = model.generate(input_ids, **options)
+    continuation = tokenizer.decode(output[0, input_ids.shape[1] :], skip_special_tokens=True)
+    return prompt + continuation
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A continuation as far as it is written: all of its text, and how many tokens were drawn for it."""
+
+    text: str
+    num_tokens: int
+
+
+def stream_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_new_tokens: int = 50,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 123,
+    stop: threading.Event | None = None,
+) -> Iterator[Piece]:
+    """What `generate_text` writes after the prompt, while it is being written: the last piece has all of it.
+
+    Text comes by whole words and whole characters (`TextIteratorStreamer`); an event `stop` that is set, or an
+    iterator that is closed, ends it after the token at hand. `generate()` runs in a thread of its own and draws from
+    torch's global stream, which all threads share: so it runs with a lock, one continuation at a time in a process.
+    Whoever else draws meanwhile without that lock gets, and disturbs, its numbers.
+
+    Raises:
+        UserError: as `generate_text`, at the first piece.
+    """
+    input_ids, options = _request(model, tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed)
+    stop, closed = stop or threading.Event(), threading.Event()
+    streamer = _CountingStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    result: list[torch.Tensor | BaseException] = []
+
+    def stops(ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
+        return torch.full((len(ids),), stop.is_set() or closed.is_set(), device=ids.device)
+
+    def generate() -> None:
+        try:
+            with _ONE_STREAM, evaluating(model), own_random_stream(seed, model.device):
+                result.append(
+                    model.generate(
+                        input_ids, streamer=streamer, stopping_criteria=StoppingCriteriaList([stops]), **options
+                    )
+                )
+        except BaseException as error:  # which the reader of the pieces is to see, in its own thread
+            result.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=generate, daemon=True)
+    thread.start()
+    try:
+        text = ""
+        for new in streamer:
+            if new:
+                text += new
+                yield Piece(text, streamer.num_tokens)
+    finally:
+        closed.set()
+        thread.join()
+    if isinstance(result[0], BaseException):
+        raise result[0]
+    new_ids = result[0][0, input_ids.shape[1] :]
+    yield Piece(tokenizer.decode(new_ids, skip_special_tokens=True), len(new_ids))
+
+
+_ONE_STREAM = threading.Lock()
+
+
+class _CountingStreamer(TextIteratorStreamer):
+    """Knows how many tokens of the continuation it was given."""
+
+    num_tokens = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.next_tokens_are_prompt:
+            self.num_tokens += value.numel()
+        super().put(value)
+
+
+def _request(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The prompt's ids, (1, time), and what `model.generate` is to be told beside them."""
     check_request(prompt, max_new_tokens, temperature, top_k, top_p)
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed {seed}: must be at least 0 and below 2**63")
@@ -43,17 +145,13 @@ def generate_text(
     decoding = {"do_sample": False}
     if temperature or (temperature is None and (top_k or top_p)):
         decoding = {"do_sample": True, "temperature": temperature or 1.0, "top_k": top_k or 0, "top_p": top_p or 1.0}
-    with evaluating(model), own_random_stream(seed, model.device):
-        output = model.generate(
-            input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **decoding,
-        )
-    continuation = tokenizer.decode(output[0, input_ids.shape[1] :], skip_special_tokens=True)
-    return prompt + continuation
+    return input_ids, {
+        "attention_mask": torch.ones_like(input_ids),
+        "max_new_tokens": max_new_tokens,
+        "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        **decoding,
+    }
 
 
 def check_request(
