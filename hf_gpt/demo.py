@@ -31,9 +31,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .checkpoint import checkpoints, load_model, pointed, resolve_model, step_of
 from .errors import UserError
 from .generation import Piece, check_request, encode_prompt, stream_text
-from .next_token import distribution, next_token_logits
+from .look.next_token import distribution, next_token_logits
+from .look.token_text import show_token
 from .storage import write_text
-from .token_text import show_token
 
 if TYPE_CHECKING:
     import gradio
