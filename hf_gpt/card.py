@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from .marks import code_block, compose, merge, replace_in_sections, with_section
 from .recipe import Recipe
 from .report import has_losses, loss_plot, read_lines, read_metrics
 from .storage import read_json, write_text
+from .untrusted import visible as _visible
 
 __all__ = ["UNPUBLISHED", "addressed", "as_stock", "merge", "model_card", "write_card"]
 
@@ -630,17 +630,3 @@ def _span(text: Any) -> str:
 def _escaped(text: str) -> str:
     """Text that nobody vouches for, in a line, as text."""
     return re.sub(r"([!-,:-@\[-`{-~])", r"\\\1", _visible(text, one_line=True, limit=200))
-
-
-def _visible(text: str, *, one_line: bool = False, limit: int | None = None) -> str:
-    """Text in which every character that does not show, or that reorders others, is spelled out."""
-
-    def shown(character: str) -> str:
-        if (character in "\n\t" and not one_line) or character in "\u200c\u200d":  # joiners are spelling
-            return character
-        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-            return repr(character)[1:-1]
-        return character
-
-    cut = limit is not None and len(text) > limit
-    return "".join(map(shown, text[:limit] if cut else text)) + (" …" if cut else "")

@@ -127,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--from", dest="start", type=int, metavar="S", help="a step it kept a checkpoint of, or 0")
     replay.add_argument("--to", dest="stop", type=int, metavar="T", help="last step (default: its newest checkpoint)")
 
+    plot = command("plot", _plot, "write a run's report, or one that compares several, and pictures for papers")
+    plot.add_argument(
+        "run_dirs", metavar="RUN", nargs="+", help="a run's directory; it may still be going on, or dead"
+    )
+    plot.add_argument("--output", metavar="DIR", help="where to (default: the run's directory; several: comparison)")
+
     evaluate = command("evaluate", _evaluate, "loss, perplexity and bits per byte of a model on a text")
     evaluate.add_argument("model", metavar="MODEL")
     text = evaluate.add_mutually_exclusive_group(required=True)
@@ -328,6 +334,13 @@ def _replay(arguments: argparse.Namespace) -> int:
     exact = sum(all(one.matches for one in compared) for compared in written_down)
     print(f"{len(steps)} steps repeated; {exact} of the {len(written_down)} that were written down match")
     return 0 if 0 < exact == len(written_down) else _EXIT_FAILED
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    from .report_page import plot
+
+    for path in plot(arguments.run_dirs, arguments.output):
+        print(path)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

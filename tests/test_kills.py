@@ -17,7 +17,7 @@ from forking import ForkServer, recipe_file
 
 from hf_gpt.report import read_lines
 
-CLOCK = ("seconds", "tokens_per_second")
+CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
 KILLS_EACH = 7
 
 

@@ -18,7 +18,7 @@ from forking import Forked, ForkServer, recipe_file
 from hf_gpt.report import read_lines
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
-CLOCKS = ("seconds", "tokens_per_second")
+CLOCKS = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ import hf_gpt
 
 @pytest.fixture
 def tracked(tiny) -> dict:
-    pytest.importorskip("tensorboard", reason="needs tensorboard: pip install 'hf_gpt[clients]'")
+    pytest.importorskip("tensorboard", reason="needs tensorboard: pip install 'hf_gpt[tensorboard]'")
     return changed(tiny, tracking={"to": ["tensorboard"]})
 
 
@@ -24,7 +24,7 @@ def read_back(run_dir: str, name: str) -> list[tuple[int, float]]:
 
 def test_a_tracker_is_told_what_the_metrics_say(tracked):
     run = hf_gpt.train(tracked)
-    for name in ("train_loss", "validation_loss", "lr"):
+    for name in ("train_loss", "validation_loss", "lr", "tokens_per_second", "mfu", "peak_memory_bytes"):
         shown = read_back(tracked["output_dir"], name)
         assert [step for step, _ in shown] == [line["step"] for line in run.metrics if name in line]
         assert [value for _, value in shown] == pytest.approx([x[name] for x in run.metrics if name in x], rel=1e-6)

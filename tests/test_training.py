@@ -17,7 +17,7 @@ from hf_gpt.recipe import Recipe
 from hf_gpt.training import setup
 from hf_gpt.training.setup import prepare_data
 
-CLOCK = ("seconds", "tokens_per_second")
+CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
 
 
 def changed(recipe: dict, **fields) -> dict:
@@ -49,13 +49,11 @@ def run(tiny):
 def test_a_run_leaves_the_files_it_promises(run):
     files = {path.name for path in run.output_dir.iterdir()}
     expected = {"recipe.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "loss.png", "checkpoints"}
-    assert files == expected
+    assert files == expected | {"report.html"}
     assert [path.name for path in run.checkpoints] == ["step-00000008", "step-00000012"]
     train = [line for line in run.metrics if "train_loss" in line]
     assert [line["step"] for line in train] == list(range(1, 13))
-    assert {"step", "tokens", "epoch", "seconds", "train_loss", "lr", "grad_norm", "tokens_per_second"} == set(
-        train[0]
-    )
+    assert {"step", "tokens", "epoch", "train_loss", "lr", "grad_norm", *CLOCK} == set(train[0])
     evaluated = [line for line in run.metrics if "eval_train_loss" in line]
     assert [line["step"] for line in evaluated] == [0, 4, 8, 12]
     assert evaluated[-1]["perplexity"] == pytest.approx(math.exp(evaluated[-1]["validation_loss"]))

@@ -6,14 +6,16 @@ step stands in the file once. `events.jsonl` is the run's history and is never r
 changed, skipped, found damaged, or not finite. Only the main process has a journal that writes.
 
 For people, on stderr: a progress bar in a terminal or notebook, and where there is neither (a log file, a batch
-system) a plain line now and then, without control characters.
+system) a plain line now and then, without control characters. Both show the last losses as a row of little columns.
 """
 
+import collections
 import contextlib
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ from ..storage import flush_file, write_text
 
 # Seconds between two progress lines in a log file.
 _LINE_EVERY = 30.0
+# The columns of the sparkline, and how many losses it shows.
+_COLUMNS = "▁▂▃▄▅▆▇█"
+_SPARKS = 16
 
 
 class Journal:
@@ -43,6 +48,7 @@ class Journal:
         self._files: dict[Path, Any] = {}
         self._max_steps = max_steps
         self._bar: tqdm | None = None
+        self._losses: collections.deque[float] = collections.deque(maxlen=_SPARKS)
         self._start = 0
         self._started = self._last_line = 0.0
 
@@ -51,8 +57,9 @@ class Journal:
         if not self.writes:
             return
         for path in (self.metrics_path, self.samples_path):
-            kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_lines(path) if line["step"] <= step]
-            write_text(path, "".join(kept))
+            lines = [line for line in read_lines(path) if line["step"] <= step]
+            write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            self._losses.extend(line["train_loss"] for line in lines if "train_loss" in line)
         if self.events_path.exists():  # to be rid of a torn last line
             events = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_lines(self.events_path)]
             write_text(self.events_path, "".join(events))
@@ -79,6 +86,8 @@ class Journal:
         """Move the bar to `step`; loss and speed are shown until newer ones come."""
         if not self.speaks:
             return
+        if loss is not None:
+            self._losses.append(loss)
         if self._bar is None:
             self._started = time.monotonic()
             self._bar = tqdm(
@@ -94,7 +103,8 @@ class Journal:
             self._line(step, loss, tokens_per_second)
             return
         if loss is not None:
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+            words = f"loss {loss:.3f}{self._sparks()}, {tokens_per_second:,.0f} tokens/s"
+            self._bar.set_postfix_str(words, refresh=False)
         self._bar.update(step - self._bar.n)
 
     def say(self, text: str) -> None:
@@ -130,7 +140,25 @@ class Journal:
         self._last_line = now
         rate = (now - self._started) / max(step - self._start - 1, 1)  # the clock began after the first step
         left = tqdm.format_interval(rate * (self._max_steps - step))
-        self.say(f"step {step}/{self._max_steps}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  {left} left")
+        speed = f"{tokens_per_second:,.0f} tokens/s"
+        self.say(f"step {step}/{self._max_steps}  loss {loss:.3f}{self._sparks()}  {speed}  {left} left")
+
+    def _sparks(self) -> str:
+        """The last losses, after a blank; nothing for a single one, or where the characters cannot be shown."""
+        sparks = sparkline(self._losses) if len(self._losses) > 1 else ""
+        try:
+            sparks.encode(getattr(sys.stderr, "encoding", None) or "ascii")
+        except (UnicodeEncodeError, LookupError):
+            return ""
+        return f" {sparks}" if sparks else ""
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """A row of columns, the lowest value the lowest column: [3, 2, 1] is `█▅▁`. What is not finite is a blank."""
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    scale = (len(_COLUMNS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_COLUMNS[round((v - low) * scale)] if math.isfinite(v) else " " for v in values)
 
 
 @contextlib.contextmanager

@@ -33,18 +33,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from .. import checkpoint
 from ..card import write_card
 from ..errors import RunPreempted, RunStopped, UserError
+from ..estimate import flops_per_token
 from ..evaluation import bits_per_byte, loss_on_windows, perplexity, targets_and_bytes
 from ..generation import generate_text
 from ..recipe import Recipe, flat
 from ..report import read_lines, read_metrics
+from ..report_page import write_report
 from ..storage import copy_file, read_json, write_json, write_text
 from .journal import Journal, no_progress_bars
 from .lineage import earlier_recipe
 from .optim import build_optimizer, learning_rate, set_learning_rate
 from .publishing import Publisher
 from .setup import Job, prepare
+from .speed import measured_peak, peak_memory_bytes
 from .state import load_training_state, save_training_state, whole_weights
 from .stopping import lost_process_as_such, preempted_at_once, stop_on_signal
+
+# The report is drawn anew at a checkpoint if that takes less than this part of the time since it was last drawn.
+_REPORT_SHARE = 0.01
 
 
 @dataclass
@@ -80,6 +86,8 @@ class Run:
         yield f"model      {self.checkpoints[-1]}" + (f"   (best on validation text: {best.name})" if best else "")
         if (plot := self.output_dir / "loss.png").is_file():
             yield f"loss plot  {plot}"
+        if (report := self.output_dir / "report.html").is_file():
+            yield f"report     {report}"
 
 
 @dataclass
@@ -122,7 +130,7 @@ def run(job: Job, *, until: int | None = None, watch: Callable[[int, "_Training"
     Without a `watch` the run tells a person how it goes.
     """
     training = _Training(job, speaks=watch is None)
-    with training.alone(), training.journal, training.publishing(), stop_on_signal() as stop:
+    with training.alone(), training.journal, training.publishing(), training.reporting(), stop_on_signal() as stop:
         training.begin()
         for step in range(training.progress.step + 1, (job.max_steps if until is None else until) + 1):
             loss = training.update(step)
@@ -136,6 +144,7 @@ def run(job: Job, *, until: int | None = None, watch: Callable[[int, "_Training"
             if watch is not None:
                 watch(step, training)
             if stopping and step < job.max_steps:
+                training.report()
                 raise training.interrupted(step, stopping)
     return training.end()
 
@@ -154,6 +163,10 @@ class _Training:
             tracker=self.accelerator.log if self.recipe.tracking.to else None,
         )
         self.publisher = Publisher(self.recipe.hub, publishes=speaks and self.accelerator.is_main_process)
+        self.watched = speaks
+        self.flops_per_token = flops_per_token(job.model, job.data.windows.context_length)
+        self.peak_flops: float | None = None  # of one device; a run that nobody watches does without
+        self.report_cost, self.reported_at = 1.0, time.monotonic()  # seconds, about, until it is known
         if self.recipe.train.compile:
             job.model.compile()
         self.model, self.optimizer = self.accelerator.prepare(
@@ -183,6 +196,34 @@ class _Training:
         for text in self.publisher.finish():
             self.journal.say(text)
 
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """The report is drawn when the run ends, also where it cannot go on."""
+        try:
+            yield
+        except RunStopped:
+            self.report()
+            raise
+        self.report()
+
+    def report(self) -> None:
+        """Draw `report.html`. Whatever may be wrong with a file that it reads, the run is not the worse for it."""
+        if not self.watched or not self.accelerator.is_main_process:
+            return
+        started = time.monotonic()
+        try:
+            self.journal.flush()
+            write_report(self.job.run_dir)
+        except Exception as error:
+            self.journal.say(f"warning: {self.job.run_dir / 'report.html'} could not be written: {error}")
+        self.reported_at = time.monotonic()
+        self.report_cost = self.reported_at - started
+
+    def report_if_cheap(self) -> None:
+        """The same at a checkpoint, unless drawing is slow beside the training in between."""
+        if self.report_cost <= _REPORT_SHARE * (time.monotonic() - self.reported_at):
+            self.report()
+
     def publish(self) -> None:
         """Look at the push that is under way, and begin the next; never waits."""
         for text in self.publisher.tick():
@@ -211,6 +252,8 @@ class _Training:
                 checkpoint.set_aside(damaged)
         self.journal.rewind(self.progress.step if start else -1)
         self.write_down_history(found, problems)
+        if self.watched:
+            self.find_peak(goes_on=found is not None)
         self.write_down_what_runs(goes_on=found is not None)
         if found is not None:
             self.tidy_what_was_left()
@@ -221,6 +264,13 @@ class _Training:
                 self.evaluate(0)
             if job.max_steps == 0:
                 self.save(0)
+
+    def find_peak(self, goes_on: bool) -> None:
+        """What this device could reach: as it was when the run began, if that was here, else measured."""
+        if goes_on and not self.job.warnings:
+            self.peak_flops = read_json(self.job.run_dir / "environment.json").get("peak_flops")
+        if not self.peak_flops:
+            self.peak_flops = measured_peak(self.accelerator.device, self.recipe.train.mixed_precision)
 
     def refuse_what_cannot_go_on(self, found: Path | None) -> None:
         """Raises :class:`UserError` if the folder holds what this recipe cannot go on with; asked under its lock."""
@@ -338,10 +388,21 @@ class _Training:
             lr=self.optimizer.param_groups[0]["lr"],
             grad_norm=float(self.grad_norm),
             tokens_per_second=tokens_per_second,
+            **self.use_of_hardware(tokens_per_second),
             **skipped,
         )
         self.journal.progress(step, loss, tokens_per_second)
         self.start_clock()
+
+    def use_of_hardware(self, tokens_per_second: float) -> dict[str, float]:
+        """Model FLOPs utilisation, of all devices together, and the most memory the main process has taken so far."""
+        found: dict[str, float] = {}
+        if self.peak_flops:
+            peak = self.peak_flops * self.accelerator.num_processes
+            found["mfu"] = self.flops_per_token * tokens_per_second / peak
+        if memory := peak_memory_bytes(self.accelerator.device):
+            found["peak_memory_bytes"] = memory
+        return found
 
     def evaluates_at(self, step: int) -> bool:
         """At `evaluation.first`, every `evaluation.every` steps from there and, on request, at each epoch's end."""
@@ -425,6 +486,8 @@ class _Training:
             if every is None or step % every == 0 or step == self.job.max_steps:
                 self.offer_for_publishing()
             self.tidy_checkpoints()
+            if step != self.job.max_steps:
+                self.report_if_cheap()
         accelerator.wait_for_everyone()
         self.start_clock()
 
@@ -511,7 +574,7 @@ class _Training:
             if not goes_on:
                 path = self.job.run_dir / "environment.json"
                 same_id = {key: value for key, value in read_json(path).items() if key == "run_id"}
-                write_json(path, self.job.environment | same_id)
+                write_json(path, self.job.environment | same_id | {"peak_flops": self.peak_flops})
         self.accelerator.wait_for_everyone()
         if self.recipe.tracking.to:
             self.accelerator.init_trackers(

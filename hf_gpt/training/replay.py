@@ -30,7 +30,7 @@ from .state import whole_weights
 from .stopping import lost_process_as_such
 
 # What two runs may differ in and be the same.
-_CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_memory")
+_CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""How well a run uses its device: the peak it could reach, and the memory it took.
+
+Model FLOPs utilisation (PaLM, Chowdhery et al. 2022, appendix B) is the part of a device's peak that training reaches.
+Data sheets print a peak that no program sees, and none at all for most CPUs. So the peak is measured here: large
+matrix products in the run's precision, for a fifth of a second before the run begins. Nothing is drawn at random.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SECONDS = 0.2
+_SMALLEST, _TELLING, _LARGEST = 256, 1024, 8192  # width of the square matrices
+_SHORT = 0.05  # seconds
+_STATUS = Path("/proc/self/status")
+
+
+def measured_peak(device: torch.device, mixed_precision: str, seconds: float = _SECONDS) -> float:
+    """Floating-point operations per second in matrix products on one device, the best that was seen.
+
+    Sizes are doubled as long as there is time for the next one: large matrices reach more, and no size is good
+    everywhere. It takes about `seconds`, and leaves no trace in random streams or in the peak of allocated memory.
+
+    Args:
+        mixed_precision: of the recipe: `bf16`, `fp16` or `no`.
+    """
+    dtype = _DTYPES.get(mixed_precision, torch.float32)
+    best, size, began = 0.0, _SMALLEST, time.monotonic()
+    while size <= _LARGEST:
+        # No constants: on a GPU products of those take less power, and so run faster than real ones.
+        values = torch.arange(size * size, device=device, dtype=torch.float32).remainder(251).sub(125).div(125)
+        matrix = values.view(size, size).to(dtype)
+        product = matrix @ matrix  # the first product of a size also chooses its kernel
+        took = _product_seconds(matrix, product)
+        if took < _SHORT:
+            took = min(took, *(_product_seconds(matrix, product) for _ in range(2)))
+        left = began + seconds - time.monotonic()
+        # The next size takes up to 8 times as long. Where cores are busy, small products wait more than they work.
+        if last := size == _LARGEST or (12 * took > left and (size >= _TELLING or took > _SHORT)):
+            took = min([took, *(_product_seconds(matrix, product) for _ in range(min(100, int(left / took))))])
+        best = max(best, 2 * size**3 / took)
+        if last:
+            break
+        size *= 2
+    if device.type == "cuda":
+        del values, matrix, product
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    return best
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """The most memory there ever was: of tensors on a CUDA device, else of this process, where /proc tells it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) * 1024  # it says kB, and means KiB
+
+
+def _product_seconds(matrix: torch.Tensor, product: torch.Tensor) -> float:
+    _wait(matrix.device)
+    start = time.perf_counter()
+    torch.mm(matrix, matrix, out=product)
+    _wait(matrix.device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
