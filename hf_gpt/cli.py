@@ -337,7 +337,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _plot(arguments: argparse.Namespace) -> None:
-    from .report_page import plot
+    from .look.report_page import plot
 
     for path in plot(arguments.run_dirs, arguments.output):
         print(path)

@@ -80,11 +80,13 @@ def edit_json(path: Path, change) -> None:
 # What is in it
 
 
-def test_every_checkpoint_has_a_card_and_its_plot_in_its_manifest(trained):
+def test_every_checkpoint_has_a_card_and_its_plot_and_stays_whole_when_a_person_writes_into_the_card(trained):
     for saved in trained.checkpoints:
-        listed = json.loads((saved / checkpoint.MANIFEST).read_text())["files"]
-        assert {"README.md", "loss.png"} <= set(listed)
+        assert "loss.png" in json.loads((saved / checkpoint.MANIFEST).read_text())["files"]
+        card = (saved / "README.md").read_text()
+        (saved / "README.md").write_text(card + "A person's words.\n")
         checkpoint.verify(saved)
+        (saved / "README.md").write_text(card)
         with Image.open(saved / "loss.png") as image:
             assert image.size == (1200, 750)
     assert (trained.output_dir / "loss.png").read_bytes() == (saved / "loss.png").read_bytes()

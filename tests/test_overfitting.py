@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from hf_gpt.overfitting import turning_point
+from hf_gpt.look.overfitting import turning_point
 
 
 def evaluations(validation: list[float], training: list[float] | None = None) -> list[dict]:

@@ -14,8 +14,8 @@ from test_training import changed
 import hf_gpt
 from hf_gpt.cli import main
 from hf_gpt.errors import RunStopped
-from hf_gpt.report_figures import thinned
-from hf_gpt.report_page import write_report
+from hf_gpt.look.report_figures import thinned
+from hf_gpt.look.report_page import write_report
 from hf_gpt.training import loop
 
 VOID = {"meta", "input", "br", "hr", "img", "link"}

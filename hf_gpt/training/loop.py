@@ -36,9 +36,9 @@ from ..errors import RunPreempted, RunStopped, UserError
 from ..estimate import flops_per_token
 from ..evaluation import bits_per_byte, loss_on_windows, perplexity, targets_and_bytes
 from ..generation import generate_text
+from ..look.report_page import write_report
 from ..recipe import Recipe, flat
 from ..report import read_lines, read_metrics
-from ..report_page import write_report
 from ..storage import copy_file, read_json, write_json, write_text
 from .journal import Journal, no_progress_bars
 from .lineage import earlier_recipe

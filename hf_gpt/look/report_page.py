@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import name_of
-from .errors import UserError
+from ..checkpoint import name_of
+from ..errors import UserError
+from ..report import RunRecord, has_losses, is_number, loss_plot, read_run, short
+from ..storage import write_text
+from ..untrusted import visible
 from .overfitting import Turn, turning_point
-from .report import RunRecord, has_losses, is_number, loss_plot, read_run, short
 from .report_figures import COLOURS, DASHES, NUM_RUN_COLOURS, Curve, Picture, averaged, can_show, png, svg
-from .storage import write_text
-from .untrusted import visible
 
 REPORT = "report.html"
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from .report import short
-from .storage import flush_path
+from ..report import short
+from ..storage import flush_path
 
 # Okabe and Ito's palette, which colour-blind eyes tell apart, and brighter shades of it for a dark page.
 COLOURS = {
