@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig
 
 import hf_gpt
 from hf_gpt import checkpoint
@@ -235,10 +235,10 @@ def test_a_run_cannot_be_made_shorter_than_it_is(run, tiny):
 
 
 def test_only_models_of_this_kind_with_all_their_weights_are_gone_on_from(run, tiny, tmp_path):
-    stock = tmp_path / "stock"
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=32, vocab_size=300)).save_pretrained(stock)
-    recipe = changed(tiny, output_dir=str(tmp_path / "more"), model={"from_pretrained": str(stock)})
-    with pytest.raises(UserError, match="is a gpt2 model; from_pretrained takes hf_gpt models"):
+    other = tmp_path / "other"
+    GPTNeoConfig(num_layers=1, attention_types=[[["global"], 1]]).save_pretrained(other)
+    recipe = changed(tiny, output_dir=str(tmp_path / "more"), model={"from_pretrained": str(other)})
+    with pytest.raises(UserError, match="is a gpt_neo model; hf_gpt and gpt2 models can be gone on from"):
         hf_gpt.train(recipe)
     broken = shutil.copytree(run.checkpoints[-1], tmp_path / "broken")
     config = json.loads((broken / "config.json").read_text())

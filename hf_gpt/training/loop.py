@@ -166,7 +166,7 @@ class _Training:
         self.watched = speaks
         self.flops_per_token = flops_per_token(job.model, job.data.windows.context_length)
         self.peak_flops: float | None = None  # of one device; a run that nobody watches does without
-        self.report_cost, self.reported_at = 1.0, time.monotonic()  # seconds, about, until it is known
+        self.report_cost, self.reported_at = 0.5, time.monotonic()  # seconds, about, until it is known
         if self.recipe.train.compile:
             job.model.compile()
         self.model, self.optimizer = self.accelerator.prepare(
