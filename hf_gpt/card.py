@@ -29,7 +29,7 @@ from .report import has_losses, loss_plot, read_lines, read_metrics
 from .storage import read_json, write_text
 from .untrusted import visible as _visible
 
-__all__ = ["UNPUBLISHED", "addressed", "as_stock", "merge", "model_card", "write_card"]
+__all__ = ["UNPUBLISHED", "addressed", "as_stock", "bare_card", "merge", "model_card", "write_card"]
 
 UNPUBLISHED = "path/to/this/model"
 """What the code in a card loads while the model's name on the Hub is not known."""
@@ -63,6 +63,11 @@ def model_card(checkpoint: str | Path, run_dir: str | Path, *, repo_id: str | No
 def addressed(card: str, repo_id: str) -> str:
     """A card that was written before the model had a name on the Hub, with that name in the code that loads it."""
     return replace_in_sections(card, UNPUBLISHED, repo_id)
+
+
+def bare_card() -> str:
+    """The card of a model that nothing is known of."""
+    return compose("library_name: transformers\npipeline_tag: text-generation", {})
 
 
 def as_stock(card: str, repo_id: str) -> str:

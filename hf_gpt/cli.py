@@ -237,7 +237,9 @@ examples:
   hf-gpt push runs/quickstart someone/my-gpt-as-gpt2 --as gpt2
       a GPT2LMHeadModel, which needs neither this package nor remote code
 
-All files go in one commit. The token is the one of `hf auth login` or of HF_TOKEN, the address that of HF_ENDPOINT.
+All files go in one commit, which also removes the weights, tokenizer and training state of the model that was there;
+other files in the repository stay. The token is the one of `hf auth login` or of HF_TOKEN, the address that of
+HF_ENDPOINT.
 """
 
 _TOKENS_AS_SHOWN = (
@@ -266,9 +268,14 @@ def _train(arguments: argparse.Namespace) -> None:
 
     recipe = Recipe.from_yaml(arguments.recipe, arguments.overrides)
     if recipe.hub.repo_id is not None:
+        from huggingface_hub.utils import disable_progress_bars
+
+        from .data.progress import shows_bar
         from .hub import give_up_silent_connections
 
         give_up_silent_connections()
+        if not shows_bar():
+            disable_progress_bars()
     run = train(recipe, parent=arguments.parent)
     if not run.is_main_process:
         return

@@ -25,10 +25,14 @@ class RunPreempted(RuntimeError):
 
 
 class HubError(RuntimeError):
-    """The Hub was not reached, or refused. The message is one line; `retry_after`: seconds that the Hub asked for."""
+    """The Hub was not reached, or refused. The message is one line.
 
-    def __init__(self, message: str, retry_after: float | None = None):
+    `passes`: another attempt may work without anybody doing anything; `retry_after`: seconds that the Hub asked for.
+    """
+
+    def __init__(self, message: str, passes: bool = False, retry_after: float | None = None):
         super().__init__(message)
+        self.passes = passes
         self.retry_after = retry_after
 
 

@@ -18,7 +18,9 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -26,33 +28,41 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import checkpoint
-from .card import addressed, as_stock, merge
+from .card import addressed, as_stock, bare_card, merge
 from .errors import HubError, UserError
 from .storage import read_json, replacing_directory, write_text
 
 RECORDS = ("recipe.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "events.jsonl")
 _RECORDS_FOLDER = f"{checkpoint.TRAINING_STATE}/run"
+_RUN_ID = f"{_RECORDS_FOLDER}/environment.json"
 
-# What belongs to a model: on the Hub and not in what is pushed, it is of another one.
+# What belongs to a model: on the Hub and not in what is pushed, it is of another one, and is removed. In other folders
+# than `training_state/`, and under other names, is what other people put there.
 _OF_A_MODEL = (
     "config.json",
     "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "pytorch_model*.bin*",
-    "tokenizer*",
-    "vocab.*",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.bpe",
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template*",
+    "chat_template.jinja",
     "configuration_gpt.py",
     "modeling_gpt.py",
     "loss.png",
-    f"{checkpoint.TRAINING_STATE}/*",
 )
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")  # which can run code when they are read
 
 _SECONDS_WITHOUT_AN_ANSWER = 60.0  # or HF_HUB_DOWNLOAD_TIMEOUT
+_LONGEST_SLEEP = 15.0  # seconds that the client may wait in the middle of something because the Hub asked it to
+_FETCH_PAUSES = (5.0, 15.0, 45.0, 120.0)
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,9 @@ def push(
     source = Path(checkpoint.resolve_model(str(model)))
     if not source.is_dir():
         raise UserError(f"{model}: no such directory; what is pushed is here")
+    source = source.resolve()  # whose parents are a run's
+    if tag == "" or not revision:
+        raise UserError(f"{'--tag' if revision else '--revision'}: it is empty; give a name, or leave it out")
     if (source / checkpoint.MANIFEST).is_file():
         checkpoint.verify(source)
     if with_training_state and not (source / checkpoint.MANIFEST).is_file():
@@ -115,6 +128,8 @@ def fetch_run(repo_id: str, branch: str, run_dir: Path) -> Path | None:
     Returns:
         The checkpoint that came, None if there is nothing newer than what is here, or nothing at all.
 
+    A Hub that does not answer is asked again for some minutes.
+
     Raises:
         UserError: what is there is no training state, or that of another run than the one in `run_dir`.
         HubError: the Hub was not reached, or refused.
@@ -123,20 +138,41 @@ def fetch_run(repo_id: str, branch: str, run_dir: Path) -> Path | None:
 
     folder = run_dir / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".hub.lock"), _hub_errors_as_such(repo_id):  # of several processes one fetches
-        return _fetch(repo_id, branch, run_dir)
+    for pause in (*_FETCH_PAUSES, None):
+        try:
+            # Of several processes one fetches, and none while another trains there.
+            with FileLock(folder / ".hub.lock"), checkpoint.exclusive(run_dir), _hub_errors_as_such(repo_id):
+                return _fetch(repo_id, branch, run_dir)
+        except HubError as error:
+            if not error.passes or pause is None:
+                raise
+            print(f"hub: {error}; asking again in {pause:.0f} s", file=sys.stderr)
+            time.sleep(pause)
 
 
 def give_up_silent_connections() -> None:
     """Let this process's requests to the Hub fail when nothing moves for a minute; by default many wait for ever.
 
-    `HF_HUB_DOWNLOAD_TIMEOUT`, in seconds, says otherwise.
+    `HF_HUB_DOWNLOAD_TIMEOUT`, in seconds, says otherwise. And where the Hub asks for a long pause, fail at once: the
+    client would sleep through it without a word.
     """
     from huggingface_hub import get_session, set_client_factory
 
-    usual, seconds = get_session(), float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or _SECONDS_WITHOUT_AN_ANSWER)
-    options = {"event_hooks": usual.event_hooks, "follow_redirects": usual.follow_redirects, "timeout": seconds}
+    usual, given = get_session(), os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", "")
+    hooks = {**usual.event_hooks, "response": [*usual.event_hooks.get("response", []), _refuse_long_pause]}
+    options = {
+        "event_hooks": hooks,
+        "follow_redirects": usual.follow_redirects,
+        "timeout": float(given) if given.isdigit() else _SECONDS_WITHOUT_AN_ANSWER,
+    }
     set_client_factory(lambda: type(usual)(**options))
+
+
+def _refuse_long_pause(response) -> None:
+    asked = response.headers.get("Retry-After", "")
+    if response.status_code >= 400 and asked.isdigit() and float(asked) > _LONGEST_SLEEP:
+        what = "too many requests" if response.status_code == 429 else "the Hub is not ready"
+        raise HubError(f"{what} ({response.status_code})", passes=True, retry_after=float(asked))
 
 
 # Pushing ------------------------------------------------------------------------------------------------------------
@@ -151,14 +187,20 @@ def _message(folder: Path) -> str:
 def _files(folder: Path, with_training_state: bool) -> dict[str, Path]:
     """What is sent, by its place in the repository."""
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    found = {name: path for name, path in found.items() if not re.search(r"(^|/)(\.|__pycache__/)", name)}
+    found = {
+        name: path
+        for name, path in found.items()
+        if not re.search(r"(^|/)(\.|__pycache__/)", name) and not any(fnmatch(name, kind) for kind in _PICKLES)
+    }
     if not any(fnmatch(name, "*.safetensors") for name in found):
         raise UserError(f"{folder}: has no safetensors weights; a .bin is a pickle, and can run code")
     if not with_training_state:
         return {name: path for name, path in found.items() if not name.startswith(f"{checkpoint.TRAINING_STATE}/")}
     run_dir = folder.parent.parent
-    records = {f"{_RECORDS_FOLDER}/{name}": run_dir / name for name in RECORDS}
-    return found | {name: path for name, path in records.items() if path.is_file()}
+    records = {f"{_RECORDS_FOLDER}/{name}": run_dir / name for name in RECORDS if (run_dir / name).is_file()}
+    if not {f"{_RECORDS_FOLDER}/{name}" for name in ("recipe.yaml", "environment.json")} <= set(records):
+        raise UserError(f"{folder}: lies in no run's folder, whose recipe another machine would need to go on")
+    return found | records
 
 
 def _stock_files(source: Path, folder: Path) -> dict[str, Path]:
@@ -183,23 +225,39 @@ def _commit(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(library_name="hf_gpt")
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
     if private and not api.repo_info(repo_id).private:
         raise UserError(f"{repo_id}: is public already, and --private only makes new ones private")
-    if revision != "main":
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    refs = api.list_repo_refs(repo_id)
+    if revision in {ref.name for ref in refs.tags}:
+        raise UserError(f"--revision {revision}: is a tag of {repo_id}; a commit goes to a branch")
+    if revision not in {"main", *(ref.name for ref in refs.branches)}:
+        api.create_branch(repo_id, branch=revision)
     parent = api.repo_info(repo_id, revision=revision).sha
     there = api.list_repo_files(repo_id, revision=parent)
 
+    def published(name: str) -> Path:
+        return Path(api.hf_hub_download(repo_id, name, revision=parent))
+
+    if _RUN_ID in files and _RUN_ID in there:
+        ours, theirs = (read_json(path).get("run_id") for path in (files[_RUN_ID], published(_RUN_ID)))
+        if ours != theirs:
+            raise UserError(f"{repo_id}: its branch {revision!r} holds another run; give another branch or repository")
     contents: dict[str, Path | bytes] = dict(files)
-    if "README.md" in files:
-        card = addressed(files["README.md"].read_text(encoding="utf-8"), repo_id)
+    if "README.md" in files or "README.md" in there:
+        # Without a card of its own a model leaves of the published one what people wrote: the rest was of another.
+        card = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else bare_card()
+        card = addressed(card, repo_id)
         card = as_stock(card, repo_id) if is_stock else card
         if "README.md" in there:
-            published = Path(api.hf_hub_download(repo_id, "README.md", revision=parent)).read_text(encoding="utf-8")
-            card = merge(card, published)
+            card = merge(card, published("README.md").read_text(encoding="utf-8"))
         contents["README.md"] = card.encode()
-    gone = [name for name in there if name not in files and any(fnmatch(name, kind) for kind in _OF_A_MODEL)]
+    gone = [
+        name
+        for name in there
+        if name not in files
+        and (name.startswith(f"{checkpoint.TRAINING_STATE}/") or ("/" not in name and _is_of_a_model(name)))
+    ]
     done = api.create_commit(
         repo_id,
         [
@@ -211,7 +269,7 @@ def _commit(
         parent_commit=parent,
     )
     if tag is not None:
-        before = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
+        before = {ref.name: ref.target_commit for ref in refs.tags}
         if before.get(tag, done.oid) != done.oid:
             api.delete_tag(repo_id, tag=tag)
         if before.get(tag) != done.oid:
@@ -220,12 +278,16 @@ def _commit(
     return Pushed(repo_id, revision, done.oid, tag, f"{api.endpoint}/{repo_id}{where}")
 
 
+def _is_of_a_model(name: str) -> bool:
+    return any(fnmatch(name, kind) for kind in _OF_A_MODEL)
+
+
 # Fetching -----------------------------------------------------------------------------------------------------------
 
 
 def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     api = HfApi(library_name="hf_gpt")
     try:
@@ -246,7 +308,7 @@ def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
         return Path(api.hf_hub_download(repo_id, name, revision=commit))
 
     progress = read_json(small(f"{checkpoint.TRAINING_STATE}/state.json"))["progress"]
-    theirs = read_json(small(f"{_RECORDS_FOLDER}/environment.json")).get("run_id")
+    theirs = read_json(small(_RUN_ID)).get("run_id")
     ours = read_json(run_dir / "environment.json").get("run_id")
     if ours not in (None, theirs):
         raise UserError(
@@ -256,9 +318,13 @@ def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
     if newest is not None and checkpoint.step_of(newest) >= progress["step"]:
         return None
     if progress.get("best_step") not in (None, progress["step"]):
-        with contextlib.suppress(RevisionNotFoundError):  # it was not pushed
-            best = checkpoint.name_of(progress["best_step"])
-            _download(api, repo_id, api.repo_info(repo_id, revision=best).sha, run_dir / "checkpoints" / best)
+        best = checkpoint.name_of(progress["best_step"])
+        # It may never have been pushed, or without its state, or another run has its tag: then it stays away.
+        with contextlib.suppress(RevisionNotFoundError, RemoteEntryNotFoundError):
+            tagged = api.repo_info(repo_id, revision=best).sha
+            of_run = read_json(Path(api.hf_hub_download(repo_id, _RUN_ID, revision=tagged))).get("run_id")
+            if of_run == theirs:
+                _download(api, repo_id, tagged, run_dir / "checkpoints" / best)
     # The records after the best checkpoint and before the newest: whenever this process dies, it can begin again.
     for name in RECORDS:
         if f"{_RECORDS_FOLDER}/{name}" in there:
@@ -267,11 +333,12 @@ def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
 
 
 def _download(api, repo_id: str, commit: str, final: Path) -> Path:
+    """A checkpoint from the Hub, without the records of its run: there whole or not at all."""
     with replacing_directory(final) as directory:
         came = Path(api.snapshot_download(repo_id, revision=commit, ignore_patterns=f"{_RECORDS_FOLDER}/*"))
         for path in came.rglob("*"):
             name = path.relative_to(came)
-            if path.is_file() and not name.name.startswith("."):
+            if path.is_file() and not name.name.startswith(".") and not name.is_relative_to(_RECORDS_FOLDER):
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, directory / name)
         checkpoint.verify(directory)
@@ -311,15 +378,21 @@ def _hub_errors_as_such(repo_id: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None and not isinstance(error, (ConnectionError, TimeoutError)):
             raise  # of a disk
-        raise HubError(f"{address} was not reached: {_why(error)}") from None
+        raise HubError(f"{address} was not reached: {_why(error)}", passes=True) from None
+    except UnicodeEncodeError:
+        raise HubError("the token has a character that no token has; log in with: hf auth login") from None
     except (RuntimeError, ValueError) as error:
-        if isinstance(error.__cause__, HfHubHTTPError):  # of a file's upload
+        if isinstance(error.__cause__, HubError):  # of a file's upload
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, HfHubHTTPError):
             raise _refusal(error.__cause__, repo_id, get_token() is not None) from None
-        raise HubError(f"the upload to {address} did not work: {_why(error)}") from None
+        if isinstance(error, ValueError):
+            raise HubError(f"{address} does not take it: {_without_addresses(str(error))}") from None
+        raise HubError(f"a file did not arrive at {address}: {_why(error)}", passes=True) from None
     except Exception as error:
         if not type(error).__module__.startswith(("httpx", "httpcore")):
             raise
-        raise HubError(f"{address} was not reached: {_why(error)}") from None
+        raise HubError(f"{address} was not reached: {_why(error)}", passes=True) from None
 
 
 def _refusal(error, repo_id: str, has_token: bool) -> HubError:
@@ -327,7 +400,8 @@ def _refusal(error, repo_id: str, has_token: bool) -> HubError:
     log_in = "log in with: hf auth login" if not has_token else "it has run out or was revoked; hf auth login"
     texts = {
         401: f"the token is not accepted (401); {log_in}" if has_token else f"the Hub wants a token (401); {log_in}",
-        403: f"the token may not write to {repo_id} (403); it needs the permission to write there",
+        400: f"the Hub does not take it (400): {_without_addresses(error.server_message or 'it does not say why')}",
+        403: f"the token may not do this with {repo_id} (403); to publish it needs the permission to write there",
         404: f"{repo_id} is not there, or not for this token (404)",
         409: f"{repo_id} is being written to by another (409)",
         412: f"{repo_id} was changed by another meanwhile (412)",
@@ -335,8 +409,13 @@ def _refusal(error, repo_id: str, has_token: bool) -> HubError:
         429: "too many requests (429)",
     }
     text = texts.get(status, f"the Hub has a fault of its own ({status})" if status >= 500 else f"refused ({status})")
-    wait = headers.get("Retry-After", "")
-    return HubError(text, retry_after=float(wait) if wait.isdigit() else None)
+    wait, passes = headers.get("Retry-After", ""), status >= 500 or status in (408, 409, 412, 429)
+    return HubError(text, passes, float(wait) if wait.isdigit() else None)
+
+
+def _without_addresses(text: str) -> str:
+    """One line of what the Hub says; addresses of uploads are signed."""
+    return re.sub(r"https?://\S+", "...", " ".join(text.split()))[:300]
 
 
 def _why(error: BaseException) -> str:

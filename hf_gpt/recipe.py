@@ -49,6 +49,7 @@ Ratio = Annotated[float, Field(ge=0, le=1), _Number]
 Beta = Annotated[float, Field(ge=0, lt=1), _Number]
 AutoOrBool = Literal["auto"] | bool
 
+_BRANCH = re.compile(r"\w[\w./-]*")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -257,7 +258,9 @@ class HubRecipe:
     def _check(self) -> "HubRecipe":
         if self.branch == "main":
             raise ValueError("'branch' takes every checkpoint and main the best one; name another branch")
-        if self.repo_id is not None and not _REPO_ID.fullmatch(self.repo_id):
+        if not _BRANCH.fullmatch(self.branch):
+            raise ValueError(f"'branch' is a name such as training, found {self.branch!r}")
+        if self.repo_id is not None and (not _REPO_ID.fullmatch(self.repo_id) or re.search(r"--|\.\.", self.repo_id)):
             raise ValueError(f"'repo_id' is OWNER/NAME, such as someone/my-gpt, found {self.repo_id!r}")
         return self
 

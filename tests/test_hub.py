@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -214,6 +216,7 @@ print(1)"""
         ("nowhere", REPO, [], "no such directory"),
         (None, "not a name", [], "cannot be the name of a repository"),
         (None, REPO, ["--as", "gpt2", "--with-training-state"], "goes without"),
+        (None, REPO, ["--tag", ""], "--tag: it is empty"),
     ],
 )
 def test_what_cannot_be_pushed_is_one_line(commands, step, model, repo_id, options, says):
@@ -223,34 +226,91 @@ def test_what_cannot_be_pushed_is_one_line(commands, step, model, repo_id, optio
     assert len(printed.splitlines()) == 1
 
 
+def test_what_others_put_beside_the_model_stays_and_what_nobody_knows_of_takes_no_card(hub, commands, step, tmp_path):
+    repo, others = "someone/shared", ("lora/adapter_model.safetensors", "tokenizer_notes.md", "onnx/model.onnx")
+    assert commands.run("push", step(4), repo)[0] == 0
+    card = hub.files(repo)["README.md"].decode() + "\n\nThanks to all.\n"
+    adds = [(name, b"theirs") for name in (*others, "merges.txt")] + [("README.md", card.encode())]
+    code = f"""
+import huggingface_hub as h
+h.HfApi().create_commit({repo!r}, [h.CommitOperationAdd(*add) for add in {adds!r}], commit_message="more")
+print(1)"""
+    in_a_fresh_process(code, hub.environment(tmp_path))
+    bare = tmp_path / "bare"
+    shutil.copytree(step(8), bare, ignore=shutil.ignore_patterns("training_state", "README.md"))
+    (bare / "optimizer.pt").write_bytes(b"a pickle")
+    code, printed = commands.run("push", bare, repo)
+    assert code == 0, printed
+    there = hub.files(repo)
+    assert set(others) <= set(there)
+    assert not {"merges.txt", "optimizer.pt"} & set(there)
+    card = there["README.md"].decode()
+    assert "Thanks to all." in card
+    assert "model-index" not in card
+    assert "## Samples" not in card
+
+
+def test_a_revision_is_a_branch(hub, commands, step):
+    assert commands.run("push", step(4), "someone/tagged", "--tag", "v1")[0] == 0
+    code, printed = commands.run("push", step(8), "someone/tagged", "--revision", "v1")
+    assert code == 2
+    assert "is a tag of someone/tagged" in printed
+
+
+def test_a_branch_that_holds_another_run_is_left_alone(hub, commands, recipe, step, tmp_path):
+    where = ["someone/taken", "--revision", "training", "--with-training-state"]
+    assert commands.run("push", step(4), *where)[0] == 0
+    code, printed = trained(commands, recipe, tmp_path, train={"max_steps": 1})
+    assert code == 0, printed
+    code, printed = commands.run("push", tmp_path / "run" / "checkpoints" / "step-00000001", *where)
+    assert code == 2
+    assert "holds another run" in printed
+
+
 # Faults -------------------------------------------------------------------------------------------------------------
 
 FAULTS = {
     "401": (Fault("/commit/", status=401), "not accepted (401)"),
-    "403": (Fault("/commit/", status=403), "may not write to someone/faulty (403)"),
+    "403": (Fault("/commit/", status=403), "may not do this with someone/faulty (403)"),
     "413": (Fault("/commit/", status=413), "too large"),
     "429": (Fault("/commit/", status=429, headers={"Retry-After": "77"}), "too many requests (429)"),
     "503": (Fault("/commit/", status=503), "a fault of its own (503)"),
     "cut while sending": (Fault("/commit/", cut_request_after=100), "was not reached"),
     "cut while answering": (Fault("/api/models/", method="GET", cut_response_after=5), "was not reached"),
     "hangs": (Fault("/commit/", hang=True), "no answer in time"),
+    "400": (Fault("/commit/", status=400, body='{"error": "see https://signed/x: no"}'), "(400): see ... no"),
+    "a long pause before": (
+        Fault("/preupload/", status=429, headers={"Retry-After": "3600"}),
+        "too many requests (429)",
+    ),
+    "a long pause within": (
+        Fault("/objects/batch", status=503, headers={"Retry-After": "3600"}),
+        "is not ready (503)",
+    ),
+    "a long pause of the storage": (Fault("/cdn/", status=429, headers={"Retry-After": "3600"}), "too many requests"),
+    "403 of the storage": (Fault("/cdn/", status=403), "(403)"),
+    "403 of a look": (Fault("/refs", status=403), "(403)"),
 }
+WAITS = {"429": 77, "a long pause before": 3600, "a long pause within": 3600, "a long pause of the storage": 3600}
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_one_line_and_the_repository_stays_as_it_was(hub, commands, step, name):
+def test_a_fault_is_one_line_and_the_repository_stays_as_it_was(hub, commands, step, tmp_path, name):
     repo, (fault, says) = "someone/faulty", FAULTS[name]
     assert commands.run("push", step(4), repo)[0] == 0
     before = hub.commits(repo), hub.files(repo)
+    model = tmp_path / "model"
+    shutil.copytree(step(8), model, ignore=shutil.ignore_patterns("training_state"))
+    (model / "new.png").write_bytes(os.urandom(100))  # which the storage does not have yet
     hub.fail(fault)
-    code, printed = commands.run("push", step(8), repo, "--json")
+    code, printed = commands.run("push", model, repo, "--json")
     answer, line = printed.splitlines()[0], printed.splitlines()[1:]
     hub.mend()
     assert code == 1, printed
     assert says in json.loads(answer)["error"]
     assert len(line) == 1
     assert hub.token not in printed
-    assert json.loads(answer)["retry_after"] == (77 if name == "429" else None)
+    assert json.loads(answer)["retry_after"] == WAITS.get(name)
     assert (hub.commits(repo), hub.files(repo)) == before
 
 
@@ -296,7 +356,8 @@ def test_a_run_ends_well_whatever_the_hub_does_and_says_what_finishes_the_job(hu
     assert code == 0, printed
     assert checkpoint.pointed(tmp_path / "run", "latest").name == "step-00000012"
     told = [line for line in printed.splitlines() if line.startswith("hub: ")]
-    assert len(told) <= 4, told  # once what is wrong, and how to finish
+    troubles = [line for line in told if "sending" not in line and "not everything" not in line]
+    assert len(troubles) == 1, told
     assert told[-1].startswith("hub: not everything was sent; this sends the rest: hf-gpt push ")
 
     hub.mend()
@@ -312,8 +373,8 @@ def test_what_was_overtaken_is_not_sent_and_pauses_grow(hub, step, tmp_path, mon
     repo = "someone/overtaken"
     for name, value in hub.environment(tmp_path).items():
         monkeypatch.setenv(name, value)
-    hub.fail(Fault("/commit/", status=503, times=2))
-    hub.fail(Fault("/commit/", status=429, headers={"Retry-After": "3"}, times=1))
+    hub.fail(Fault("/commit/training", status=503, times=2))
+    hub.fail(Fault("/commit/training", status=429, headers={"Retry-After": "3"}, times=1))
     publisher, told, waits = Publisher(HubRecipe(repo_id=repo), first_pause=0.5), [], []
 
     def go_on_until(condition) -> None:
@@ -323,7 +384,7 @@ def test_what_was_overtaken_is_not_sent_and_pauses_grow(hub, step, tmp_path, mon
             told.extend(publisher.tick())
             time.sleep(0.02)
 
-    commits = lambda: [a for a in hub.requests if "/commit/" in a.path]  # noqa: E731
+    commits = lambda: [a for a in hub.requests if "/commit/training" in a.path]  # noqa: E731
     publisher.offer(step(4), step(4))
     go_on_until(lambda: len(commits()) == 1)
     publisher.offer(step(8), step(8))
@@ -343,14 +404,47 @@ def test_what_was_overtaken_is_not_sent_and_pauses_grow(hub, step, tmp_path, mon
     ]
 
 
+def test_the_two_places_take_turns(hub, step, tmp_path, monkeypatch):
+    repo = "someone/turns"
+    for name, value in hub.environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    publisher = Publisher(HubRecipe(repo_id=repo))
+    publisher.offer(step(4), step(4))
+    deadline = time.monotonic() + 60
+    while "config.json" not in hub_files(hub, repo):
+        assert time.monotonic() < deadline
+        list(publisher.tick())
+        publisher.offer(step(8 if publisher.needed == {step(4)} else 4), step(4))  # always something new
+        time.sleep(0.02)
+    list(publisher.left())
+
+
+def hub_files(hub, repo: str) -> dict[str, bytes]:
+    """Of `main`; none where there is no repository yet."""
+    return hub.files(repo) if any("/commit/main" in asked.path for asked in hub.requests) else {}
+
+
+def test_a_run_that_is_told_to_stop_while_it_waits_for_the_hub_says_how_to_finish(hub, commands, recipe, tmp_path):
+    hub.fail(Fault("/commit/", hang=True))
+    (tmp_path / "run").mkdir()
+    recipe = {**recipe, "output_dir": str(tmp_path / "run"), "hub": {"repo_id": "someone/slow"}}
+    command = commands.start(
+        "train", recipe_file(recipe, tmp_path / "recipe.json"), env={"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
+    )
+    command.wait_until(lambda: "hub: sending" in command.printed)
+    command.send(signal.SIGTERM)
+    assert command.wait() == 0
+    assert "this sends the rest: hf-gpt push" in command.printed
+
+
 def test_without_a_network_it_says_so_and_waits(step, tmp_path, monkeypatch, hub):
     for name, value in {**hub.environment(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}.items():
         monkeypatch.setenv(name, value)
     publisher = Publisher(HubRecipe(repo_id="someone/nowhere"))
     publisher.offer(step(4), step(4))
     told = list(publisher.finish())
-    assert told[1] == "hub: 127.0.0.1 was not reached: Connection refused"
-    assert told[2].count("hf-gpt push") == 2
+    assert told.count("hub: 127.0.0.1 was not reached: Connection refused") == 1
+    assert told[-1].count("hf-gpt push") == 2
 
 
 def test_another_machine_goes_on_bit_for_bit(hub, commands, recipe, run, step, tmp_path):
@@ -370,6 +464,41 @@ def test_another_machine_goes_on_bit_for_bit(hub, commands, recipe, run, step, t
     losses = [[line.get("train_loss") for line in read_lines(path / "metrics.jsonl")] for path in (here, there)]
     assert losses[0] == losses[1]
     assert "step-00000012" in hub.refs(repo)["tags"]  # and it went on publishing
+
+
+@pytest.mark.parametrize("best", ["of another run", "without its state"])
+def test_a_best_checkpoint_that_is_not_this_runs_stays_away(hub, commands, recipe, step, tmp_path, best):
+    repo = f"someone/{best.replace(' ', '-')}"
+    state = json.loads((step(12) / "training_state" / "state.json").read_text())
+    if best == "of another run":
+        code, printed = trained(commands, recipe, tmp_path / "other", train={"max_steps": 4})
+        assert code == 0, printed
+        theirs = ["--tag", "step-00000004", "--revision", "theirs", "--with-training-state"]
+        other = tmp_path / "other" / "run" / "checkpoints" / "step-00000004"
+        assert commands.run("push", other, repo, *theirs)[0] == 0
+    else:
+        assert commands.run("push", step(4), repo, "--tag", "step-00000004")[0] == 0
+    run = shutil.copytree(step(12).parent.parent, tmp_path / "mine")
+    last = run / "checkpoints" / checkpoint.name_of(12)
+    state["progress"]["best_step"] = 4
+    (last / "training_state" / "state.json").write_text(json.dumps(state))
+    shutil.rmtree(run / "checkpoints" / "step-00000004")
+    with checkpoint.writing(run, 12) as directory:  # with a manifest of the new state
+        shutil.copytree(last, directory, ignore=shutil.ignore_patterns("manifest.json"), dirs_exist_ok=True)
+    mine = ["--revision", "training", "--tag", "step-00000012", "--with-training-state"]
+    code, printed = commands.run("push", last, repo, *mine)
+    assert code == 0, printed
+    code, printed = trained(commands, recipe, tmp_path / "here", hub={"repo_id": repo}, checkpoint={"resume": "hub"})
+    assert code == 0, printed
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "here" / "run")] == ["step-00000012"]
+
+
+def test_one_hiccup_does_not_stop_a_run_that_goes_on_from_the_hub(hub, commands, recipe, tmp_path):
+    hub.fail(Fault("/revision/", status=503, times=1))
+    changes = {"hub": {"repo_id": "someone/hiccup"}, "checkpoint": {"resume": "hub"}, "train": {"max_steps": 1}}
+    code, printed = trained(commands, recipe, tmp_path, **changes)
+    assert code == 0, printed
+    assert "a fault of its own (503); asking again in 5 s" in printed
 
 
 def test_resume_from_the_hub_starts_where_there_is_nothing_yet(hub, commands, recipe, tmp_path):

@@ -195,6 +195,8 @@ class _Training:
             raise
         for text in self.publisher.finish():
             self.journal.say(text)
+        if self.publisher.publishes:  # what was kept until it was sent
+            checkpoint.prune(self.job.run_dir, self.recipe.checkpoint.keep, self.publisher.needed)
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:

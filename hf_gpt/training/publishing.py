@@ -7,9 +7,9 @@ microseconds (`Publisher.tick`). Two places are kept up to date:
     hub.branch, with the tag step-00000500      the newest checkpoint
     main                                        the best one, or without a validation text the newest
 
-Each remembers only what it should show; a checkpoint that was overtaken before it was sent is not sent. After a
-failure the next attempt waits, each time longer, or as long as the Hub asked. A person is told when something goes
-wrong and when it works again, not each time.
+Each remembers only what it should show; a checkpoint that was overtaken before it was sent is not sent. They take
+turns. After a failure a place's next attempt waits, each time longer, or as long as the Hub asked. A person is told
+when something goes wrong and when it works again, not each time.
 """
 
 import json
@@ -22,15 +22,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import RunPreempted
 from ..recipe import HubRecipe
+from .stopping import preempted_at_once
 
 _PACKAGE = Path(__file__).parent.parent
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0  # seconds
 
 # `hf-gpt` without the package's __init__.py, which imports torch and takes a core from training for some seconds: a
 # push needs none of that.
+#
+# Its parent holds the other end of its standard input: when a run is killed, its push ends too, and cannot meet that
+# of the run that goes on.
 _HF_GPT = """
-import sys, types
+import os, sys, threading, types
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
 package = types.ModuleType("hf_gpt")
 package.__path__, package.__version__ = [sys.argv[1]], ""
 sys.modules["hf_gpt"] = package
@@ -41,12 +47,20 @@ sys.exit(main(sys.argv[2:]))
 
 @dataclass
 class _Place:
-    """A branch, the checkpoint that it should show, and the one it shows."""
+    """A branch, the checkpoint that it should show, and the one it shows; and how the last attempt went."""
 
     branch: str
     tagged: bool
+    pause: float  # after the next failure
     wanted: Path | None = None
     shown: Path | None = None
+    tried: float = 0.0  # when
+    not_before: float = 0.0
+    trouble: str | None = None  # that a person was told of
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self.wanted not in (None, self.shown)
 
 
 class Publisher:
@@ -54,15 +68,14 @@ class Publisher:
 
     def __init__(self, hub: HubRecipe, *, publishes: bool = True, first_pause: float = _FIRST_PAUSE):
         self._hub = hub
-        self._places = []
-        if hub.repo_id is not None and publishes:
-            self._places = [_Place(hub.branch, tagged=True), _Place("main", tagged=False)]
+        self._first_pause = first_pause
+        self.publishes = hub.repo_id is not None and publishes
+        self._places: list[_Place] = []
+        if self.publishes:
+            self._places = [_Place(hub.branch, True, first_pause), _Place("main", False, first_pause)]
         self._process: subprocess.Popen[str] | None = None
         self._place: _Place | None = None  # that the process works on
         self._sending: Path | None = None
-        self._first_pause = self._pause = first_pause
-        self._not_before = 0.0
-        self._trouble: str | None = None  # that a person was told of
 
     def offer(self, newest: Path, best: Path | None) -> None:
         """Let the branches show these (None: as it is); what was wanted before and not yet sent is forgotten."""
@@ -72,59 +85,69 @@ class Publisher:
     @property
     def needed(self) -> set[Path]:
         """Checkpoints that must stay on disk until they are sent."""
-        waiting = {place.wanted for place in self._places if place.wanted not in (None, place.shown)}
+        waiting = {place.wanted for place in self._places if place.is_unfinished}
         return waiting | ({self._sending} if self._sending else set())
 
     def tick(self) -> Iterator[str]:
         """See how the push under way is doing, and begin the next; yields what a person should know."""
         if self._process is not None and self._process.poll() is not None:
-            before = self._trouble
+            place, before = self._place, self._place.trouble
             sent, answer = self._ended()
-            if self._trouble is None and before is not None:
+            if place.trouble is None and before is not None:
                 yield f"hub: it works again; {sent.name} is at {answer['url']}"
-            elif self._trouble != before:
-                wait = self._not_before - time.monotonic()
-                yield f"hub: {self._trouble}; training goes on, and the next attempt is in {wait:.0f} s"
-        if self._process is None and self._unfinished() and time.monotonic() >= self._not_before:
-            self._begin()
+            elif place.trouble not in (before, *(other.trouble for other in self._places if other is not place)):
+                wait = place.not_before - time.monotonic()
+                yield f"hub: {place.trouble}; training goes on, and the next attempt is in {wait:.0f} s"
+        if self._process is None:
+            now = time.monotonic()
+            due = [place for place in self._places if place.is_unfinished and place.not_before <= now]
+            if due:
+                self._begin(min(due, key=lambda place: place.tried))
 
     def finish(self) -> Iterator[str]:
-        """After training: what is left is sent now; an attempt that fails now is the last. Ctrl-C leaves it."""
+        """After training: what is left is sent now, each place tried once more. Ctrl-C and SIGTERM leave it."""
+        told = next((place.trouble for place in self._places if place.trouble), None)
         try:
-            while self._unfinished():
-                if self._process is None:
-                    self._begin()
-                where = f"{self._hub.repo_id} ({self._place.branch})"
-                yield f"hub: sending {self._sending.name} to {where}; Ctrl-C leaves it for later"
-                self._process.wait()
-                sent, answer = self._ended()
-                if self._trouble is not None:
-                    yield f"hub: {self._trouble}"
-                    break
-                yield f"hub: {sent.name} is at {answer['url']}"
-        except KeyboardInterrupt:
+            with preempted_at_once():
+                left = [place for place in self._places if place.is_unfinished or place is self._place]
+                for place in sorted(left, key=lambda place: (place is not self._place, place.tried)):
+                    yield from self._finish(place, told)
+                    told = place.trouble or told
+        except (KeyboardInterrupt, RunPreempted):
             pass
         yield from self.left()
+
+    def _finish(self, place: _Place, told: str | None) -> Iterator[str]:
+        while (self._process is not None and self._place is place) or place.is_unfinished:
+            if self._process is None:
+                self._begin(place)
+            where = f"{self._hub.repo_id} ({place.branch})"
+            yield f"hub: sending {self._sending.name} to {where}; Ctrl-C leaves it for later"
+            self._process.wait()
+            sent, answer = self._ended()
+            if place.trouble is None:
+                yield f"hub: {sent.name} is at {answer['url']}"
+            elif place.trouble != told:
+                yield f"hub: {place.trouble}"
+            if place.trouble is not None:
+                return
 
     def left(self) -> Iterator[str]:
         """End what is under way; the commands that would finish the job."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
-            self._process = self._sending = None
-        commands = [shlex.join(["hf-gpt", *self._arguments(place, place.wanted)]) for place in self._unfinished()]
-        if commands:
+            self._process = self._place = self._sending = None
+        left = [place for place in self._places if place.is_unfinished]
+        if left:
+            commands = (shlex.join(["hf-gpt", *self._arguments(place, place.wanted)]) for place in left)
             yield "hub: not everything was sent; this sends the rest: " + " && ".join(commands)
 
-    def _unfinished(self) -> list[_Place]:
-        return [place for place in self._places if place.wanted not in (None, place.shown)]
-
-    def _begin(self) -> None:
-        place = self._unfinished()[0]
-        self._place, self._sending = place, place.wanted
+    def _begin(self, place: _Place) -> None:
+        self._place, self._sending, place.tried = place, place.wanted, time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-c", _HF_GPT, str(_PACKAGE), *self._arguments(place, place.wanted), "--json"],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -132,31 +155,31 @@ class Publisher:
         )
 
     def _arguments(self, place: _Place, sent: Path) -> list[str]:
-        arguments = ["push", str(sent), self._hub.repo_id]
+        arguments = ["push", str(sent.absolute()), self._hub.repo_id]
         if place.branch != "main":
             arguments += ["--revision", place.branch]
         if place.tagged:
             arguments += ["--tag", sent.name]
         if self._hub.private:
             arguments += ["--private"]
-        if self._hub.with_training_state:
+        if self._hub.with_training_state and place.tagged:
             arguments += ["--with-training-state"]
         return arguments
 
     def _ended(self) -> tuple[Path, dict[str, Any]]:
-        """What was sent, and what came back; the next attempt waits if it failed."""
+        """What was sent, and what came back; the place's next attempt waits if it failed."""
         printed, _ = self._process.communicate()
-        code, sent = self._process.returncode, self._sending
-        self._process = self._sending = None
+        code, sent, place = self._process.returncode, self._sending, self._place
+        self._process = self._place = self._sending = None
         try:
             answer = json.loads(printed)
         except ValueError:
             answer = {"error": f"the process that pushes ended with {code}"}
-        self._trouble = answer.get("error")
-        if self._trouble is None:
-            self._place.shown = sent
-            self._pause, self._not_before = self._first_pause, 0.0
+        place.trouble = answer.get("error")
+        if place.trouble is None:
+            place.shown = sent
+            place.pause, place.not_before = self._first_pause, 0.0
         else:
-            self._not_before = time.monotonic() + max(self._pause, answer.get("retry_after") or 0.0)
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            place.not_before = time.monotonic() + max(place.pause, answer.get("retry_after") or 0.0)
+            place.pause = min(2 * place.pause, _LONGEST_PAUSE)
         return sent, answer
