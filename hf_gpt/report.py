@@ -23,6 +23,8 @@ from .storage import read_json
 # Okabe and Ito's palette: blue and vermilion stay apart for colour-blind eyes, and in grey.
 _TRAINING, _VALIDATION = "#0072B2", "#D55E00"
 
+_BEYOND_ANY_RUN = 1e30
+
 
 def loss_plot(
     run_dir: str | Path, path: str | Path | None = None, *, until: int | None = None, dpi: int = 150
@@ -35,7 +37,7 @@ def loss_plot(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    metrics = [line for line in read_metrics(run_dir) if until is None or line["step"] <= until]
+    metrics = [line for line in _of_steps(read_metrics(run_dir)) if until is None or line["step"] <= until]
     trained = [line for line in metrics if "train_loss" in line]
     evaluated = [line for line in metrics if "eval_train_loss" in line]
     if not has_losses(metrics):
@@ -192,8 +194,8 @@ def read_run(run_dir: str | Path) -> RunRecord:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a metrics file can be drawn."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value of a metrics file can be drawn; what is beyond any run's figures makes no picture."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _BEYOND_ANY_RUN
 
 
 def _of_steps(lines: list[Any]) -> list[dict[str, Any]]:
@@ -201,14 +203,17 @@ def _of_steps(lines: list[Any]) -> list[dict[str, Any]]:
 
 
 def _series(lines: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    points = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
+    points = [
+        (line["epoch"], line[key]) for line in lines if is_number(line.get("epoch")) and is_number(line.get(key))
+    ]
     return [x for x, _ in points], [y for _, y in points]
 
 
 def _tokens_axis(axes: Any, metrics: list[dict[str, Any]]) -> None:
     """A second axis above: tokens are proportional to epochs."""
-    last = max(metrics, key=lambda line: line["tokens"])
-    if not last["tokens"]:
+    counted = [line for line in metrics if is_number(line.get("tokens")) and is_number(line.get("epoch"))]
+    last = max(counted, key=lambda line: line["tokens"], default={})
+    if not last.get("tokens") or not last["epoch"]:
         return
     per_epoch = last["tokens"] / last["epoch"]
     above = axes.secondary_xaxis("top", functions=(lambda e: e * per_epoch, lambda t: t / per_epoch))

@@ -189,6 +189,26 @@ def test_files_that_are_odd_are_named_and_the_rest_is_shown(tmp_path):
     assert "No over-fitting is to be seen." in words
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"[1, 2]",
+        b"null",
+        b'{"train_loss": 3}',
+        b'{"step": 1, "train_loss": 3}',
+        b'{"step": 1, "tokens": "x", "epoch": "y", "seconds": "1", "train_loss": 3}',
+        b'{"step": 1, "tokens": 100, "epoch": 0.1, "seconds": 1, "train_loss": NaN, "grad_norm": Infinity}',
+        b'{"step": 1, "tokens": 1e400, "epoch": 1, "seconds": 1e300, "eval_train_loss": 1e300, "validation_loss": 1}',
+        b'{"step": 1, "train_loss": ' + b"9" * 400 + b"}",
+    ],
+)
+def test_an_odd_line_of_metrics_costs_its_own_point(tmp_path, capsys, odd):
+    lines = [{"step": s, "tokens": 9 * s, "epoch": s / 9, "seconds": s, "train_loss": 5 - s / 9} for s in (2, 3)]
+    (tmp_path / "metrics.jsonl").write_bytes(odd + b"\n" + b"".join(json.dumps(x).encode() + b"\n" for x in lines))
+    assert main(["plot", str(tmp_path)]) == 0
+    assert "Loss" in Page(tmp_path / "report.html").source
+
+
 def test_chinese_is_there_as_characters(tmp_path):
     run_dir = write_run(tmp_path / "中文语料", 10, text="天地玄黄。宇宙洪荒。")
     page = Page(write_report(run_dir))
