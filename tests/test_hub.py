@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from forking import ForkServer, recipe_file
 from hub_server import Fault, HubServer, wikitext_files
@@ -153,6 +154,18 @@ def test_training_state_goes_only_when_asked_and_leaves_with_the_model_it_is_of(
         assert f"training_state/{name}" in there
     assert commands.run("push", run, repo)[0] == 0  # the run's best
     assert not [name for name in hub.files(repo) if name.startswith("training_state")]
+
+
+def test_the_records_of_a_run_go_along_from_within_its_folder(hub, step, tmp_path):
+    code = f"""
+import os
+os.chdir({str(step(8).parent)!r})
+from hf_gpt import hub
+print(int(hub.push("step-00000008", "someone/relative", with_training_state=True).revision == "main"))"""
+    assert in_a_fresh_process(code, hub.environment(tmp_path)) == 1
+    there = hub.files("someone/relative")
+    assert {"training_state/run/recipe.yaml", "training_state/run/metrics.jsonl"} <= set(there)
+    assert hub.commits("someone/relative")[0]["title"] == "Step 8"
 
 
 def test_private_is_private_and_what_is_public_is_not_taken_for_it(hub, commands, step, tmp_path):
@@ -435,6 +448,32 @@ def test_a_run_that_is_told_to_stop_while_it_waits_for_the_hub_says_how_to_finis
     command.send(signal.SIGTERM)
     assert command.wait() == 0
     assert "this sends the rest: hf-gpt push" in command.printed
+
+
+def test_a_push_ends_with_its_run(hub, commands, recipe, tmp_path):
+    hub.fail(Fault("/commit/", hang=True))
+    (tmp_path / "run").mkdir()
+    recipe = {**recipe, "output_dir": str(tmp_path / "run"), "hub": {"repo_id": "someone/orphan"}}
+    command = commands.start(
+        "train", recipe_file(recipe, tmp_path / "recipe.json"), env={"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
+    )
+    pushes = lambda: [p for p in psutil.process_iter(["cmdline"]) if "someone/orphan" in (p.info["cmdline"] or [])]  # noqa: E731
+    command.wait_until(lambda: any("/commit/" in asked.path for asked in hub.requests))
+    assert pushes()
+    command.send(signal.SIGKILL)
+    command.wait()
+    deadline = time.monotonic() + 20
+    while pushes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_what_was_kept_only_to_be_sent_goes_when_it_was(hub, commands, recipe, tmp_path):
+    hub.fail(Fault("/commit/", delay=1))
+    code, printed = trained(commands, recipe, tmp_path, hub={"repo_id": "someone/kept"}, checkpoint={"keep": 1})
+    assert code == 0, printed
+    newest, best = (checkpoint.pointed(tmp_path / "run", name) for name in ("latest", "best"))
+    assert set(checkpoint.checkpoints(tmp_path / "run")) == {newest, best}
 
 
 def test_without_a_network_it_says_so_and_waits(step, tmp_path, monkeypatch, hub):
