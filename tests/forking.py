@@ -73,7 +73,7 @@ class Forked:
 
     @property
     def printed(self) -> str:
-        return self._out.read_text()
+        return self._out.read_text() if self._out.exists() else ""  # until it has begun
 
     def wait_until(self, condition, timeout: float = 60) -> None:
         """Until `condition()` is true; fails if it does not come true in time."""
