@@ -350,9 +350,9 @@ def _download(api, repo_id: str, commit: str, final: Path) -> Path:
 
 @contextlib.contextmanager
 def _hub_errors_as_such(repo_id: str) -> Iterator[None]:
-    """The many exceptions of the client as one line that says what would help; no message of theirs is repeated.
+    """The many exceptions of the client as one line that says what would help.
 
-    Theirs hold addresses, and addresses of uploads are signed.
+    Where the Hub's own words are needed they come without addresses: those of uploads are signed.
     """
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import (

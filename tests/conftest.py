@@ -54,6 +54,29 @@ def forks():
     server.close()
 
 
+@pytest.fixture(scope="module")
+def parts():
+    """A small random model whose logits differ much, and the bytes' tokenizer."""
+    import torch
+
+    from hf_gpt import GPTConfig, GPTForCausalLM, load_tokenizer
+
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=257, context_length=16, emb_dim=16, n_layers=1, n_heads=2, initializer_range=0.5, drop_rate=0.5
+    )
+    return GPTForCausalLM(config).eval(), load_tokenizer("bytes")
+
+
+@pytest.fixture(scope="module")
+def folder(parts, tmp_path_factory) -> str:
+    """`parts`, saved."""
+    folder = tmp_path_factory.mktemp("model")
+    for part in parts:
+        part.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture
 def one_thread():
     """Small models: more threads would only get in each other's way."""

@@ -27,14 +27,6 @@ def parts():
     return GPTForCausalLM(config).eval(), load_tokenizer("bytes")
 
 
-@pytest.fixture(scope="module")
-def folder(parts, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    for part in parts:
-        part.save_pretrained(folder)
-    return str(folder)
-
-
 def test_the_books_six_steps_come_out():
     """Chapter 5's two sentences, whose ids stand for themselves: no data needed."""
     words = {"every": 16833, " effort": 3626, " moves": 6100, " you": 345}

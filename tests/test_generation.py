@@ -5,17 +5,8 @@ import threading
 import pytest
 import torch
 
-from hf_gpt import GPTConfig, GPTForCausalLM, UserError, generate_text, load_tokenizer
+from hf_gpt import UserError, generate_text, load_tokenizer
 from hf_gpt.generation import _CountingStreamer, stream_text
-
-
-@pytest.fixture(scope="module")
-def parts():
-    torch.manual_seed(0)
-    config = GPTConfig(
-        vocab_size=257, context_length=16, emb_dim=16, n_layers=1, n_heads=2, initializer_range=0.5, drop_rate=0.5
-    )
-    return GPTForCausalLM(config).eval(), load_tokenizer("bytes")
 
 
 def test_nothing_said_is_greedy(parts):

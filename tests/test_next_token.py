@@ -7,30 +7,13 @@ import torch
 from PIL import Image
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_gpt import GPTConfig, GPTForCausalLM, UserError, load_tokenizer
+from hf_gpt import UserError
 from hf_gpt.cli import main
 from hf_gpt.look.next_token import compare, count_draws, distribution, next_token_distribution, next_token_logits
 from hf_gpt.look.next_token_chart import chart, missing_characters
 
 BOOK_LOGITS = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
 BOOK_WORDS = ["closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward", "you"]
-
-
-@pytest.fixture(scope="module")
-def parts():
-    torch.manual_seed(0)
-    config = GPTConfig(
-        vocab_size=257, context_length=16, emb_dim=16, n_layers=1, n_heads=2, initializer_range=0.5, drop_rate=0.5
-    )
-    return GPTForCausalLM(config).eval(), load_tokenizer("bytes")
-
-
-@pytest.fixture(scope="module")
-def folder(parts, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    for part in parts:
-        part.save_pretrained(folder)
-    return str(folder)
 
 
 def drawn(counts: torch.Tensor) -> dict[str, int]:

@@ -52,6 +52,17 @@ from .processes import start_accelerator, together
 _MANY_SPLIT = 0.2
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """What `model.from_pretrained` names: its files in our layout, and of a Hub id the commit they are of.
+
+    It is looked up once for a run: the branch that it names may move on in the meantime.
+    """
+
+    folder: Path
+    commit: str | None
+
+
 @dataclass
 class Data:
     """Text, tokenised: what `hf-gpt tokenize` reports on and training reads."""
@@ -61,6 +72,7 @@ class Data:
     config: GPTConfig
     windows: Windows  # what training sees
     evaluated: dict[str, Windows]  # "eval_train" and, if there is any, "validation": windows that do not overlap
+    pretrained: Pretrained | None  # what the model goes on from
 
     def facts(self) -> dict[str, Any]:
         """What a person should know before training, as `hf-gpt tokenize --json` prints it."""
@@ -148,7 +160,8 @@ def prepare_data(recipe: Recipe) -> Data:
     if named.name and named.name == recipe.model.from_pretrained:
         named = dataclasses.replace(named, name=checkpoint.resolve_model(named.name))
     tokenizer = _tokenizer(named, corpus)
-    config = model_config(recipe.model, tokenizer)
+    pretrained = _pretrained(recipe.model)
+    config = model_config(recipe.model, tokenizer, pretrained)
     context_length = tokenizer.model_max_length = config.max_position_embeddings
     data = dataclasses.replace(recipe.data, stride=recipe.data.stride or context_length, separator=corpus.separated)
     fields = in_the_hubs_words(recipe.model.config)
@@ -168,6 +181,7 @@ def prepare_data(recipe: Recipe) -> Data:
         config=config,
         windows=windows(store, data.stride),
         evaluated=evaluated,
+        pretrained=pretrained,
     )
 
 
@@ -256,7 +270,7 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
         environment["parent"] = describe_parent(branched_from)
 
     torch.manual_seed(recipe.seed)
-    model = _model(recipe, data.config)
+    model = _model(recipe, data.config, data.pretrained)
     if accelerator.process_index > 0:  # the same weights everywhere, but dropout of one's own
         torch.manual_seed(recipe.seed + 7919 * accelerator.process_index)
 
@@ -276,7 +290,7 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
     )
 
 
-def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPTConfig:
+def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretrained: Pretrained | None) -> GPTConfig:
     """The configuration a recipe names, with the tokenizer's vocabulary unless a size is given.
 
     Raises:
@@ -293,8 +307,8 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT
     if isinstance(given, int) and given < size:
         raise UserError(_too_small(given, size))
     try:
-        if recipe.from_pretrained:
-            config = GPTConfig.from_pretrained(_in_our_layout(recipe), **recipe.config)
+        if pretrained:
+            config = GPTConfig.from_pretrained(pretrained.folder, **recipe.config)
         elif recipe.preset:
             config = GPTConfig.from_preset(recipe.preset, **fields)
         else:
@@ -306,21 +320,30 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT
     return config
 
 
-def _in_our_layout(recipe: ModelRecipe) -> Path:
-    """The folder of what `from_pretrained` names: as it is, or a GPT-2 converted once and kept in the cache.
+def _pretrained(recipe: ModelRecipe) -> Pretrained | None:
+    """What the recipe's `from_pretrained` names; a GPT-2 is converted once and kept in the cache.
 
     Raises:
-        UserError: it is neither ours nor a GPT-2 that can be converted.
+        UserError: it is not there, or neither ours nor a GPT-2 that can be converted.
     """
-    folder = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
-    kind = GPTConfig.get_config_dict(folder)[0].get("model_type")
-    if kind == GPTConfig.model_type:
-        return folder
-    if kind != "gpt2":
-        raise UserError(
-            f"model.from_pretrained: {recipe.from_pretrained} is a {kind} model; {GPTConfig.model_type} and gpt2"
-            " models can be gone on from"
-        )
+    if not recipe.from_pretrained:
+        return None
+    try:
+        folder = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
+        kind = GPTConfig.get_config_dict(folder)[0].get("model_type")
+        if kind not in (GPTConfig.model_type, "gpt2"):
+            raise ValueError(
+                f"{recipe.from_pretrained} is a {kind} model; {GPTConfig.model_type} and gpt2 models can be gone on"
+                " from"
+            )
+        in_our_layout = folder if kind == GPTConfig.model_type else _converted_once(folder)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"model: {error}") from None
+    return Pretrained(in_our_layout, folder.name if folder.parent.name == "snapshots" else None)  # the Hub's cache
+
+
+def _converted_once(folder: Path) -> Path:
+    """A GPT-2 in our layout, kept under the name of its content."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
     content = digest("gpt2", *(f"{path.name} {content_hash(path, is_text=False)}" for path in files))
     kept = cache_folder() / "models" / f"gpt2-{content[:32]}"
@@ -366,9 +389,7 @@ def describe_sources(data: Data) -> dict[str, Any]:
     sources["tokenizer"] = {"trained": True} if tokenizer.train else _named(tokenizer.name, tokenizer.revision)
     sources["tokenizer"]["entries"] = vocab_size(data.tokenizer)
     if model.from_pretrained:
-        folder = checkpoint.model_folder(model.from_pretrained, model.revision)
-        commit = folder.name if folder.parent.name == "snapshots" else None  # of the Hub's cache
-        sources["model"] = _named(checkpoint.resolve_model(model.from_pretrained), commit)
+        sources["model"] = _named(checkpoint.resolve_model(model.from_pretrained), data.pretrained.commit)
     return sources
 
 
@@ -443,13 +464,12 @@ def _texts(corpus: Corpus) -> Iterator[str]:
     return (piece for piece in corpus.pieces() if piece)
 
 
-def _model(recipe: Recipe, config: GPTConfig) -> GPTForCausalLM:
+def _model(recipe: Recipe, config: GPTConfig, pretrained: Pretrained | None) -> GPTForCausalLM:
     attention = recipe.train.attn_implementation
     try:
-        if recipe.model.from_pretrained:
-            source = _in_our_layout(recipe.model)
+        if pretrained:
             model, report = AutoModelForCausalLM.from_pretrained(
-                source,
+                pretrained.folder,
                 config=config,
                 attn_implementation=attention,
                 dtype=torch.float32,
