@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 TRAINING_STATE = "training_state"
 MANIFEST = f"{TRAINING_STATE}/manifest.json"
+_TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "*.tiktoken")
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -191,10 +192,12 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
     if (source / MANIFEST).is_file():
         verify(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         loaded, report = AutoModelForCausalLM.from_pretrained(
             source, trust_remote_code=False, output_loading_info=True
         )
+        if not any(list(source.glob(names)) for names in _TOKENIZER_FILES):
+            raise UserError(f"{model}: has no tokenizer; put the files of the one it was trained with into its folder")
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except pickle.UnpicklingError:
         raise UserError(f"{model}: its weights are a pickle that could run code, and were not read") from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

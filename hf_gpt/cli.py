@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .errors import HubError, RunPreempted, RunStopped, UserError
 
@@ -25,11 +25,14 @@ _EXIT_FAILED = 1
 _EXIT_PREEMPTED = 75  # sysexits.h's EX_TEMPFAIL: the same command, later, goes on
 _EXIT_INTERRUPTED = 130
 _OTHERS_WAIT = 3  # seconds
+_MOST_BARS = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: a terminal may lack a model's characters
     debug = "--debug" in arguments
     try:
         parsed, rest = _parser().parse_known_args([a for a in arguments if a != "--debug"])
@@ -59,6 +62,8 @@ class _Parser(argparse.ArgumentParser):
     lists_recipe_fields = False
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith("expected one argument"):
+            message += "; one that begins with - is written --flag=-value"
         raise UserError(f"{message}; see {self.prog} --help")
 
     def format_help(self) -> str:
@@ -170,7 +175,10 @@ def _parser() -> argparse.ArgumentParser:
         "What greedy decoding, temperature, top-k and top-p make of the distribution of the token after a prompt,"
         " and how often each token comes in so many draws."
     )
-    decode.epilog = "'-' is a token that top-k or top-p leave out. " + _TOKENS_AS_SHOWN
+    decode.epilog = (
+        "'-' is a token that is not drawn: top-k or top-p leave it out, greedy decoding takes another, or the model's"
+        f" own generation config forbids it. {_TOKENS_AS_SHOWN}"
+    )
     decode.add_argument("model", metavar="MODEL")
     decode.add_argument("--prompt", required=True, metavar="TEXT")
     decode.add_argument(
@@ -186,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("--draws", type=int, default=1000, metavar="N", help="(default: 1000)")
     decode.add_argument("--seed", type=int, default=123, metavar="S", help="of the draws (default: 123)")
     decode.add_argument("--top", type=int, default=10, metavar="N", help="tokens to show (default: 10)")
-    decode.add_argument("--png", metavar="FILE", help="draw the bar chart")
+    decode.add_argument("--png", metavar="FILE", help=f"draw the bar chart, of at most {_MOST_BARS} tokens")
     decode.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
     demo = command("demo", _demo, "a page in the browser: decoding controls, the distribution, text as it is written")
@@ -291,7 +299,7 @@ def _tokenize(arguments: argparse.Namespace) -> None:
 
     data = prepare_data(Recipe.from_yaml(arguments.recipe, arguments.overrides))
     if arguments.json:
-        print(json.dumps(data.facts(), ensure_ascii=False))
+        print(_json(data.facts()))
         return
     for line in data.describe():
         _say(line)
@@ -318,7 +326,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
         arguments.utilization,
     )
     if arguments.json:
-        print(json.dumps(found.to_dict()))
+        print(_json(found.to_dict()))
         return
     for line in found.describe():
         _say(line)
@@ -363,7 +371,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         stride=arguments.stride,
     )
     if arguments.json:
-        print(json.dumps(result.to_dict()))
+        print(_json(result.to_dict()))
         return
     print(f"loss            {result.loss:.4f} nats per token")
     print(f"perplexity      {result.perplexity:.2f}")
@@ -400,21 +408,21 @@ def _explain(arguments: argparse.Namespace) -> None:
     check_text(arguments.text)  # before the seconds that loading takes
     if not 1 <= arguments.top <= 100:
         raise UserError(f"--top {arguments.top}: must be 1 to 100")
-    _refuse_folder("--html", arguments.html)
+    _refuse_unwritable("--html", arguments.html)
     _quiet()
     explanation = explain(*load_model(arguments.model), arguments.text, arguments.top)
-    if arguments.html:
+    if arguments.html is not None:
         from .look.explain_page import page
         from .storage import write_text
 
         write_text(Path(arguments.html), page(explanation, arguments.model))
         _say(f"page       {arguments.html}")
-    print(json.dumps(explanation.to_dict(), ensure_ascii=False) if arguments.json else explanation.table())
+    print(_json(explanation.to_dict()) if arguments.json else explanation.table())
 
 
 def _decode(arguments: argparse.Namespace) -> None:
     from .checkpoint import load_model
-    from .generation import check_request
+    from .generation import check_prompt
     from .look.next_token import check_settings, compare, next_token_logits
     from .look.token_text import show_token
 
@@ -425,34 +433,44 @@ def _decode(arguments: argparse.Namespace) -> None:
         "num_draws": arguments.draws,
         "seed": arguments.seed,
     }
-    check_request(arguments.prompt, 1)
+    check_prompt(arguments.prompt)
     check_settings(**settings)
     if not 1 <= arguments.top <= 100:
         raise UserError(f"--top {arguments.top}: must be 1 to 100")
-    _refuse_folder("--png", arguments.png)
+    _refuse_unwritable("--png", arguments.png)
     _quiet()
     model, tokenizer = load_model(arguments.model)
     logits = next_token_logits(model, tokenizer, arguments.prompt)
     found = compare(logits, functools.partial(show_token, tokenizer), arguments.prompt, **settings)
-    if arguments.png:
+    if arguments.png is not None:
         import logging
 
         from .look.next_token_chart import chart, missing_characters
+        from .report import write_png
 
         logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a font without a regular weight will do
-        chart(found, min(arguments.top, 20)).savefig(arguments.png, format="png")
+        top = min(arguments.top, _MOST_BARS)
+        write_png(Path(arguments.png), chart(found, top))
         _say(f"chart      {arguments.png}")
-        if missing := missing_characters(found, min(arguments.top, 20)):
+        if missing := missing_characters(found, top):
             _say(f"note       no font of this machine has {missing}: shown by number; Noto Sans CJK has Chinese")
-    print(
-        json.dumps(found.to_dict(arguments.top), ensure_ascii=False) if arguments.json else found.table(arguments.top)
-    )
+    print(_json(found.to_dict(arguments.top)) if arguments.json else found.table(arguments.top))
 
 
-def _refuse_folder(flag: str, file: str | None) -> None:
+def _json(value: Any) -> str:
+    """One JSON object; characters stand for themselves where stdout can show all of them."""
+    everything = (sys.stdout.encoding or "").lower().startswith("utf")
+    return json.dumps(value, ensure_ascii=not everything, allow_nan=False)
+
+
+def _refuse_unwritable(flag: str, file: str | None) -> None:
     """Before the work, not after it."""
-    if file and (Path(file).is_dir() or not Path(file).parent.is_dir()):
-        raise UserError(f"{flag} {file}: is a folder or lies in none; give a file in a folder that is there")
+    if file is None:
+        return
+    if not file or Path(file).is_dir() or not Path(file).parent.is_dir():
+        raise UserError(f"{flag} {file!r}: is a folder or lies in none; give a file in a folder that is there")
+    if not os.access(Path(file).parent, os.W_OK):
+        raise UserError(f"{flag} {file}: nothing can be written there; give a file in another folder")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -520,10 +538,10 @@ def _push(arguments: argparse.Namespace) -> None:
         )
     except (HubError, UserError) as error:
         if arguments.json:
-            print(json.dumps({"error": str(error), "retry_after": getattr(error, "retry_after", None)}))
+            print(_json({"error": str(error), "retry_after": getattr(error, "retry_after", None)}))
         raise
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(done)))
+        print(_json(dataclasses.asdict(done)))
         return
     tag = f", tag {done.tag}" if done.tag else ""
     _say(f"{done.url}: commit {done.commit[:8]} on {done.revision}{tag}")

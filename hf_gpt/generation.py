@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer
 
+from .configuration_gpt import GPTConfig
 from .errors import UserError
 from .evaluation import evaluating
 
@@ -141,16 +142,34 @@ def _request(
         raise UserError(f"--seed {seed}: must be at least 0 and below 2**63")
     input_ids = encode_prompt(model, tokenizer, prompt)
     refuse_past_window(model, input_ids.shape[1] + max_new_tokens)
-    # Everything is said, so that a model's own generation defaults (top_k 50 in transformers) add nothing.
     decoding = {"do_sample": False}
     if temperature or (temperature is None and (top_k or top_p)):
         decoding = {"do_sample": True, "temperature": temperature or 1.0, "top_k": top_k or 0, "top_p": top_p or 1.0}
-    return input_ids, {
+    return input_ids, {**plain_options(tokenizer, input_ids), "max_new_tokens": max_new_tokens, **decoding}
+
+
+def plain_options(tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -> dict[str, Any]:
+    """What `model.generate` is told so that it draws one continuation by what is asked for here and nothing else.
+
+    Of the model's own generation config only what forbids or weighs tokens stays (a repetition penalty, bad words).
+    """
+    others = (
+        "min_p",
+        "typical_p",
+        "top_h",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+    )
+    return {
         "attention_mask": torch.ones_like(input_ids),
-        "max_new_tokens": max_new_tokens,
         "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        **decoding,
+        "tokenizer": tokenizer,  # for stop strings
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        **dict.fromkeys(others),
     }
 
 
@@ -162,13 +181,23 @@ def check_request(
     top_p: float | None = None,
 ) -> None:
     """Refuse, in one line, what cannot be continued or what no distribution can be made of."""
+    check_prompt(prompt)
+    if max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
+    check_sampling(temperature, top_k, top_p)
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse, in one line, what nothing can go on from."""
     if not prompt:
         raise UserError("--prompt: it is empty; give at least one character to go on from")
     refuse_broken_text("--prompt", prompt)
-    if max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
+
+
+def check_sampling(temperature: float | None = None, top_k: int | None = None, top_p: float | None = None) -> None:
+    """Refuse, in one line, what no distribution can be made with."""
     if temperature is not None and temperature != 0 and not 1e-4 <= temperature < math.inf:
-        raise UserError(f"--temperature {temperature:g}: must be 0 (greedy) or at least 0.0001")
+        raise UserError(f"--temperature {temperature:g}: must be 0 (greedy) or a finite number of at least 0.0001")
     if top_k is not None and top_k < 1:
         raise UserError(f"--top-k {top_k}: must be 1 or more")
     if top_p is not None and not 0 < top_p <= 1:
@@ -184,20 +213,49 @@ def refuse_broken_text(flag: str, text: str) -> None:
 
 
 def encode_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
-    """The ids of a prompt, (1, time), where the model is."""
+    """The ids of a prompt, (1, time), where the model is.
+
+    Raises:
+        UserError: the tokenizer makes nothing of it, or tokens that the model does not have.
+    """
+    ids = token_ids(model, tokenizer, prompt)
+    if not ids:
+        raise UserError("--prompt: the model's tokenizer makes no token of it; give other text")
+    return torch.tensor([ids], device=model.device)
+
+
+def token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a text.
+
+    Raises:
+        UserError: some of them are none that the model has.
+    """
     # Not verbose: a prompt longer than the window is nothing to warn of, the window slides.
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, verbose=False)["input_ids"]
-    return ids.to(model.device)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    num_known = model.get_input_embeddings().num_embeddings
+    if max(ids, default=0) >= num_known:
+        raise UserError(
+            f"the tokenizer gives token {max(ids)}, and the model has {num_known:,}: they do not belong together"
+        )
+    return ids
+
+
+def sliding_window(model: PreTrainedModel) -> bool:
+    """Whether the model goes on when its window is full, as ours does; others end in an error or lose their way."""
+    return model.config.model_type == GPTConfig.model_type
 
 
 def refuse_past_window(
     model: PreTrainedModel, num_tokens: int, what: str = "--max-new-tokens: prompt and continuation make"
 ) -> None:
-    """Our GPT slides its window; a stock GPT-2 would end in an IndexError."""
-    window = getattr(model.config, "n_positions", None)
-    if window is not None and num_tokens > window:
+    """Refuse, in one line, more than a window that does not slide can hold."""
+    window = getattr(model.config, "max_position_embeddings", None)
+    if window is None or sliding_window(model):
+        return
+    if num_tokens > window + 1:  # the last token is made, and not read
         raise UserError(
-            f"{what} {num_tokens} tokens, and this {model.config.model_type} model has no more than {window} positions"
+            f"{what} {num_tokens:,} tokens, and this {model.config.model_type} model has {window:,} positions, for up"
+            f" to {window + 1:,}"
         )
 
 

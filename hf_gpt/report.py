@@ -6,19 +6,23 @@ upper axis. It reads `metrics.jsonl` alone, so it works on a run that is going o
 """
 
 import functools
+import io
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
 from . import checkpoint
 from .errors import UserError
-from .storage import read_json
+from .storage import read_json, write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: blue and vermilion stay apart for colour-blind eyes, and in grey.
 _TRAINING, _VALIDATION = "#0072B2", "#D55E00"
@@ -66,10 +70,15 @@ def loss_plot(
     _tokens_axis(axes, metrics)
 
     path = Path(path or Path(run_dir) / "loss.png")
-    temporary = path.with_name(".loss.writing.png")
-    figure.savefig(temporary)
-    temporary.replace(path)
+    write_png(path, figure)
     return path
+
+
+def write_png(path: Path, figure: "Figure") -> None:
+    """A matplotlib figure as a PNG file that is there whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())
 
 
 def has_losses(metrics: list[dict[str, Any]]) -> bool:
@@ -221,9 +230,9 @@ def _tokens_axis(axes: Any, metrics: list[dict[str, Any]]) -> None:
     above.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
 
 
-def short(count: float) -> str:
+def short(count: float, digits: int = 3) -> str:
     """12000 -> 12k, 3400000 -> 3.4M"""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= size:
-            return f"{count / size:.3g}{letter}"
-    return f"{count:.3g}"
+            return f"{count / size:.{digits}g}{letter}"
+    return f"{count:.{digits}g}"

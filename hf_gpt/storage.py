@@ -15,13 +15,28 @@ from .errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole: temporary name, flush, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        flush_file(file)
-    temporary.replace(path)
+    """Write a file of text, as UTF-8, whole."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole: temporary name, flush, rename. Where the path is a link, it stays one to what is written.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`, which is as it was.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.writing")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            flush_file(file)
+        temporary.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def write_json(path: Path, value: Any) -> None:

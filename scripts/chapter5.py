@@ -65,7 +65,7 @@ print("a batch    ", {name: tuple(tensor.shape) for name, tensor in batch.items(
 # %%
 untrained = GPTForCausalLM(GPTConfig(**data.config.to_diff_dict())).eval()
 print(f"parameters  {untrained.num_parameters():,}, loss of guessing {torch.tensor(len(tokenizer)).log():.3f}")
-print(explain(untrained, tokenizer, "Every effort moves you").table())
+print(explain(untrained, tokenizer, "Every effort moves you", top=3).table())
 
 # %% [markdown]
 # ## Training

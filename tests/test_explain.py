@@ -1,7 +1,11 @@
 """From logits to loss on a text: the book's figures, `cross_entropy`'s, and a page and a table that hold anything."""
 
+import functools
 import json
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -94,7 +98,7 @@ def test_parts_of_a_character_say_of_which(parts):
 )
 def test_table_and_page_hold_any_text(parts, text):
     found = explain(*parts, text)
-    table = found.table(3)
+    table = found.table()
     lines = table.split("\n")
     assert len(lines) == len(found.tokens) + 1 + 1 + 5
     assert all(line.isprintable() for line in lines)
@@ -156,6 +160,36 @@ def test_the_command_prints_a_table_or_json_and_writes_a_page(folder, tmp_path, 
     assert found["loss"] == pytest.approx(found["cross_entropy"])
     assert found["tokens"][0]["loss"] is None
     assert [len(token["alternatives"]) for token in found["tokens"]] == [0, *[2] * 7]
+
+
+def test_as_many_of_the_likeliest_tokens_are_shown_as_were_asked_for(folder, tmp_path, capsys):
+    file = tmp_path / "page.html"
+    assert main(["explain", folder, "--text", "Once", "--html", str(file), "--top", "8"]) == 0
+    row = capsys.readouterr().out.split("\n")[2]
+    assert len(re.findall(r"\S+ 0\.\d{3}(?:  |$)", row)) == 8
+    assert file.read_text(encoding="utf-8").count("<span class=alt>") == 3 * 8
+    assert folder in file.read_text(encoding="utf-8")
+
+
+def test_a_token_that_is_markup_is_shown_as_text():
+    words = {"<script>": 0, "&": 1, "x": 2}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words)))
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    model = GPTForCausalLM(GPTConfig(vocab_size=3, context_length=8, emb_dim=8, n_layers=1, n_heads=1)).eval()
+    seen = Seen()
+    seen.feed(page(explain(model, tokenizer, "<script> & <script> x")))
+    assert "script" not in seen.tags
+    assert any("<script>" in title for title in seen.titles)
+    assert "&amp;" in page(explain(model, tokenizer, "<script> & x"))
+
+
+def test_where_stdout_lacks_characters_they_are_spelled_out(folder):
+    run = functools.partial(subprocess.run, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    command = [sys.executable, "-m", "hf_gpt.cli", "explain", folder, "--text", "a 中"]
+    table = run(command)
+    assert table.returncode == 0, table.stderr
+    assert b"\\u2423" in table.stdout
+    assert json.loads(run([*command, "--json"]).stdout)["text"] == "a 中"
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 """What temperature, top-k and top-p make of the next token: the book's draws, and what `generate()` samples from."""
 
+import itertools
 import json
 
 import pytest
 import torch
 from PIL import Image
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from hf_gpt import UserError
+from hf_gpt import GPTConfig, GPTForCausalLM, UserError, generate_text
 from hf_gpt.cli import main
+from hf_gpt.generation import _request
+from hf_gpt.look import fonts
+from hf_gpt.look.explain import explain
 from hf_gpt.look.next_token import compare, count_draws, distribution, next_token_distribution, next_token_logits
 from hf_gpt.look.next_token_chart import chart, missing_characters
 
@@ -123,11 +127,70 @@ def test_what_a_model_adds_without_sampling_is_seen(parts):
     model.eval()
 
 
+OTHERS = [
+    {"min_p": 0.05},
+    {"typical_p": 0.5},
+    {"top_h": 0.3},
+    {"epsilon_cutoff": 0.01},
+    {"eta_cutoff": 0.01},
+    {"top_k": 7, "top_p": 0.3, "temperature": 3.0, "do_sample": True},
+    {"num_beams": 3},
+    {"num_return_sequences": 2, "do_sample": True},
+    {"forced_eos_token_id": 5},
+    {"stop_strings": ["x"]},
+    {"repetition_penalty": 1.7},
+    {"bad_words_ids": [[101]]},
+]
+
+
+@pytest.mark.parametrize("others", OTHERS, ids=lambda others: next(iter(others)))
+def test_what_a_model_asks_of_itself_beside_it_changes_neither_what_is_shown_nor_what_is_written(parts, others):
+    """What weighs or forbids tokens is in both, all else in neither."""
+    model, tokenizer = parts
+    plain, model.generation_config = model.generation_config, GenerationConfig(**others)
+    try:
+        found = next_token_distribution(model, tokenizer, "Once", 0.9, top_k=40)
+        input_ids, options = _request(model, tokenizer, "Once", 1, 0.9, 40, None, seed=1)
+        output = model.generate(input_ids, **options, output_scores=True, return_dict_in_generate=True)
+        assert len(output.scores) == len(output.sequences) == 1
+        assert torch.equal(found.probabilities, output.scores[0][0].softmax(dim=-1))
+        logits = next_token_logits(model, tokenizer, "Once")
+        written = generate_text(model, tokenizer, "Once", max_new_tokens=3)
+    finally:
+        model.generation_config = plain
+    weighs = bool({"repetition_penalty", "bad_words_ids"} & others.keys())
+    assert torch.equal(logits, next_token_logits(model, tokenizer, "Once")) != weighs
+    if not weighs:
+        assert written == generate_text(model, tokenizer, "Once", max_new_tokens=3)
+
+
+def test_weights_that_are_no_numbers_are_refused(parts):
+    model, tokenizer = GPTForCausalLM(parts[0].config), parts[1]
+    torch.nn.init.constant_(model.model.norm.weight, torch.nan)
+    with pytest.raises(UserError, match="not finite"):
+        next_token_logits(model, tokenizer, "Once")
+    with pytest.raises(UserError, match="not finite"):
+        explain(model, tokenizer, "Once")
+
+
+def test_a_tokenizer_of_another_model_is_refused(parts):
+    config = GPTConfig(vocab_size=100, context_length=16, emb_dim=16, n_layers=1, n_heads=2)
+    for look in (next_token_logits, explain):
+        with pytest.raises(UserError, match="gives token 110, and the model has 100: they do not belong together"):
+            look(GPTForCausalLM(config), parts[1], "Once")
+
+
+def test_a_forbidden_token_has_no_logit_in_json():
+    found = compare(torch.tensor([1.0, -torch.inf, 2.0]), "abc".__getitem__, "x").to_dict()
+    assert [token["logit"] for token in found["tokens"]] == [2.0, 1.0, None]
+    json.dumps(found, allow_nan=False)
+
+
 def test_a_model_whose_window_does_not_slide_is_refused_past_it(parts):
     stock = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_positions=8, n_embd=16, n_layer=1, n_head=2)).eval()
-    assert len(next_token_logits(stock, parts[1], "x" * 7)) == 257
-    with pytest.raises(UserError, match="--prompt: with the next token it makes 9 tokens"):
-        next_token_logits(stock, parts[1], "x" * 8)
+    assert len(next_token_logits(stock, parts[1], "x" * 8)) == 257  # the next token needs no position
+    with pytest.raises(UserError, match="--prompt: with the next token it makes 10 tokens"):
+        next_token_logits(stock, parts[1], "x" * 9)
 
 
 def book(**settings):
@@ -154,6 +217,23 @@ def pixels(figure, path) -> list:
         return image.convert("RGB").getcolors(maxcolors=1 << 20)
 
 
+def test_the_charts_bars_are_the_probabilities_and_its_dots_the_draws():
+    decoding = book(top_k=3, num_draws=100)
+    (axes,) = chart(decoding, top=5).axes
+    order = BOOK_LOGITS.topk(5).indices
+    bars = [bar for bar in axes.patches if bar.get_fill()]
+    for number, (setting, counts) in enumerate(zip(decoding.settings, decoding.counts)):
+        heights = [bar.get_height() for bar in bars[6 * number : 6 * number + 6]]  # five tokens, and the others
+        assert heights == pytest.approx([*setting.probabilities[order].tolist(), 0.0], abs=1e-6)
+        drawn_here = [count / 100 for count in counts[order].tolist() if count]
+        assert list(axes.lines[number].get_ydata()) == pytest.approx(drawn_here)
+    outlines = [bar.get_height() for bar in axes.patches if not bar.get_fill()]
+    before = [(BOOK_LOGITS / temperature).softmax(0)[order[3:]].tolist() for temperature in (0.1, 1.0, 5.0)]
+    assert outlines == pytest.approx([*itertools.chain(*before)])
+    assert axes.get_ylabel() == "probability"
+    assert [label.get_text() for label in axes.get_xticklabels()] == [*(BOOK_WORDS[i] for i in order), "4\nothers"]
+
+
 def test_the_chart_has_a_bar_for_each_temperature(tmp_path):
     colours = {colour for _, colour in pixels(chart(book()), tmp_path / "chart.png")}
     assert {(0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00), (0x00, 0x9E, 0x73)} <= colours
@@ -170,18 +250,29 @@ def test_the_chart_draws_any_name(tmp_path, names):
 
 
 def test_a_character_without_a_font_is_shown_by_its_number(monkeypatch):
-    from hf_gpt.look import next_token_chart
-
-    usual = next_token_chart._fonts()[:1]
-    monkeypatch.setattr(next_token_chart, "_fonts", lambda: usual)
-    next_token_chart._font_of.cache_clear()
+    usual = fonts.known_fonts()[:1]
+    monkeypatch.setattr(fonts, "known_fonts", lambda: usual)
+    monkeypatch.setattr(fonts, "newer_fonts", lambda: [])
+    fonts.font_of.cache_clear()
     try:
         decoding = compare(torch.tensor([1.0, 2.0]), "中a".__getitem__, "文")
         assert missing_characters(decoding) == "中文"
         figure = chart(decoding)
         assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["a", "U+4E2D"]
     finally:
-        next_token_chart._font_of.cache_clear()
+        fonts.font_of.cache_clear()
+
+
+def test_a_font_that_came_since_matplotlib_looked_is_found(monkeypatch):
+    from matplotlib.font_manager import fontManager
+
+    serif = next(entry.fname for entry in fontManager.ttflist if entry.name == "DejaVu Serif")
+    without = [entry for entry in fontManager.ttflist if entry.fname != serif]
+    monkeypatch.setattr(fontManager, "ttflist", without)
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [serif])
+    assert "DejaVu Serif" in dict(fonts.newer_fonts.__wrapped__())
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [])
+    assert fonts.newer_fonts.__wrapped__() == []
 
 
 def test_the_command_prints_a_table_or_json_and_draws(folder, tmp_path, capsys):
@@ -214,7 +305,8 @@ def test_the_command_prints_a_table_or_json_and_draws(folder, tmp_path, capsys):
         (["--draws", "-1"], "--draws -1: must be 0 to"),
         (["--seed", "-1"], "--seed -1: must be at least 0"),
         (["--top", "0"], "--top 0: must be 1 to 100"),
-        (["--png", "."], "--png .: is a folder"),
+        (["--png", "."], "--png '.': is a folder"),
+        (["--png", ""], "--png '': is a folder or lies in none"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(folder, flags, message, capsys):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from hf_gpt.look.overfitting import turning_point
+from hf_gpt.look.overfitting import course, turning_point
 
 
 def evaluations(validation: list[float], training: list[float] | None = None) -> list[dict]:
@@ -58,6 +58,39 @@ def test_a_run_that_diverges_does_not_over_fit():
     turns = [3 + abs(step - 20) / 10 for step in range(40)]
     assert turning_point(evaluations(turns)) is not None
     assert turning_point(evaluations(turns, training=turns)) is None
+    assert course(evaluations(turns, training=turns)).trend == "diverges"
+
+
+def test_a_run_that_has_learned_its_text_by_heart_still_over_fits():
+    turns = [7.0, 5.0, 4.0, 3.9, 4.2, 4.5, 4.9]
+    assert turning_point(evaluations(turns, training=[7.0, 5.0, 4.0, 1.0, 1.005, 1.0, 1.002])).step == 30
+
+
+@pytest.mark.parametrize(
+    ("losses", "at"),
+    [
+        ([7, 5, 7, 4, 3.5, 3.2, 3.0, 3.4, 3.8, 4.2, 4.6], 6),  # a spike while it fell
+        ([7, 5, 4, 3.5, 3.2, 3.0, 3.5, 4.0, 4.4, 3.8, 3.8, 3.9], 5),  # a dip while it rose
+    ],
+)
+def test_one_mishap_hides_no_turn(losses, at):
+    assert turning_point(evaluations(losses)).step == 10 * at
+
+
+@pytest.mark.parametrize(
+    ("losses", "trend"),
+    [
+        ([7], "too early"),
+        ([7, 8], "too early"),
+        ([7, 5, 4], "falls"),
+        ([7, 5, 4, 4.02], "falls"),
+        ([7, 5, 4, 4.3], "unsettled"),  # one evaluation is no turn
+        ([7, 5, 4, 3.5, 3.2, 3.0, 4.0, 3.1], "unsettled"),  # it has almost come back
+        ([7, 5, 4, 4.5, 5], "over-fits"),
+    ],
+)
+def test_what_cannot_be_told_is_said(losses, trend):
+    assert course(evaluations(losses)).trend == trend
 
 
 def test_lines_that_are_no_evaluation_do_not_count():

@@ -1,11 +1,14 @@
 """The report: one file that opens from disk, holds whatever a run left, and is trusted by nobody's text."""
 
+import dataclasses
+import itertools
 import json
 import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_cli import refused
@@ -14,8 +17,10 @@ from test_training import changed
 import hf_gpt
 from hf_gpt.cli import main
 from hf_gpt.errors import RunStopped
-from hf_gpt.look.report_figures import thinned
-from hf_gpt.look.report_page import write_report
+from hf_gpt.look.report_figures import NUM_RUN_COLOURS, svg, thinned, tick_labels
+from hf_gpt.look.report_page import plot, write_report
+from hf_gpt.look.run_pictures import dash_of, loss_views, training_pictures
+from hf_gpt.report import read_run
 from hf_gpt.training import loop
 
 VOID = {"meta", "input", "br", "hr", "img", "link"}
@@ -103,12 +108,109 @@ def test_a_report_is_one_small_file_that_needs_nothing_else(tmp_path, steps):
 def test_values_are_told_on_hover(tmp_path):
     page = Page(write_report(write_run(tmp_path / "run", 10)))
     assert (
-        "step 5 training text: loss 3.091, perplexity 22.0 validation text: loss 3.091, perplexity 22.0" in page.words
+        "step 5 training batch: loss 3.091, perplexity 22.0 training text: loss 3.091, perplexity 22.0"
+        " validation text: loss 3.091, perplexity 22.0 500 tokens, 2 s" in page.words
     )
-    for label in ("loss (nats per token)", "perplexity (1)", "steps", "tokens seen", "time (seconds)"):
+    assert "step 6 training batch: loss 3.000, perplexity 20.1 600 tokens" in page.words  # where nothing was evaluated
+    assert "step 7: 1 norm of the gradient" in page.words
+    for label in ("loss (nats per token)", "perplexity", "steps", "tokens seen", "time (seconds)"):
         assert label in page.text
-    for label in ("learning rate (1)", "norm of the gradient (1)", "tokens per second", "% of the measured peak"):
+    for label in ("learning rate", "norm of the gradient", "tokens per second", "% of the measured peak"):
         assert label in page.text
+
+
+def bands(page: Page) -> list[list[tuple[float, float]]]:
+    """Left end and width of the places that tell something, of each picture."""
+    pictures = []
+    for (before, _), (tag, found) in itertools.pairwise(page.elements):
+        if tag == "svg" and found.get("role") == "img":
+            pictures.append([])
+        elif tag == "rect" and before != "clippath":
+            pictures[-1].append((float(found["x"]), float(found["width"])))
+    return pictures
+
+
+@pytest.mark.parametrize("num_runs", [1, 4])
+@pytest.mark.parametrize("steps", [10, 2000])
+def test_every_place_of_a_plot_tells_something(tmp_path, num_runs, steps):
+    runs = [write_run(tmp_path / f"{n}", steps, turn=steps // 2 or None) for n in range(num_runs)]
+    page = Page(plot(runs, tmp_path / "out")[0])
+    assert page.source.count('class="told"') == len(bands(page)) >= 16
+    for picture in bands(page):
+        assert all(width > 0 for _, width in picture)
+        ends = [left + width for left, width in picture]
+        assert [left for left, _ in picture[1:]] == pytest.approx(ends[:-1], abs=0.11)
+        assert picture[0][0] == 62
+        assert ends[-1] in (pytest.approx(446, abs=0.11), pytest.approx(366, abs=0.11))
+        assert len(picture) <= 32
+
+
+def test_runs_evaluated_at_the_same_steps_are_told_together(tmp_path):
+    runs = [write_run(tmp_path / name, 20, scale=scale) for name, scale in (("a", 1), ("b", 2), ("c", 3))]
+    page = Page(plot(runs, tmp_path / "out")[0])
+    assert (
+        "1. a, step 10: training batch 3.091, training text 3.091, validation text 3.091"
+        " 2. b, step 10: training batch 6.182, training text 6.182, validation text 6.182 3. c, step 10:" in page.words
+    )
+
+
+def test_of_many_steps_the_lowest_and_the_last_are_told(tmp_path):
+    page = Page(write_report(write_run(tmp_path / "run", 20_000, every=40, turn=13_240)))
+    told = [text for text in page.text if text.startswith("step ")]
+    for step in (0, 13_240, 20_000):
+        assert sum(text.startswith(f"step {step:,}\n") for text in told) >= 6
+
+
+def test_perplexity_is_the_exponential_of_the_loss(tmp_path):
+    run = read_run(write_run(tmp_path / "run", 10))
+    for view in loss_views([run]):
+        losses, perplexities = ({curve.label: curve for curve in picture.curves} for picture in view)
+        for label in ("training text", "validation text"):
+            assert perplexities[label].y == pytest.approx(np.exp(losses[label].y))
+            assert perplexities[label].x == pytest.approx(losses[label].x)
+
+
+def test_the_chosen_view_is_the_one_that_is_shown(tmp_path):
+    page = Page(write_report(write_run(tmp_path / "run", 10)))
+    assert ".view{display:none}" in page.source
+    (shown,) = re.findall(r"^(#axis-.*)\{display:block\}$", page.source, re.MULTILINE)
+    chosen = [(axis, scale) for axis in ("steps", "tokens", "time") for scale in ("linear", "log")]
+    assert shown.split(",") == [f"#axis-{a}:checked~#scale-{s}:checked~.{a}-{s}" for a, s in chosen]
+    kinds = [
+        found.get("class", "").split()[1] for _, found in page.elements if "view" in found.get("class", "").split()
+    ]
+    assert kinds == [f"{a}-{s}" for a, s in chosen]
+    inputs = [found for tag, found in page.elements if tag == "input"]
+    assert [found["id"] for found in inputs if "checked" in found] == ["axis-steps", "scale-linear"]
+
+
+def test_a_single_line_of_metrics_can_be_seen(tmp_path):
+    line = {"step": 10, "tokens": 90, "epoch": 1, "seconds": 1, "train_loss": 3.0, "lr": 1e-3, "grad_norm": 1.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    pictures = training_pictures([read_run(tmp_path)])
+    assert [picture.title for picture in pictures] == ["Learning rate", "Gradient norm, before clipping"]
+    for picture in pictures:
+        assert "<use" in svg(dataclasses.replace(picture, ids="x"))
+
+
+@pytest.mark.parametrize(
+    ("ticks", "labels"),
+    [
+        ([0, 500, 1000], ["0", "500", "1k"]),
+        ([20_050, 20_100, 20_150], ["20.05k", "20.1k", "20.15k"]),
+        ([3.0021, 3.0022, 3.0023], ["3.0021", "3.0022", "3.0023"]),
+        ([0.0001, 0.00015, 0.0002], ["1e-4", "1.5e-4", "2e-4"]),
+        ([], []),
+    ],
+)
+def test_ticks_are_told_apart(ticks, labels):
+    assert tick_labels(ticks) == labels
+
+
+def test_a_short_run_beside_a_long_one_is_not_cut_off(tmp_path):
+    short, long = (read_run(write_run(tmp_path / f"{steps}", steps, every=steps // 10)) for steps in (20, 400))
+    linear = loss_views([short, long])[0]
+    assert max(linear[1].curves[0].y[2:]) < linear[1].roof
 
 
 def test_over_fitting_is_marked_with_the_checkpoint_to_use(tmp_path):
@@ -131,6 +233,29 @@ def test_a_run_that_still_learns_has_no_mark(tmp_path):
     page = Page(write_report(write_run(tmp_path / "run", 100)))
     assert "No over-fitting is to be seen." in page.words
     assert "lowest validation loss: step" not in page.source
+
+
+@pytest.mark.parametrize(
+    ("validation", "training", "said"),
+    [
+        ([5.0], [5.0], "It is too early to tell whether it over-fits. Validation loss is lowest at step 0"),
+        ([5.0, 4.0, 3.0, 4.0, 5.0, 6.0], [5.0, 4.0, 3.0, 4.0, 5.0, 6.0], "The run diverges."),
+        ([5.0, 4.0, 3.0, 3.5], [5.0, 4.0, 3.0, 2.0], "Over-fitting may have begun."),
+    ],
+)
+def test_what_evaluations_say_is_said(tmp_path, validation, training, said):
+    lines = [
+        {"step": step, "tokens": step, "epoch": step, "seconds": step, "eval_train_loss": t, "validation_loss": v}
+        for step, (v, t) in enumerate(zip(validation, training))
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert said in Page(write_report(tmp_path)).words
+
+
+def test_a_branch_says_from_where_its_time_counts(tmp_path):
+    run_dir = write_run(tmp_path / "run", 30)
+    (run_dir / "environment.json").write_text(json.dumps({"parent": {"run": "runs/a", "step": 20}}))
+    assert "30 steps, 3,000 tokens; 15 s since step 20" in Page(write_report(run_dir)).words
 
 
 def test_what_a_stranger_wrote_is_shown_as_text(tmp_path):
@@ -297,6 +422,33 @@ def test_plot_compares_runs_that_can_be_told_apart(tmp_path, capsys):
     assert "time (seconds)" in page.text
     ids = [found["id"] for _, found in page.elements if "id" in found]
     assert len(ids) == len(set(ids))
+
+
+def test_twenty_eight_runs_can_be_told_apart():
+    assert len({(number % NUM_RUN_COLOURS, str(dash_of(number))) for number in range(28)}) == 28
+
+
+def test_losses_that_do_not_compare_are_said_to(tmp_path):
+    runs = [write_run(tmp_path / name, 10) for name in "abc"]
+    facts = [("a.txt", 1024), ("a.txt", 2048), ("b.txt", 1024)]
+    for run_dir, (source, entries) in zip(runs, facts):
+        text = {"source": source, "characters": 100}
+        environment = {"sources": {"validation": text, "tokenizer": {"trained": True, "entries": entries}}}
+        (run_dir / "environment.json").write_text(json.dumps(environment))
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        lines = [{**line, "bits_per_byte": 1.25} if "validation_loss" in line else line for line in lines]
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def words(*chosen: Path) -> str:
+        return Page(plot(chosen, tmp_path / "out")[0]).words
+
+    assert "compare bits per byte, not losses" in words(runs[0], runs[1])
+    assert "bits per byte over-fits steps tokens time tokens/s 1. a 2.781 at step 10 (perplexity 16.1) 1.250" in words(
+        runs[0], runs[1]
+    )
+    assert "were validated on different texts" in words(runs[0], runs[2])
+    write_run(tmp_path / "d", 10)
+    assert "compare" not in words(tmp_path / "d", write_run(tmp_path / "e", 10)).split("The runs")[1]
 
 
 def test_plot_refuses_in_one_line(tmp_path, capsys):

@@ -53,6 +53,8 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(name, code, tiny, l
     last_line = command.printed.splitlines()[-1]
     assert f"stopped and saved after step {checkpoint.step_of(saved)}" in last_line
     assert (name in last_line) == (name != "SIGINT")  # who pressed Ctrl-C knows
+    assert f"stopped by {name}, and saved" in (Path(tiny["output_dir"]) / "report.html").read_text()
+    assert "; stopped, and can go on" in (Path(tiny["output_dir"]) / "report.html").read_text()
 
     # The same command goes on, and ends where a run that was left alone ends.
     assert forks.run("train", long_run)[0] == 0

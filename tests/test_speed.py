@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import sys
 
 import pytest
@@ -63,6 +64,17 @@ def test_the_line_in_a_log_has_one_where_it_can_be_written(tmp_path, monkeypatch
     assert shown in text
     assert "\x1b" not in text
     assert "\r" not in text
+
+
+def test_a_sparkline_shows_all_of_a_run(tmp_path, capsys):
+    with Journal(tmp_path, max_steps=10_000) as journal:
+        for step in range(1, 10_001):
+            journal.progress(step, 10_000.0 - step, 5.0)
+    (last,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step 10000/")]
+    sparks = re.search("[▁▂▃▄▅▆▇█]+", last)[0]
+    assert 12 <= len(sparks) <= 24
+    assert (sparks[0], sparks[-1]) == ("█", "▁")
+    assert list(sparks) == sorted(sparks, reverse=True)
 
 
 def test_a_run_that_goes_on_shows_the_losses_from_before(tmp_path, capsys):

@@ -30,6 +30,15 @@ def test_a_tracker_is_told_what_the_metrics_say(tracked):
         assert [value for _, value in shown] == pytest.approx([x[name] for x in run.metrics if name in x], rel=1e-6)
 
 
+def test_a_tracker_that_comes_later_is_told_the_recipe(tiny, tracked):
+    hf_gpt.train(changed(tiny, train__max_steps=4))
+    hf_gpt.train(changed(tracked, train__max_steps=8))
+    (told,) = Path(tracked["output_dir"]).rglob("hparams.yml")
+    assert "train.max_steps: 8" in told.read_text()
+    hf_gpt.train(tracked)
+    assert [*Path(tracked["output_dir"]).rglob("hparams.yml")] == [told]  # and once is enough
+
+
 def test_a_run_that_goes_on_is_one_curve_in_its_tracker(tracked):
     hf_gpt.train(tracked)
     newest = Path(tracked["output_dir"]) / "checkpoints" / "step-00000012" / "model.safetensors"

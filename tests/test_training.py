@@ -65,6 +65,17 @@ def test_a_run_leaves_the_files_it_promises(run):
     assert environment["processes"] == 1
 
 
+def test_what_a_model_writes_does_nothing_to_a_terminal(tiny, capsys):
+    """Its bytes may be any: colours, a bell, the title of the window."""
+    prompt = "\x1b[31mred \x1b]0;title\x07 中文" + 200 * " long"
+    run = hf_gpt.train(changed(tiny, train__max_steps=1, evaluation__prompts=[prompt]))
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("    \\x1b[31mred")]
+    assert shown
+    assert all(line.isprintable() and len(line) < 140 and line.endswith(" …") for line in shown)
+    assert run.samples[-1]["text"].startswith(prompt)
+    assert not set("\x1b\x07") & set("\n".join(run.summary()))
+
+
 def test_every_checkpoint_loads_as_it_stands(run):
     for saved in run.checkpoints:
         checkpoint.verify(saved)

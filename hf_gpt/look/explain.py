@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..evaluation import evaluating, perplexity
-from ..generation import refuse_broken_text
+from ..generation import refuse_broken_text, token_ids
 from .token_text import aligned, show, show_token, spelled_together, token_bytes
 
 
@@ -72,13 +72,13 @@ class Explanation:
 
     @property
     def loss(self) -> float:
-        return -self.mean
+        return 0.0 - self.mean  # no -0.0
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "loss": self.loss}
 
-    def table(self, top: int = 3) -> str:
-        """A line for each token, with up to `top` of the likeliest ones, and the steps to the loss below."""
+    def table(self) -> str:
+        """A line for each token, with those that were likeliest there, and the steps to the loss below."""
         rows = [["token", "id", "probability", "rank", "log-prob.", "loss", "likeliest"]]
         for token in self.tokens:
             row = [token.described, str(token.id)]
@@ -87,7 +87,7 @@ class Explanation:
             else:
                 row += [show_probability(token.probability), f"{token.rank:,}"]
                 row += [f"{token.log_probability:.4f}", f"{token.loss:.4f}"]
-                row.append("  ".join(f"{one.text} {one.probability:.3f}" for one in token.alternatives[:top]))
+                row.append("  ".join(f"{one.text} {one.probability:.3f}" for one in token.alternatives))
             rows.append(row)
         return "\n".join([*aligned(rows, "<>>>>><"), "", *aligned(self.steps(), "<><")])
 
@@ -107,14 +107,17 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: st
     """Each token of a text with what the model thought of it, and the `top` tokens it held likeliest there.
 
     Raises:
-        UserError: the text is empty, a single token, longer than the model's window, or not UTF-8.
+        UserError: the text is empty, a single token, longer than the model's window, or not UTF-8; the model's logits
+            are not finite.
     """
     check_text(text)
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = token_ids(model, tokenizer, text)
     _refuse_length(model, tokenizer, ids)
     input_ids = torch.tensor([ids], device=model.device)
     with evaluating(model):
         logits = model(input_ids=input_ids, use_cache=False).logits[0, :-1].float().cpu()  # (time - 1, vocab)
+    if not logits.isfinite().all():
+        raise UserError("the model's logits are not finite numbers; its weights are damaged")
     targets = torch.tensor(ids[1:])
     log_probabilities = logits.log_softmax(dim=-1)
     of_targets = log_probabilities.gather(1, targets.unsqueeze(1))
@@ -128,7 +131,7 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: st
             probability=of_targets[position].exp().item(),
             rank=ranks[position].item(),
             log_probability=log_probability,
-            loss=-log_probability,
+            loss=0.0 - log_probability,
             alternatives=tuple(Alternative(id, show_token(tokenizer, id), chance) for id, chance in alternatives),
         )
     mean = of_targets.mean(dtype=torch.float64).item()

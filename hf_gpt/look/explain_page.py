@@ -37,14 +37,14 @@ DARK = (
 )
 
 
-def page(explanation: Explanation, model: str = "", top: int = 5) -> str:
-    """The page, whole. `model` is named in it; `top` likeliest tokens are shown at each position."""
+def page(explanation: Explanation, model: str = "") -> str:
+    """The page, whole. `model` is named in it."""
     name = f" under {escape(model)}" if model else ""
     steps = "\n".join(
         f"<tr><th>{escape(label)}</th><td>{value}</td><td class=l>{escape(unit)}</td></tr>"
         for label, value, unit in explanation.steps()
     )
-    rows = "\n".join(_row(number, token, top) for number, token in enumerate(explanation.tokens, start=1))
+    rows = "\n".join(_row(number, token) for number, token in enumerate(explanation.tokens, start=1))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -53,7 +53,7 @@ def page(explanation: Explanation, model: str = "", top: int = 5) -> str:
 <style>{_style()}</style>
 <h1>Loss of each token{name}</h1>
 <p class="text" dir="auto">{_text(explanation)}</p>
-<p class="legend">loss in nats per token{_legend()}</p>
+<p class="legend">loss in nats per token: {_legend()}</p>
 <p class="note">A token is coloured by its loss, -log of the probability that the model gave it after reading all
 before it; hold the pointer over one for its figures. ␣ is a space, ⏎ a line break, ⇥ a tab, \\x1b a control character;
 &lt;E4 B8&gt; are bytes of a character that several tokens spell, which stands above them.</p>
@@ -112,13 +112,13 @@ def _legend() -> str:
     return " ".join([*swatches, '<span class="t none">first token, no loss</span>'])
 
 
-def _row(number: int, token: ExplainedToken, top: int) -> str:
+def _row(number: int, token: ExplainedToken) -> str:
     cells = f'<td>{number}</td><td class="l tok"><bdi>{escape(token.described)}</bdi></td><td>{token.id}</td>'
     if token.loss is None:
         return f"<tr>{cells}<td></td><td></td><td></td><td></td><td class=l>the first: nothing before it</td></tr>"
     likeliest = " ".join(
         f"<span class=alt><bdi class=tok>{escape(one.text)}</bdi> {one.probability:.3f}</span>"
-        for one in token.alternatives[:top]
+        for one in token.alternatives
     )
     return (
         f"<tr>{cells}<td>{show_probability(token.probability)}</td><td>{token.rank:,}</td>"

@@ -9,6 +9,7 @@ holds it to the scores that `generate()` returns.
 the model, in well under a millisecond; only the draws take longer. No function touches the global random stream.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from transformers import (
 
 from ..errors import UserError
 from ..evaluation import evaluating
-from ..generation import check_request, encode_prompt, refuse_past_window
+from ..generation import check_prompt, check_sampling, encode_prompt, plain_options, refuse_past_window
 from .token_text import aligned
 
 BOOK_TEMPERATURES = (0.1, 1.0, 5.0)
@@ -64,7 +65,7 @@ def next_token_distribution(
     Raises:
         UserError: an empty prompt, or a value that no distribution can be made with.
     """
-    check_request(prompt, 1, temperature, top_k, top_p)
+    check_sampling(temperature, top_k, top_p)
     return distribution(next_token_logits(model, tokenizer, prompt), temperature, top_k, top_p)
 
 
@@ -75,24 +76,25 @@ def next_token_logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     model's own generation config adds without sampling (a repetition penalty, forbidden tokens) is in them.
 
     Raises:
-        UserError: an empty prompt, or one too long for a model whose window does not slide.
+        UserError: an empty prompt, one too long for a model whose window does not slide, or logits that are no
+            numbers. (-inf is one: a token that the generation config forbids.)
     """
-    check_request(prompt, 1)
+    check_prompt(prompt)
     input_ids = encode_prompt(model, tokenizer, prompt)
     refuse_past_window(model, input_ids.shape[1] + 1, "--prompt: with the next token it makes")
     with evaluating(model):
         output = model.generate(
             input_ids,
-            attention_mask=torch.ones_like(input_ids),
             max_new_tokens=1,
             do_sample=False,
-            num_beams=1,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
             output_scores=True,
             return_dict_in_generate=True,
+            **plain_options(tokenizer, input_ids),
         )
-    return output.scores[0][0].float().cpu()
+    logits = output.scores[0][0].float().cpu()
+    if (logits.isnan() | (logits == torch.inf)).any():
+        raise UserError("the model's logits are not finite numbers; its weights are damaged")
+    return logits
 
 
 def distribution(
@@ -103,7 +105,7 @@ def distribution(
     Raises:
         UserError: a value that no distribution can be made with.
     """
-    check_request("logits", 1, temperature, top_k, top_p)
+    check_sampling(temperature, top_k, top_p)
     scores = logits.detach().float().cpu()
     if temperature == 0:
         kept = torch.zeros(len(scores), dtype=torch.bool)
@@ -168,6 +170,11 @@ class Decoding:
         """Token ids by falling logit. No temperature changes their order."""
         return self.logits.topk(min(top, len(self.logits))).indices.tolist()
 
+    def _logit(self, token: int) -> float | None:
+        """None for a token that the model's generation config forbids: JSON has no -inf."""
+        logit = self.logits[token].item()
+        return logit if math.isfinite(logit) else None
+
     def table(self, top: int = 10) -> str:
         """Each of the likeliest tokens with its probability and its draws under each setting; `-` where left out."""
         ids = self.likeliest(top)
@@ -197,7 +204,7 @@ class Decoding:
             "vocabulary": len(self.logits),
             "seed": self.seed,
             "draws": self.num_draws,
-            "tokens": [{"id": token, "text": self.names(token), "logit": self.logits[token].item()} for token in ids],
+            "tokens": [{"id": token, "text": self.names(token), "logit": self._logit(token)} for token in ids],
             "settings": [
                 {
                     "temperature": setting.temperature,
@@ -243,7 +250,7 @@ def check_settings(
 ) -> None:
     """Refuse, in one line, what cannot be compared."""
     for temperature in temperatures:
-        check_request("prompt", 1, temperature, top_k, top_p)
+        check_sampling(temperature, top_k, top_p)
     if not 1 <= len(temperatures) <= 6:
         raise UserError(f"--temperature: {len(temperatures)} of them; 1 to 6 can be told apart")
     if not 0 <= num_draws <= 1_000_000:

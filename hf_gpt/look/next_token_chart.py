@@ -1,13 +1,13 @@
 """The book's bar chart of the next token's probabilities under several temperatures, drawn for a real model.
 
 Bars are what `generate()` draws from; an outline is a token that top-k or top-p leave out, as high as it was without
-them; dots are the draws. Characters that the usual font lacks (Chinese) are looked for in the fonts of the machine,
-and where none has them they are written as `U+4E2D`, never as an empty box: `missing_characters` tells which.
+them; dots are the draws. A character that no font of the machine has (fonts.py) is written as `U+4E2D`, never as an
+empty box: `missing_characters` tells which.
 """
 
-from functools import cache
 from typing import TYPE_CHECKING
 
+from . import fonts
 from .next_token import Decoding, distribution
 from .token_text import show, width
 
@@ -15,11 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: apart for colour-blind eyes. In this order their lightness changes from bar to bar.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-_FONT = "DejaVu Sans"  # which comes with matplotlib
-# Where several fonts have a character: those made for reading Chinese, Japanese and Korean on a screen.
-_PREFERRED = ("Noto Sans CJK SC", "Source Han Sans SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei")
-_UNFIT = ("last resort", "emoji", "bitmap", "unifont")
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7")
 
 
 def chart(decoding: Decoding, top: int = 10) -> "Figure":
@@ -33,7 +29,7 @@ def chart(decoding: Decoding, top: int = 10) -> "Figure":
     from matplotlib.patches import Patch
 
     ids = decoding.likeliest(top)
-    labels = [_short(decoding.names(token)) for token in ids]
+    labels = [_short(fonts.drawable(decoding.names(token))) for token in ids]
     num_others = len(decoding.logits) - len(ids)
     if num_others:
         labels.append(f"{num_others:,}\nothers")
@@ -71,10 +67,9 @@ def chart(decoding: Decoding, top: int = 10) -> "Figure":
         dot = {"color": "none", "marker": "o", "markerfacecolor": "white", "markeredgecolor": "black"}
         handles.append(Line2D([], [], **dot, markersize=3.5, label=f"share of {decoding.num_draws:,} draws"))
     title = _title(decoding.prompt)
-    family = [_FONT, *_fonts_for("".join([*labels, title]))]
-    text = {"family": family, "parse_math": False}
-    axes.set_title(_drawable(title), loc="left", fontsize=11, **text)
-    axes.set_xticks(range(len(labels)), list(map(_drawable, labels)), rotation=45 if long else 0, fontsize=10)
+    text = {"family": fonts.families_for("".join([*labels, title])), "parse_math": False}
+    axes.set_title(title, loc="left", fontsize=11, **text)
+    axes.set_xticks(range(len(labels)), labels, rotation=45 if long else 0, fontsize=10)
     for label in axes.get_xticklabels():
         label.set(ha="right" if long else "center", rotation_mode="anchor", va="top", **text)
     axes.tick_params(axis="x", length=0)
@@ -93,8 +88,7 @@ def chart(decoding: Decoding, top: int = 10) -> "Figure":
 
 def missing_characters(decoding: Decoding, top: int = 10) -> str:
     """What no font of this machine can draw of a chart's labels."""
-    labels = "".join(map(decoding.names, decoding.likeliest(top))) + _title(decoding.prompt)
-    return "".join(sorted({char for char in labels if not _font_of(char)}))
+    return fonts.missing_characters("".join(map(decoding.names, decoding.likeliest(top))) + _shown(decoding.prompt))
 
 
 def _with_others(values, ids: list[int]) -> list[float]:
@@ -104,8 +98,12 @@ def _with_others(values, ids: list[int]) -> list[float]:
 
 def _title(prompt: str, longest: int = 48) -> str:
     """The end of a prompt, on one line."""
-    shown = show(" ".join(prompt.split()).encode()).replace("␣", " ")
-    return f"after “{_short(shown[::-1], longest)[::-1]}”"
+    return f"after “{_short(fonts.drawable(_shown(prompt))[::-1], longest)[::-1]}”"
+
+
+def _shown(prompt: str) -> str:
+    """On one line; a space at the end is seen, for it matters."""
+    return show(" ".join(prompt.split()).encode()).replace("␣", " ") + "␣" * prompt[-1:].isspace()
 
 
 def _short(text: str, longest: int = 16) -> str:
@@ -115,51 +113,3 @@ def _short(text: str, longest: int = 16) -> str:
     while width(text) >= longest:
         text = text[:-1]
     return text + "…"
-
-
-def _drawable(text: str) -> str:
-    return "".join(char if char == "\n" or _font_of(char) else f"U+{ord(char):04X}" for char in text)
-
-
-def _fonts_for(text: str) -> list[str]:
-    """The families that a text needs beside the usual one."""
-    return sorted({_font_of(char) for char in text} - {_FONT, ""})
-
-
-@cache
-def _font_of(char: str) -> str:
-    """A family that has a character; empty if there is none."""
-    return next((family for family, characters in _fonts() if ord(char) in characters), "")
-
-
-@cache
-def _fonts() -> "list[tuple[str, _Characters]]":
-    """All families that could be drawn with, in the order of preference."""
-    from matplotlib.font_manager import fontManager
-
-    paths = {entry.name: entry.fname for entry in reversed(fontManager.ttflist) if entry.style == "normal"}
-    order = {name: place for place, name in enumerate((_FONT, *_PREFERRED))}
-    names = sorted(paths, key=lambda name: (order.get(name, len(order)), name))
-    return [
-        (name, _Characters(paths[name]))
-        for name in names
-        if not name.startswith(".") and not any(word in name.lower() for word in _UNFIT)
-    ]
-
-
-class _Characters:
-    """The characters of a font file, which is not opened before it is asked."""
-
-    def __init__(self, path: str):
-        self._path = path
-        self._found: frozenset[int] | None = None
-
-    def __contains__(self, number: int) -> bool:
-        if self._found is None:
-            from matplotlib.font_manager import get_font
-
-            try:
-                self._found = frozenset(get_font(self._path).get_charmap())
-            except (OSError, RuntimeError):  # a font that FreeType cannot read
-                self._found = frozenset()
-        return number in self._found

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ..report import short
-from ..storage import flush_path
+from ..report import short, write_png
+from .fonts import families_for
 
 # Okabe and Ito's palette, which colour-blind eyes tell apart, and brighter shades of it for a dark page.
 COLOURS = {
@@ -43,7 +43,6 @@ NUM_RUN_COLOURS = 7
 DASHES = ("solid", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 
 MOST_POINTS = 500
-_MOST_BANDS = 32
 _MARKERS_UP_TO = 40  # points that get a marker each
 _HEIGHT = 0.63  # of a picture, in widths
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 22, 48
@@ -51,18 +50,6 @@ _DPI = 300
 
 # What matplotlib is told in place of a colour of the page.
 _PLACEHOLDERS = {name: f"#0100{number:02x}" for number, name in enumerate(COLOURS, start=1)}
-_CJK_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Source Han Sans SC",
-    "WenQuanYi Zen Hei",
-    "WenQuanYi Micro Hei",
-    "PingFang SC",
-    "Hiragino Sans GB",
-    "Microsoft YaHei",
-    "SimHei",
-    "Arial Unicode MS",
-)
 
 
 @dataclass(frozen=True)
@@ -88,7 +75,7 @@ class Picture:
     curves: Sequence[Curve]
     log: bool = False
     marks: Sequence[tuple[float, str]] = ()  # (x, what is there)
-    told: Sequence[tuple[float, str]] = ()  # (x, what is told where the pointer is near it)
+    told: Sequence[tuple[float, str]] = ()  # (x, what is told where the pointer is nearest to it); x ascends
     floor: float | None = None  # the lowest value that the vertical axis shows,
     roof: float | None = None  # and the highest, of a linear one
     width: int = 460  # CSS pixels; the height is in proportion
@@ -156,15 +143,12 @@ def _bands(axes: Any, told: Sequence[tuple[float, str]], width: int, height: int
     """Invisible upright bands, each nearest to one x, with a title that a browser shows on hover."""
     low, high = axes.get_xlim()
     inside = [(x, text) for x, text in told if low <= x <= high]
-    if len(inside) > _MOST_BANDS:
-        places = np.linspace(0, len(inside) - 1, _MOST_BANDS).round().astype(int)
-        inside = [inside[place] for place in places]
     at = [float(axes.transData.transform((x, axes.get_ylim()[0]))[0]) for x, _ in inside]
     edges = [float(_LEFT), *((a + b) / 2 for a, b in itertools.pairwise(at)), float(width - _RIGHT)]
     height -= _TOP + _BOTTOM
     for (_, text), left, right in zip(inside, edges, edges[1:]):
         yield (
-            f'<rect x="{left:.1f}" y="{_TOP}" width="{max(right - left, 0):.1f}" height="{height}">'
+            f'<rect x="{left:.1f}" y="{_TOP}" width="{right - left:.1f}" height="{height}">'
             f"<title>{html.escape(text)}</title></rect>"
         )
 
@@ -221,7 +205,7 @@ def _frame(axes: Any, picture: Picture, width: int, height: int) -> Iterator[str
         corner = axes.get_xlim()[0], axes.get_ylim()[0]
         points = [(tick, corner[1]) if name == "x" else (corner[0], tick) for tick in ticks]
         places = axes.transData.transform(points) if points else []
-        shown[name] = [(float(place[int(name == "y")]), _number(tick)) for place, tick in zip(places, ticks)]
+        shown[name] = [(float(place[int(name == "y")]), label) for place, label in zip(places, tick_labels(ticks))]
     grid = "".join(f"M{at:.1f} {top}V{bottom}" for at, _ in shown["x"])
     grid += "".join(f"M{left} {height - at:.1f}H{right}" for at, _ in shown["y"])
     ticks = "".join(f"M{at:.1f} {bottom}v3" for at, _ in shown["x"])
@@ -238,16 +222,28 @@ def _frame(axes: Any, picture: Picture, width: int, height: int) -> Iterator[str
     yield f"{html.escape(picture.y_label)}</text>"
 
 
-def _number(value: float) -> str:
-    """12k, 0.5, 8e-4: never wide."""
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """12k, 0.5, 8e-4: never wide, with as many digits as tell them apart."""
+    for digits in range(3, 10):
+        labels = [_number(tick, digits) for tick in ticks]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def _number(value: float, digits: int) -> str:
     if 0 < abs(value) < 0.01:
-        return re.sub(r"\.?0*e-0?", "e-", f"{value:.2e}")
-    return short(value)
+        return re.sub(r"\.?0*e-0?", "e-", f"{value:.{digits - 1}e}")
+    return short(value, digits)
 
 
 def _style_axes(axes: Any, picture: Picture, colours: dict[str, str]) -> None:
     """The same of a PNG, by matplotlib."""
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import Formatter
+
+    class Labels(Formatter):
+        def format_ticks(self, values: Sequence[float]) -> list[str]:
+            return tick_labels(values)
 
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
@@ -260,7 +256,7 @@ def _style_axes(axes: Any, picture: Picture, colours: dict[str, str]) -> None:
     axes.set_xlabel(picture.x_label, color=colours["text"], labelpad=5)
     axes.set_ylabel(picture.y_label, color=colours["text"], labelpad=4)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+        axis.set_major_formatter(Labels())
 
 
 def _scales(axes: Any, picture: Picture) -> None:
@@ -308,7 +304,8 @@ def png(path: Path, pictures: Sequence[Picture]) -> Path:
     from matplotlib.figure import Figure
 
     colours = {name: light for name, (light, _) in COLOURS.items()}
-    with matplotlib.rc_context({"text.parse_math": False, "font.family": fonts(), "font.size": 10.5}):
+    families = families_for("".join(curve.label for picture in pictures for curve in picture.curves))
+    with matplotlib.rc_context({"text.parse_math": False, "font.family": families, "font.size": 10.5}):
         figure = Figure(figsize=(4.6 * len(pictures), 3.7), dpi=_DPI, layout="constrained")
         FigureCanvasAgg(figure)
         handles: dict[str, Any] = {}
@@ -321,26 +318,5 @@ def png(path: Path, pictures: Sequence[Picture]) -> Path:
         if handles:
             columns = min(len(handles), 2 * len(pictures))
             figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=columns, frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.writing.png")
-        figure.savefig(temporary)
-    flush_path(temporary)
-    temporary.replace(path)
+        write_png(path, figure)
     return path
-
-
-def can_show(text: str) -> bool:
-    """Whether the fonts of this machine have all the characters of a text, so that a PNG can hold it."""
-    from matplotlib.font_manager import findfont
-    from matplotlib.ft2font import FT2Font
-
-    found = [FT2Font(findfont(name)) for name in fonts()]
-    return all(any(font.get_char_index(ord(character)) for font in found) for character in text)
-
-
-def fonts() -> list[str]:
-    """matplotlib's own font, and one with Chinese, Japanese and Korean characters if this machine has one."""
-    from matplotlib.font_manager import fontManager
-
-    here = set(fontManager.get_font_names())
-    return ["DejaVu Sans", *[name for name in _CJK_FONTS if name in here][:1]]

@@ -135,18 +135,19 @@ code,pre{font-family:var(--mono);font-size:14px}
 .verdict{padding:12px 16px;background:var(--panel);border-left:4px solid var(--training)}
 .verdict.turned{border-left-color:var(--mark)}
 .problem{color:var(--validation)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:12px;margin:0}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:0}
 .tiles>div{background:var(--panel);padding:10px 14px;border-radius:6px}
 .tiles dt{font-size:14px;color:var(--faint)}
 .tiles dd{margin:0;font-size:22px;font-variant-numeric:tabular-nums}
 .tiles dd.note{font-size:14px;color:var(--faint)}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(360px,100%),1fr));gap:16px 24px}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(330px,100%),1fr));gap:16px 24px}
 .pair .grid{grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr))}
 .grid figure{margin:0;min-width:0}
 figcaption{font-size:15px;font-weight:600}
 .grid svg{display:block;width:100%;max-width:620px;height:auto}
 .grid svg text{font-family:var(--sans)!important;font-size:11.5px;fill:var(--text)}
 .grid svg text.label{font-size:12px}
+@media(max-width:520px){.grid svg text,.grid svg text.label{font-size:15px}.gap{display:block;height:0}}
 .gridlines,.frame{fill:none;stroke:var(--grid);stroke-width:.7}
 .frame{stroke:var(--faint)}
 .told rect{fill:transparent;pointer-events:all}
@@ -171,12 +172,14 @@ pre.recipe{background:var(--panel);padding:12px 16px;border-radius:6px;columns:3
 .wide{overflow-x:auto;margin:0 0 14px}
 table{border-collapse:collapse;font-size:15px;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:5px 18px 5px 0;border-bottom:1px solid var(--edge);vertical-align:top;
-overflow-wrap:anywhere}
+overflow-wrap:anywhere;min-width:6em}
+h1,q,td,.legend li{unicode-bidi:isolate}
 th{color:var(--faint);font-weight:600;white-space:nowrap}
 main{padding-bottom:48px}
 @media print{@page{margin:14mm}body{font-size:11pt}header,main{max-width:none;padding:0}.views>label,.gap{display:none}
 .grid,.pair .grid{grid-template-columns:1fr 1fr}
-h2,h3{break-after:avoid}figure,table,.verdict,.tiles>div{break-inside:avoid}
+.pair .grid svg text{font-size:15px}h2,h3,.legend{break-after:avoid}
+figure,table,.verdict,.tiles>div{break-inside:avoid}
 .verdict,.tiles>div,.samples figure,pre.recipe{border:1px solid var(--edge)}code,pre{font-size:9pt}
 .samples{grid-template-columns:repeat(3,1fr)}pre.recipe{columns:2}}
 """

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..report import RunRecord, has_losses, is_number, loss_plot, read_run
 from ..storage import write_text
 from .comparison_page import comparison_page
-from .overfitting import Turn, turning_point
+from .overfitting import Course, course
 from .report_figures import png
 from .report_html import escaped, grid, legend, page, section, table, view_chooser
 from .run_pictures import loss_views, training_pictures
@@ -83,9 +83,10 @@ def plot(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> li
 
 def run_page(run: RunRecord) -> str:
     """The page of one run."""
-    turn = turning_point(run.metrics)
+    found = course(run.metrics)
+    turn = found if found is not None and found.trend == "over-fits" else None
     sections = [
-        section("Where it stands", [_verdict(run, turn), *_facts(run)]),
+        section("Where it stands", [_verdict(run, found), *_facts(run)]),
         section("Loss and perplexity", view_chooser(loss_views([run], turn), legend([run]))),
         section("While training", grid(training_pictures([run]))),
         section("What it wrote", _samples(run, turn)),
@@ -98,35 +99,53 @@ def run_page(run: RunRecord) -> str:
 def _status(run: RunRecord) -> str:
     last = run.last
     train = run.recipe.get("train") if isinstance(run.recipe.get("train"), dict) else {}
-    step, length = last.get("step", 0), train.get("max_steps")
-    how_far = f"{step:,} of {length:,} steps" if isinstance(length, int) and length > step else f"{step:,} steps"
+    step, length = max([last.get("step", 0), *run.checkpoints[-1:]]), train.get("max_steps")
+    steps = f"{step:,} of {length:,}" if isinstance(length, int) and length > step else f"{step:,}"
+    how_far = f"{steps} step{'s' * (steps != '1')}"
     ended = next((event for event in reversed(run.events) if event["step"] >= step), {})
     if ended.get("event") == "not finite":
         how_far += "; ended by a loss or gradient that was not finite"
-    return f"{how_far}, {tokens_of(last):,} tokens in {duration(last.get('seconds', 0))}"
+    elif ended.get("event") == "stopped":
+        how_far += "; stopped, and can go on"
+    took = f"{tokens_of(last):,} tokens in {duration(last.get('seconds', 0))}"
+    parent = run.environment.get("parent")
+    if isinstance(parent, dict) and isinstance(parent.get("step"), int):
+        took = f"{tokens_of(last):,} tokens; {duration(last.get('seconds', 0))} since step {parent['step']:,}"
+    return f"{how_far}, {took}"
 
 
-def _verdict(run: RunRecord, turn: Turn | None) -> str:
+def _verdict(run: RunRecord, found: Course | None) -> str:
     """Which weights to use, and why."""
-    validated = [line for line in run.evaluated if is_number(line.get("validation_loss"))]
-    if turn is not None:
-        loss = f"{turn.validation_loss:.3f} (perplexity {perplexity_of(turn.validation_loss)})"
-        return (
-            f'<p class="verdict turned"><strong>Over-fitting begins at step {turn.step:,}.</strong> Validation loss'
-            f" was lowest there, {loss}, and has risen by {turn.rise:.3f} since, while the loss on the training text"
-            " still fell."
-            f" {_to_use(run, turn.step)}</p>"
-        )
-    if not validated:
+    if found is None:
         why = "No text was held out" if run.evaluated else "Nothing was evaluated yet"
         return f'<p class="verdict">{why}, so where over-fitting begins cannot be told.</p>'
-    lowest = min(validated, key=lambda line: line["validation_loss"])
-    loss = f"{lowest['validation_loss']:.3f} (perplexity {perplexity_of(lowest['validation_loss'])})"
-    return (
-        f'<p class="verdict"><strong>No over-fitting is to be seen.</strong> Validation loss is lowest at step'
-        f" {lowest['step']:,}, {loss};"
-        f" {len(validated):,} evaluation{'s' * (len(validated) != 1)} so far. {_to_use(run, lowest['step'])}</p>"
-    )
+    loss = f"{found.validation_loss:.3f} (perplexity {perplexity_of(found.validation_loss)})"
+    lowest = f"Validation loss is lowest at step {found.step:,}, {loss}"
+    count = sum(is_number(line.get("validation_loss")) for line in run.evaluated)
+    told, why = {
+        "over-fits": (
+            f"Over-fitting begins at step {found.step:,}.",
+            f"Validation loss was lowest there, {loss}, and has risen by {found.rise:.3f} since, while the loss on the"
+            " training text did not.",
+        ),
+        "diverges": (
+            "The run diverges.",
+            f"{lowest}; since then both it and the loss on the training text have risen. That is no over-fitting: a"
+            " smaller learning rate may help.",
+        ),
+        "unsettled": (
+            "Over-fitting may have begun.",
+            f"{lowest}, and was higher at the last of {count:,} evaluations, but not for long enough, or not clearly"
+            " enough, to call it a turn.",
+        ),
+        "falls": ("No over-fitting is to be seen.", f"{lowest}; {count:,} evaluations so far."),
+        "too early": (
+            "It is too early to tell whether it over-fits.",
+            f"{lowest}; {count:,} evaluation{'s' * (count != 1)} so far.",
+        ),
+    }[found.trend]
+    colour = " turned" if found.trend in ("over-fits", "diverges") else ""
+    return f'<p class="verdict{colour}"><strong>{told}</strong> {why} {_to_use(run, found.step)}</p>'
 
 
 def _to_use(run: RunRecord, step: int) -> str:
@@ -134,6 +153,8 @@ def _to_use(run: RunRecord, step: int) -> str:
     if step in run.checkpoints:
         same = " (<code>checkpoints/best</code>)" if run.best == step else ""
         return f"The checkpoint to use: <code>checkpoints/{name_of(step)}</code>{same}."
+    if step == 0:
+        return "That is the untrained model."
     none = f"No checkpoint was kept at step {step:,}"
     if run.best is not None:
         loss = next((x.get("validation_loss") for x in run.evaluated if x["step"] == run.best), None)
@@ -174,7 +195,7 @@ def _facts(run: RunRecord) -> Iterator[str]:
         yield f'<dl class="tiles">{shown}</dl>'
 
 
-def _samples(run: RunRecord, turn: Turn | None) -> Iterator[str]:
+def _samples(run: RunRecord, turn: Course | None) -> Iterator[str]:
     """For each prompt some samples side by side, from the first to the newest, and the one at the turn."""
     prompts = list(dict.fromkeys(str(line.get("prompt", "")) for line in run.samples))
     if not prompts:
@@ -195,13 +216,14 @@ def _samples(run: RunRecord, turn: Turn | None) -> Iterator[str]:
             mark = " <em>lowest validation loss</em>" if turn is not None and step == turn.step else ""
             begins = texts[step].startswith(prompt) and len(prompt) < _SAMPLE_LENGTH
             rest = texts[step][len(prompt) :] if begins else texts[step]
-            start = f"<b>{escaped(prompt)}</b>" if begins else ""
+            start = f"<b>{escaped(prompt, 200)}</b>" if begins else ""
             title = f"step {step:,}" if step else "before training"
             cards.append(f"<figure><figcaption>{title}{mark}</figcaption><pre>{start}{escaped(rest, _SAMPLE_LENGTH)}")
             cards.append("</pre></figure>")
         yield f'<div class="samples">{"".join(cards)}</div>'
     if len(prompts) > _MOST_PROMPTS:
-        yield f"<p>{len(prompts) - _MOST_PROMPTS} more prompts are in <code>samples.jsonl</code>.</p>"
+        more = len(prompts) - _MOST_PROMPTS
+        yield f"<p>{more} more prompt{'s are' if more > 1 else ' is'} in <code>samples.jsonl</code>.</p>"
 
 
 def _history(run: RunRecord) -> Iterator[str]:
@@ -209,7 +231,7 @@ def _history(run: RunRecord) -> Iterator[str]:
     skipped = sum(event.get("event") == "skipped" for event in run.events)
     went_on = sum(event.get("event") == "resumed" for event in run.events)
     if not run.events:
-        yield "<p>Nothing: it went from its beginning without a stop.</p>"
+        yield "<p>Nothing was skipped, resumed, retried or found damaged.</p>"
         return
     yield (
         f"<p>Gone on with {_times(went_on)}; {skipped:,} update{'s' * (skipped != 1)} skipped;"
@@ -225,6 +247,10 @@ def _event(event: Mapping[str, Any]) -> str:
     kind = event.get("event")
     if kind == "resumed":
         return f"went on from <code>{escaped(event.get('checkpoint'), 100)}</code>{_processes(event)}"
+    if kind == "stopped":
+        return f"stopped by {escaped(event.get('signal'), 40)}, and saved"
+    if kind == "publishing":
+        return f"while publishing: {escaped(event.get('what'), 400)}"
     if kind == "restarted":
         return f"began again from the start{_processes(event)}"
     if kind == "changed":

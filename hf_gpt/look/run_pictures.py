@@ -4,6 +4,7 @@ A `Picture` says what is drawn; report_figures.py draws it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,13 @@ import numpy as np
 
 from ..report import RunRecord, is_number, short
 from ..untrusted import visible
-from .overfitting import Turn
-from .report_figures import DASHES, NUM_RUN_COLOURS, Curve, Picture, averaged, can_show
+from .fonts import missing_characters
+from .hover import Voice, told
+from .overfitting import Course
+from .report_figures import DASHES, NUM_RUN_COLOURS, Curve, Picture, averaged
 from .wording import duration, figure, perplexity_of, tokens_of
 
-_MANY = 200  # points, beyond which their mean is drawn
+_MANY, _MANY_BESIDE_OTHERS = 200, 50  # points, beyond which their means are drawn
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,11 @@ class _Quantity:
 
 
 _WATCHED = (
-    _Quantity("lr", "Learning rate", "learning rate (1)", wobbles=False),
-    _Quantity("grad_norm", "Gradient norm, before clipping", "norm of the gradient (1)"),
+    _Quantity("lr", "Learning rate", "learning rate", wobbles=False),
+    _Quantity("grad_norm", "Gradient norm, before clipping", "norm of the gradient"),
     _Quantity("tokens_per_second", "Speed", "tokens per second"),
     _Quantity("mfu", "Model FLOPs utilisation", "% of the measured peak", unit=0.01),
-    _Quantity("peak_memory_bytes", "Peak memory so far", "memory (MiB)", unit=2**20, wobbles=False),
+    _Quantity("peak_memory_bytes", "Peak memory of the process", "memory (MiB)", unit=2**20, wobbles=False),
 )
 
 
@@ -65,12 +68,11 @@ def run_labels(runs: Sequence[RunRecord]) -> list[str]:
 def picture_labels(runs: Sequence[RunRecord]) -> list[str]:
     """The same for the legend of a PNG: a number alone where this machine's fonts lack a character."""
     return [
-        label if label.isascii() or can_show(label) else f"{number}."
-        for number, label in enumerate(run_labels(runs), start=1)
+        f"{number}." if missing_characters(label) else label for number, label in enumerate(run_labels(runs), start=1)
     ]
 
 
-def loss_views(runs: Sequence[RunRecord], turn: Turn | None = None) -> list[list[Picture]]:
+def loss_views(runs: Sequence[RunRecord], turn: Course | None = None) -> list[list[Picture]]:
     """Loss and perplexity over steps, tokens and time, each linear and logarithmic: six views of two pictures."""
     views = []
     for axis in _axes(runs):
@@ -81,17 +83,15 @@ def loss_views(runs: Sequence[RunRecord], turn: Turn | None = None) -> list[list
             at = next((x for x in runs[0].evaluated if x["step"] == turn.step and is_number(x.get(axis.key))), None)
             if at is not None:
                 marks = [(at[axis.key] / axis.unit, f"lowest validation loss: step {turn.step:,}")]
-        told = _told(runs, axis)
         for log in (False, True):
-            loss = Picture("Loss", axis.label, "loss (nats per token)", curves, log, marks, told)
+            said = _losses_told(runs, axis, log, turn)
+            loss = Picture("Loss", axis.label, "loss (nats per token)", curves, log, marks, said)
             in_perplexity = [_as_perplexity(curve) for curve in curves if not curve.faint] or [
                 _as_perplexity(curve) for curve in curves
             ]
             roof = None if log else _roof(in_perplexity)
             title = "Perplexity" if roof is None else "Perplexity (its beginning lies above)"
-            perplexity = dataclasses.replace(
-                loss, title=title, y_label="perplexity (1)", curves=in_perplexity, roof=roof
-            )
+            perplexity = dataclasses.replace(loss, title=title, y_label="perplexity", curves=in_perplexity, roof=roof)
             if len(runs) == 1:
                 views.append([loss, perplexity])
                 continue
@@ -111,32 +111,41 @@ def loss_views(runs: Sequence[RunRecord], turn: Turn | None = None) -> list[list
 
 
 def training_pictures(runs: Sequence[RunRecord]) -> list[Picture]:
-    pictures, names = [], picture_labels(runs)
+    """Learning rate, gradient norm, speed, utilisation and memory over steps; those that were written down."""
+    pictures, names, alone = [], picture_labels(runs), len(runs) == 1
     for quantity in _WATCHED:
-        curves, told = [], []
+        curves, voices = [], []
         for number, run in enumerate(runs):
             x, y = run.points("step", quantity.key)
             y = y / quantity.unit
-            colour, dash = ("training", "solid") if len(runs) == 1 else (f"run{number % NUM_RUN_COLOURS}", "solid")
-            if len(x):
-                dash = dash if len(runs) == 1 else dash_of(number)
-                label = names[number]
-                if quantity.wobbles and len(x) > _MANY:
-                    if len(runs) == 1:
-                        curves.append(Curve(label, x, y, colour, faint=True))
-                    curves.append(Curve(label, *averaged(x, y), colour, dash=dash, marker="None"))
-                else:
-                    curves.append(Curve(label, x, y, colour, dash=dash, marker="None"))
-                who = f"run {number + 1}, " if len(runs) > 1 else ""
-                every = max(1, len(x) // 48)
-                told += [(at, f"{who}step {at:,.0f}: {figure(v)}") for at, v in zip(x[::every], y[::every])]
+            if not len(x):
+                continue
+            colour = "training" if alone else _colour_of(number)
+            dash = "solid" if alone else dash_of(number)
+            marker = "o" if len(x) == 1 else "None"
+            if quantity.wobbles and len(x) > (_MANY if alone else _MANY_BESIDE_OTHERS):
+                if alone:
+                    curves.append(Curve(names[number], x, y, colour, faint=True))
+                means = averaged(x, y, 120 if alone else 40)
+                curves.append(Curve(names[number], *means, colour, dash=dash, marker="None"))
+            else:
+                curves.append(Curve(names[number], x, y, colour, dash=dash, marker=marker))
+            who = "" if alone else f"run {number + 1}, "
+            voices.append(Voice(x, functools.partial(_quantity_told, who, x, y, quantity.label)))
         if curves:
+            said = told(voices, [[end for voice in voices for end in voice.x[[0, -1]]], voices[0].x, *_xs(voices[1:])])
             pictures.append(
-                Picture(
-                    quantity.title, "steps", quantity.label, curves, told=sorted(told), floor=quantity.floor, width=380
-                )
+                Picture(quantity.title, "steps", quantity.label, curves, told=said, floor=quantity.floor, width=380)
             )
     return pictures
+
+
+def _xs(voices: Sequence[Voice]) -> Iterator[Sequence[float]]:
+    return (voice.x for voice in voices)
+
+
+def _quantity_told(who: str, x: Sequence[float], y: Sequence[float], label: str, place: int) -> str:
+    return f"{who}step {x[place]:,.0f}: {figure(y[place])} {label}"
 
 
 def _axes(runs: Sequence[RunRecord]) -> list[_Axis]:
@@ -174,14 +183,18 @@ def _first_of(runs: Sequence[RunRecord], axis: _Axis, keys: Sequence[str]) -> It
 
 
 def dash_of(number: int) -> Any:
-    return DASHES[(number + number // NUM_RUN_COLOURS) % len(DASHES)]
+    """With `_colour_of` it tells 28 runs apart: there are seven colours and four kinds of dashes."""
+    return DASHES[number % len(DASHES)]
+
+
+def _colour_of(number: int) -> str:
+    return f"run{number % NUM_RUN_COLOURS}"
 
 
 def _roof(curves: Sequence[Curve]) -> float | None:
-    """Where a linear axis should end, if the beginning would make everything else flat."""
+    """Where a linear axis should end, if the beginnings of the curves would make everything else flat."""
     highest = max((float(np.max(curve.y)) for curve in curves if len(curve.y)), default=0.0)
-    last = max((float(curve.x[-1]) for curve in curves if len(curve.x)), default=0.0)
-    later = [curve.y[curve.x >= 0.15 * last] for curve in curves]
+    later = [curve.y[curve.x >= 0.15 * curve.x[-1]] for curve in curves if len(curve.x)]
     roof = max((float(np.max(y)) for y in later if len(y)), default=highest)
     return 1.1 * roof if 2.5 * roof < highest else None
 
@@ -191,23 +204,49 @@ def _as_perplexity(curve: Curve) -> Curve:
     return dataclasses.replace(curve, x=np.asarray(curve.x)[drawable], y=np.exp(np.asarray(curve.y)[drawable]))
 
 
-def _told(runs: Sequence[RunRecord], axis: _Axis) -> list[tuple[float, str]]:
-    """What is told on hover: of each evaluation (or, where there is none, each train line) its step and losses."""
-    told = []
+def _losses_told(runs: Sequence[RunRecord], axis: _Axis, log: bool, turn: Course | None) -> list[tuple[float, str]]:
+    """What is told of the losses: of a single run each line that it wrote, of several their evaluations."""
     names = run_labels(runs) if len(runs) > 1 else [""]
+    voices, first, evaluated, others = [], [], [], []
     for run, name in zip(runs, names):
-        lines = run.evaluated or run.trained
-        for line in lines[:: max(1, len(lines) // 64)]:
-            if not is_number(line.get(axis.key)):
-                continue
-            words = [f"{name}, step {line['step']:,}" if name else f"step {line['step']:,}"]
-            for key, what in (
-                ("train_loss", "training batch"),
-                ("eval_train_loss", "training text"),
-                ("validation_loss", "validation text"),
-            ):
-                if is_number(line.get(key)):
-                    words.append(f"{what}: loss {line[key]:.3f}, perplexity {perplexity_of(line[key])}")
-            words.append(f"{short(tokens_of(line))} tokens, {duration(line.get('seconds', 0))}")
-            told.append((line[axis.key] / axis.unit, "\n".join(words)))
-    return sorted(told)
+        lines = [line for line in _by_step(run) if is_number(line.get(axis.key))]
+        lines.sort(key=lambda line: line[axis.key])
+        evaluations = [line for line in lines if is_number(line.get("eval_train_loss"))]
+        if len(runs) > 1:
+            lines = evaluations or lines
+        validated = [line for line in evaluations if is_number(line.get("validation_loss"))]
+        lowest = min(validated, key=lambda line: line["validation_loss"], default=None)
+        marked = [line for line in evaluations if turn is not None and line["step"] == turn.step]
+        first += [*marked, *([lowest] if lowest else []), *lines[:1], *lines[-1:]]
+        evaluated += evaluations
+        others += lines
+        at = [line[axis.key] / axis.unit for line in lines]
+        voices.append(Voice(at, functools.partial(_line_told, name, lines)))
+    tiers = [[line[axis.key] / axis.unit for line in tier] for tier in (first, evaluated, others)]
+    return told(voices, tiers, log)
+
+
+def _by_step(run: RunRecord) -> list[dict[str, Any]]:
+    """What a run wrote down at a step, of training and of evaluation, as one."""
+    found: dict[int, dict[str, Any]] = {}
+    for line in (*run.trained, *run.evaluated):
+        found[line["step"]] = {**found.get(line["step"], {}), **line}
+    return [*found.values()]
+
+
+_LOSSES = (
+    ("train_loss", "training batch"),
+    ("eval_train_loss", "training text"),
+    ("validation_loss", "validation text"),
+)
+
+
+def _line_told(name: str, lines: Sequence[dict[str, Any]], place: int) -> str:
+    line = lines[place]
+    losses = [(what, line[key]) for key, what in _LOSSES if is_number(line.get(key))]
+    if name:
+        shown = ", ".join(f"{what} {loss:.3f}" for what, loss in losses)
+        return f"{name}, step {line['step']:,}: {shown}"
+    words = [f"step {line['step']:,}"]
+    words += [f"{what}: loss {loss:.3f}, perplexity {perplexity_of(loss)}" for what, loss in losses]
+    return "\n".join([*words, f"{short(tokens_of(line))} tokens, {duration(line.get('seconds', 0))}"])

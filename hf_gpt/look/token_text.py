@@ -16,6 +16,7 @@ Everything else stands for itself. What is shown is for eyes: two different toke
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -35,8 +36,8 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bytes:
     if not name or token_id in tokenizer.all_special_ids:
         return (name or "").encode()
     if _is_byte_level(tokenizer):
-        values = {char: byte for byte, char in enumerate(byte_characters())}
-        return bytes(values[char] for char in name) if set(name) <= set(values) else name.encode()
+        values = _byte_values()
+        return bytes(map(values.get, name)) if values.keys() >= set(name) else name.encode()
     if one := _ONE_BYTE.fullmatch(name):
         return bytes([int(one[1], 16)])
     return name.replace("▁", " ").encode()
@@ -116,6 +117,12 @@ def _padded(row: Sequence[str], widths: Sequence[int], columns: str) -> Iterable
         yield cell + space if side == "<" else space + cell
 
 
+@cache
+def _byte_values() -> dict[str, int]:
+    return {char: byte for byte, char in enumerate(byte_characters())}
+
+
+@lru_cache(maxsize=8)
 def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend is not None and "ByteLevel" in repr(backend.decoder)

@@ -6,13 +6,13 @@ step stands in the file once. `events.jsonl` is the run's history and is never r
 changed, skipped, found damaged, or not finite. Only the main process has a journal that writes.
 
 For people, on stderr: a progress bar in a terminal or notebook, and where there is neither (a log file, a batch
-system) a plain line now and then, without control characters. Both show the last losses as a row of little columns.
+system) a plain line now and then, without control characters. Both show the losses so far as a row of little columns.
 """
 
-import collections
 import contextlib
 import json
 import math
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,9 +28,9 @@ from ..storage import flush_file, write_text
 
 # Seconds between two progress lines in a log file.
 _LINE_EVERY = 30.0
-# The columns of the sparkline, and how many losses it shows.
+# What a sparkline is made of, and how long it is at the least once a run is so long.
 _COLUMNS = "▁▂▃▄▅▆▇█"
-_SPARKS = 16
+_SPARKS = 12
 
 
 class Journal:
@@ -48,7 +48,7 @@ class Journal:
         self._files: dict[Path, Any] = {}
         self._max_steps = max_steps
         self._bar: tqdm | None = None
-        self._losses: collections.deque[float] = collections.deque(maxlen=_SPARKS)
+        self._losses = _Means()
         self._start = 0
         self._started = self._last_line = 0.0
 
@@ -59,7 +59,9 @@ class Journal:
         for path in (self.metrics_path, self.samples_path):
             lines = [line for line in read_lines(path) if line["step"] <= step]
             write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-            self._losses.extend(line["train_loss"] for line in lines if "train_loss" in line)
+            for line in lines:
+                if "train_loss" in line:
+                    self._losses.append(line["train_loss"])
         if self.events_path.exists():  # to be rid of a torn last line
             events = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_lines(self.events_path)]
             write_text(self.events_path, "".join(events))
@@ -144,13 +146,32 @@ class Journal:
         self.say(f"step {step}/{self._max_steps}  loss {loss:.3f}{self._sparks()}  {speed}  {left} left")
 
     def _sparks(self) -> str:
-        """The last losses, after a blank; nothing for a single one, or where the characters cannot be shown."""
-        sparks = sparkline(self._losses) if len(self._losses) > 1 else ""
+        """The losses so far, after a blank; nothing for a single one, or where the characters cannot be shown."""
+        sparks = sparkline(self._losses.means) if len(self._losses.means) > 1 else ""
         try:
             sparks.encode(getattr(sys.stderr, "encoding", None) or "ascii")
         except (UnicodeEncodeError, LookupError):
             return ""
         return f" {sparks}" if sparks else ""
+
+
+class _Means:
+    """A long row of figures in few: the means of stretches, which get longer as the row does."""
+
+    def __init__(self) -> None:
+        self.means: list[float] = []
+        self._stretch: list[float] = []  # the one that is not full yet
+        self._length = 1
+
+    def append(self, value: float) -> None:
+        self._stretch.append(value)
+        if len(self._stretch) < self._length:
+            return
+        self.means.append(statistics.fmean(self._stretch))
+        self._stretch.clear()
+        if len(self.means) == 2 * _SPARKS:
+            self.means = [statistics.fmean(pair) for pair in zip(self.means[::2], self.means[1::2])]
+            self._length *= 2
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -40,6 +40,7 @@ from ..look.report_page import write_report
 from ..recipe import Recipe, flat
 from ..report import read_lines, read_metrics
 from ..storage import copy_file, read_json, write_json, write_text
+from ..untrusted import visible
 from .journal import Journal, no_progress_bars
 from .lineage import earlier_recipe
 from .optim import build_optimizer, learning_rate, set_learning_rate
@@ -51,6 +52,8 @@ from .stopping import lost_process_as_such, preempted_at_once, stop_on_signal
 
 # The report is drawn anew at a checkpoint if that takes less than this part of the time since it was last drawn.
 _REPORT_SHARE = 0.01
+# Characters of a sample that are shown while a run goes on; samples.jsonl has all of it.
+_SAMPLE_SHOWN = 116
 
 
 @dataclass
@@ -81,7 +84,7 @@ class Run:
     def summary(self) -> Iterator[str]:
         """The last sample and where things are, for people."""
         if self.samples:
-            yield f"\nsample     after step {self.samples[-1]['step']}:\n\n{self.samples[-1]['text']}\n"
+            yield f"\nsample     after step {self.samples[-1]['step']}:\n\n{visible(self.samples[-1]['text'])}\n"
         best = checkpoint.pointed(self.output_dir, "best")
         yield f"model      {self.checkpoints[-1]}" + (f"   (best on validation text: {best.name})" if best else "")
         if (plot := self.output_dir / "loss.png").is_file():
@@ -144,7 +147,6 @@ def run(job: Job, *, until: int | None = None, watch: Callable[[int, "_Training"
             if watch is not None:
                 watch(step, training)
             if stopping and step < job.max_steps:
-                training.report()
                 raise training.interrupted(step, stopping)
     return training.end()
 
@@ -230,6 +232,7 @@ class _Training:
         """Look at the push that is under way, and begin the next; never waits."""
         for text in self.publisher.tick():
             self.journal.say(text)
+            self.journal.event("publishing", self.progress.step, what=text.removeprefix("hub: "))
 
     def begin(self) -> None:
         """Go on from the newest whole checkpoint or from a parent's, or start by evaluating the untrained model."""
@@ -441,7 +444,7 @@ class _Training:
                 seed=self.recipe.seed,
             )
             self.journal.sample(step, prompt, text)
-            self.journal.say("    " + " ".join(text.split()))
+            self.journal.say("    " + visible(" ".join(text.split()), one_line=True, limit=_SAMPLE_SHOWN))
         self.start_clock()
 
     def in_bytes(self, losses: Mapping[str, float]) -> dict[str, float]:
@@ -560,6 +563,8 @@ class _Training:
 
     def interrupted(self, step: int, number: int) -> BaseException:
         """The end of a run that was asked to stop, and has saved."""
+        self.journal.event("stopped", step, signal=signal.Signals(number).name)
+        self.report()
         what = f"stopped and saved after step {step}; the same command goes on from there"
         if number == signal.SIGINT:
             return KeyboardInterrupt(what)
@@ -581,9 +586,13 @@ class _Training:
         if self.recipe.tracking.to:
             self.accelerator.init_trackers(
                 self.job.run_dir.name,
-                config=None if goes_on else dict(self.told_to_trackers()),
+                config=None if self.trackers_know(goes_on) else dict(self.told_to_trackers()),
                 init_kwargs=self.tracker_run(),
             )
+
+    def trackers_know(self, goes_on: bool) -> bool:
+        """Whether the trackers were told the recipe when the run began."""
+        return goes_on and set(self.recipe.tracking.to) <= set(self.job.earlier.tracking.to)
 
     def told_to_trackers(self) -> Iterator[tuple[str, Any]]:
         """The recipe; tensorboard takes no null and no list."""
