@@ -288,7 +288,7 @@ def test_the_history_is_told(tmp_path):
     ]
     (run_dir / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     words = Page(write_report(run_dir)).words
-    assert "Gone on with once; 1 update skipped; 5 events in all." in words
+    assert "Resumed once; 1 update skipped; 5 events in all." in words
     for told in (
         "step-00000008 was damaged: truncated",
         "changed: train.max_steps 8 -> 10",

@@ -147,7 +147,6 @@ figcaption{font-size:15px;font-weight:600}
 .grid svg{display:block;width:100%;max-width:620px;height:auto}
 .grid svg text{font-family:var(--sans)!important;font-size:11.5px;fill:var(--text)}
 .grid svg text.label{font-size:12px}
-@media(max-width:520px){.grid svg text,.grid svg text.label{font-size:15px}.gap{display:block;height:0}}
 .gridlines,.frame{fill:none;stroke:var(--grid);stroke-width:.7}
 .frame{stroke:var(--faint)}
 .told rect{fill:transparent;pointer-events:all}
@@ -176,9 +175,11 @@ overflow-wrap:anywhere;min-width:6em}
 h1,q,td,.legend li{unicode-bidi:isolate}
 th{color:var(--faint);font-weight:600;white-space:nowrap}
 main{padding-bottom:48px}
+@media(max-width:520px){.grid svg text,.grid svg text.label{font-size:13.5px!important}
+.pair .grid svg text,.pair .grid svg text.label{font-size:16px!important}.gap{display:block;height:0}}
 @media print{@page{margin:14mm}body{font-size:11pt}header,main{max-width:none;padding:0}.views>label,.gap{display:none}
 .grid,.pair .grid{grid-template-columns:1fr 1fr}
-.pair .grid svg text{font-size:15px}h2,h3,.legend{break-after:avoid}
+.pair .grid svg text{font-size:15px!important}h2,h3,.legend{break-after:avoid}
 figure,table,.verdict,.tiles>div{break-inside:avoid}
 .verdict,.tiles>div,.samples figure,pre.recipe{border:1px solid var(--edge)}code,pre{font-size:9pt}
 .samples{grid-template-columns:repeat(3,1fr)}pre.recipe{columns:2}}

@@ -234,7 +234,7 @@ def _history(run: RunRecord) -> Iterator[str]:
         yield "<p>Nothing was skipped, resumed, retried or found damaged.</p>"
         return
     yield (
-        f"<p>Gone on with {_times(went_on)}; {skipped:,} update{'s' * (skipped != 1)} skipped;"
+        f"<p>{_resumed(went_on)}; {skipped:,} update{'s' * (skipped != 1)} skipped;"
         f" {len(run.events):,} event{'s' * (len(run.events) != 1)} in all.</p>"
     )
     rows = [(f"{event['step']:,}", _event(event)) for event in run.events[-_MOST_EVENTS:]]
@@ -306,5 +306,5 @@ def _environment(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "versions", escaped(", ".join(f"{name} {version}" for name, version in versions.items() if version), 400)
 
 
-def _times(count: int) -> str:
-    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count:,} times")
+def _resumed(count: int) -> str:
+    return {0: "Never resumed", 1: "Resumed once", 2: "Resumed twice"}.get(count, f"Resumed {count:,} times")
