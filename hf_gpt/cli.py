@@ -4,7 +4,7 @@ Each command parses its arguments, makes one call into the package, and prints. 
 stdout carries the result alone (the text, or with `--json` one JSON object). Input that cannot work ends in one line
 and exit code 2, without a traceback unless `--debug` asks for it.
 
-Heavy modules are imported inside the commands, so that `--help` answers at once.
+Modules are imported inside the commands: each waits for what it needs, and `--help` for nothing but the package.
 """
 
 import argparse

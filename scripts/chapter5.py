@@ -1,6 +1,6 @@
 # %% [markdown]
 # Chapter 5 of *Build a Large Language Model From Scratch*, pretraining on unlabelled data, with this package: the same
-# steps, on a text that every Python carries, in about a minute. Run it whole (`python scripts/chapter5.py`), or cell
+# steps, on a text that every Python carries, in a minute or two. Run it whole (`python scripts/chapter5.py`), or cell
 # by cell in an editor that knows `# %%`. `python scripts/chapter5.py the-verdict.txt` takes the book's own text.
 
 # %%
