@@ -112,36 +112,31 @@ def loss_views(runs: Sequence[RunRecord], turn: Course | None = None) -> list[li
 
 def training_pictures(runs: Sequence[RunRecord]) -> list[Picture]:
     """Learning rate, gradient norm, speed, utilisation and memory over steps; those that were written down."""
-    pictures, names, alone = [], picture_labels(runs), len(runs) == 1
-    for quantity in _WATCHED:
-        curves, voices = [], []
-        for number, run in enumerate(runs):
-            x, y = run.points("step", quantity.key)
-            y = y / quantity.unit
-            if not len(x):
-                continue
-            colour = "training" if alone else _colour_of(number)
-            dash = "solid" if alone else dash_of(number)
-            marker = "o" if len(x) == 1 else "None"
-            if quantity.wobbles and len(x) > (_MANY if alone else _MANY_BESIDE_OTHERS):
-                if alone:
-                    curves.append(Curve(names[number], x, y, colour, faint=True))
-                means = averaged(x, y, 120 if alone else 40)
-                curves.append(Curve(names[number], *means, colour, dash=dash, marker="None"))
-            else:
-                curves.append(Curve(names[number], x, y, colour, dash=dash, marker=marker))
-            who = "" if alone else f"run {number + 1}, "
-            voices.append(Voice(x, functools.partial(_quantity_told, who, x, y, quantity.label)))
-        if curves:
-            said = told(voices, [[end for voice in voices for end in voice.x[[0, -1]]], voices[0].x, *_xs(voices[1:])])
-            pictures.append(
-                Picture(quantity.title, "steps", quantity.label, curves, told=said, floor=quantity.floor, width=380)
-            )
-    return pictures
+    pictures = (_watched(quantity, runs) for quantity in _WATCHED)
+    return [picture for picture in pictures if picture.curves]
 
 
-def _xs(voices: Sequence[Voice]) -> Iterator[Sequence[float]]:
-    return (voice.x for voice in voices)
+def _watched(quantity: _Quantity, runs: Sequence[RunRecord]) -> Picture:
+    """One quantity of all runs; where it wobbles much, the means of stretches, and behind a single run's all of it."""
+    alone = len(runs) == 1
+    curves, voices = [], []
+    for number, (run, name) in enumerate(zip(runs, picture_labels(runs))):
+        x, y = run.points("step", quantity.key)
+        if not len(x):
+            continue
+        y = y / quantity.unit
+        line = Curve(name, x, y, "training" if alone else _colour_of(number), marker="o" if len(x) == 1 else "None")
+        if quantity.wobbles and len(x) > (_MANY if alone else _MANY_BESIDE_OTHERS):
+            if alone:
+                curves.append(dataclasses.replace(line, faint=True))
+            x_means, y_means = averaged(x, y, 120 if alone else 40)
+            line = dataclasses.replace(line, x=x_means, y=y_means)
+        curves.append(line if alone else dataclasses.replace(line, dash=dash_of(number)))
+        who = "" if alone else f"run {number + 1}, "
+        voices.append(Voice(x, functools.partial(_quantity_told, who, x, y, quantity.label)))
+    ends = [end for voice in voices for end in (voice.x[0], voice.x[-1])]
+    said = told(voices, [ends, *(voice.x for voice in voices)])
+    return Picture(quantity.title, "steps", quantity.label, curves, told=said, floor=quantity.floor, width=380)
 
 
 def _quantity_told(who: str, x: Sequence[float], y: Sequence[float], label: str, place: int) -> str:
