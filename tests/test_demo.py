@@ -2,10 +2,15 @@
 
 import contextlib
 import importlib.util
+import math
 import os
+import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -14,10 +19,15 @@ import pytest
 import torch
 import yaml
 from browser import browser, what_is_missing
+from hub_server import HubServer
+from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import hf_gpt
 from hf_gpt import checkpoint, demo
 from hf_gpt.cli import main
+from hf_gpt.errors import UserError
+from hf_gpt.generation import Piece
+from hf_gpt.look.next_token import next_token_distribution
 
 without_gradio = importlib.util.find_spec("gradio") is None
 needs_gradio = pytest.mark.skipif(without_gradio, reason="needs Gradio: pip install 'hf_gpt[demo]'")
@@ -110,20 +120,27 @@ def set_to(page, field: str, value: str) -> None:
     page.type(f"#{field} input[type=number]", value + "\ue007")  # Enter
 
 
+def place(page, selector: str) -> dict:
+    """Where an element lies in the page, in pixels."""
+    script = """
+        const box = document.querySelector(arguments[0]).getBoundingClientRect();
+        return {top: box.top + scrollY, bottom: box.bottom + scrollY, width: box.width};"""
+    return page.run(script, selector)
+
+
 @needs_browser
-def test_bars_follow_the_prompt_and_each_control(page):
+def test_bars_follow_the_prompt_and_each_control(page, run):
     def bars():
         return page.texts("#bars li .value"), page.texts("#bars li .token")
 
     def changed(before):
         return page.wait(lambda: bars() != before and bars(), "other bars")
 
-    before = bars()
     page.type("#prompt textarea", "Line 7: the quick")
-    before = changed(before)
     page.wait(lambda: "17 tokens; context length 32" in page.text("#counts"), "the count of the prompt's tokens")
-    values, tokens = before
-    assert len(values) == 15
+    probabilities = next_token_distribution(*checkpoint.load_model(str(run)), "Line 7: the quick", 0.8).probabilities
+    likeliest = [demo._percent(value) for value in probabilities.topk(15).values.tolist()]
+    before = values, tokens = page.wait(lambda: bars()[0] == likeliest and bars(), "the bars of this prompt")
     assert not page.texts("#bars .cut .token")
 
     set_to(page, "temperature", "2")
@@ -199,6 +216,79 @@ def test_stop_ends_the_text_and_what_would_have_come_after_it(page):
 
 
 @needs_browser
+def test_a_tab_that_waits_says_so_and_can_be_stopped(page, served, tmp_path):
+    with browser(tmp_path / "profile") as other:
+        other.open(served[0])
+        other.wait(lambda: other.texts("#bars li"), "the first bars")
+        for tab in (page, other):
+            set_to(tab, "new-tokens", "512")
+        page.click("#write")
+        page.wait(lambda: "writing" in states(page), "the first words")
+        other.click("#write")
+        other.wait(lambda: states(other) == ["waiting"] * 3, "cards that wait", 5)
+        other.click("#stop")
+        other.wait(lambda: states(other) == ["stopped before it began"] * 3, "stop", 5)
+        assert "writing" in states(page)
+
+        page.click("#stop")
+        page.wait(lambda: not {"waiting", "loading", "writing"} & set(states(page)), "stop", 20)
+        set_to(page, "new-tokens", "5")
+        page.click("#write")  # comes after the turn of the other tab
+        page.wait(lambda: states(page) == ["done"] * 3, "three texts")
+        assert states(other) == ["stopped before it began"] * 3
+
+        set_to(other, "new-tokens", "5")
+        other.click("#write")
+        other.wait(lambda: states(other) == ["done"] * 3, "three texts")
+
+
+@needs_browser
+def test_a_second_click_on_write_changes_nothing_and_a_reload_ends_the_text(page, served):
+    watch = """
+        window.seen = [];
+        new MutationObserver(() => {
+            const state = document.querySelector('#text .written')?.dataset.state;
+            if (state !== window.seen.at(-1)) window.seen.push(state);
+        }).observe(document.querySelector('#text'), {subtree: true, childList: true, attributes: true});"""
+    page.run(watch)
+    set_to(page, "new-tokens", "100")
+    page.run("const button = document.querySelector('#write'); button.click(); button.click();")
+    page.wait(lambda: "writing" in states(page), "the first words")
+    page.click("#write")
+    page.wait(lambda: states(page) == ["done"] * 3, "three texts")
+    time.sleep(1)  # in which a second text would begin
+    assert [state for state in page.run("return window.seen") if state != "loading"] == ["waiting", "writing", "done"]
+
+    set_to(page, "new-tokens", "512")
+    page.click("#write")
+    page.wait(lambda: "writing" in states(page), "the first words")
+    page.open(served[0])
+    page.wait(lambda: page.texts("#bars li"), "the bars again")
+    set_to(page, "new-tokens", "5")
+    page.click("#write")
+    page.wait(lambda: states(page) == ["done"] * 3, "three texts")
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "height"), [(1200, 900), (390, 844)])
+def test_controls_bars_and_the_button_stay_above_the_text(page, width, height):
+    page.resize(width, height)
+    try:
+        page.wait(lambda: page.run("return innerWidth") == width, "the width")
+        set_to(page, "new-tokens", "100")
+        page.click("#write")
+        page.wait(lambda: states(page) == ["done"] * 3, "three texts")
+        assert place(page, "#text")["top"] < page.run("return scrollY") + height  # it came into view
+        assert place(page, "#write")["bottom"] - place(page, "#temperature")["top"] < height
+        assert place(page, "#bars")["bottom"] <= place(page, "#text")["top"]
+        assert place(page, "#text")["top"] - place(page, "#temperature")["top"] < 2 * height
+        assert place(page, "#bars .track")["width"] > place(page, "#bars")["width"] / 2
+        assert page.run("return document.documentElement.scrollWidth") <= width
+    finally:
+        page.resize(1280, 1400)
+
+
+@needs_browser
 def test_errors_are_lines_in_the_page(page):
     page.type("#prompt textarea", "")
     page.wait(lambda: "Prompt: it is empty" in page.text("#bars .problem"), "an error beside the bars")
@@ -255,13 +345,38 @@ def test_a_space_runs_as_it_stands(run, tmp_path):
 
 
 @needs_gradio
-def test_a_space_of_a_hub_model_names_it(tmp_path):
-    demo.write_space("someone/my-gpt@v1", str(tmp_path / "space"))
-    assert "MODEL = 'someone/my-gpt@v1'" in (tmp_path / "space" / "app.py").read_text()
-    assert not (tmp_path / "space" / "model").exists()
-    assert yaml.safe_load((tmp_path / "space" / "README.md").read_text().split("---")[1])["models"] == [
-        "someone/my-gpt"
-    ]
+def test_a_space_of_a_hub_model_names_it_once_it_was_found(run, tmp_path):
+    best = Path(checkpoint.resolve_model(str(run)))
+    code = (
+        "import sys; from hf_gpt.cli import main; [print(main(['demo', one, '--space', one])) for one in sys.argv[1:]]"
+    )
+    with HubServer() as hub:
+        commit = hub.add_repo("someone/my-gpt", {path.name: path for path in best.iterdir() if path.is_file()})
+        there, mistyped, no_such_commit = f"someone/my-gpt@{commit}", "runs/quickstrt", "someone/my-gpt@v1"
+        environment = {
+            **os.environ,
+            **hub.environment(tmp_path / "home"),
+            "PYTHONPATH": str(Path(hf_gpt.__file__).parents[1]),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code, there, mistyped, no_such_commit],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    assert done.stdout.splitlines()[-3:] == ["0", "2", "2"], done.stderr
+    no_repository, no_revision = [line for line in done.stderr.splitlines() if line.startswith("hf-gpt: ")]
+    assert no_repository.startswith(
+        "hf-gpt: runs/quickstrt: neither a directory here nor to be had from the Hub: no such"
+    )
+    assert no_revision.endswith("it has no such branch, tag or commit")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "someone"]
+    assert [path.name for path in (tmp_path / "someone").iterdir()] == [f"my-gpt@{commit}"]
+    space = tmp_path / there
+    assert f"MODEL = {there!r}" in (space / "app.py").read_text()
+    assert not (space / "model").exists()
+    assert yaml.safe_load((space / "README.md").read_text().split("---")[1])["models"] == ["someone/my-gpt"]
 
 
 @needs_gradio
@@ -282,6 +397,167 @@ def test_without_gradio_one_line_says_how_to_get_it(monkeypatch, capsys, tmp_pat
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "hf-gpt: the demo needs Gradio; pip install 'hf_gpt[demo]'\n"
+
+
+def test_a_gradio_that_is_there_and_fails_is_not_said_to_be_missing(monkeypatch, capsys, tmp_path):
+    (tmp_path / "gradio.py").write_text("raise ImportError('Using SOCKS proxy, but socksio is not installed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "gradio", raising=False)
+    assert main(["demo", str(tmp_path)]) == 2
+    assert "Gradio cannot be imported: Using SOCKS proxy" in capsys.readouterr().err
+
+
+@needs_gradio
+def test_the_page_is_served_whatever_proxy_is_set_and_ends_quietly(run, monkeypatch, capsys):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # where nobody answers
+
+    def interrupt(url: str) -> None:
+        print(url)
+        main_thread = threading.main_thread().ident
+        threading.Timer(0.5, lambda: signal.pthread_kill(main_thread, signal.SIGINT)).start()
+
+    port = free_port()
+    try:
+        demo.serve(str(checkpoint.resolve_model(str(run))), interrupt, port=port)
+    except KeyboardInterrupt:
+        pytest.fail("the interruption was not the end of it")
+    assert capsys.readouterr() == (f"http://127.0.0.1:{port}/\n", "")
+    assert not {"NO_PROXY", "no_proxy"} & set(os.environ)
+
+
+def test_what_needs_no_proxy_goes_on_needing_none(monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    direct = urllib.request.proxy_bypass_environment
+    with demo._without_proxy("127.0.0.1", "localhost"):
+        assert direct("127.0.0.1:7860")
+        assert direct("localhost")
+        assert direct("example.org")
+        assert not direct("example.com")
+    assert os.environ["NO_PROXY"] == "example.org"
+    assert "no_proxy" not in os.environ
+
+
+@needs_gradio
+def test_a_port_that_is_taken_and_none_that_is_free_are_told_apart(run, monkeypatch):
+    from gradio import http_server
+
+    best = str(checkpoint.resolve_model(str(run)))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"^--port {port}: is taken"):
+            demo.serve(best, pytest.fail, port=port)
+        monkeypatch.setattr(http_server, "INITIAL_PORT_VALUE", port)
+        monkeypatch.setattr(http_server, "TRY_NUM_PORTS", 1)
+        with pytest.raises(UserError, match=r"^no free port was found; name one with --port$"):
+            demo.serve(best, pytest.fail)
+
+
+def written(answers: demo.Answers, prompt: str = "Line", tokens: int = 5, tab: str = "a tab") -> str:
+    """The last of what a tab shows after a click on Write."""
+    shown = answers.begin(tab, prompt, list(answers.stages), 0.8, 0, 1, tokens, 123)
+    return [shown, *answers.write(tab)][-1]
+
+
+def states_in(html: str) -> list[str]:
+    return re.findall('data-state="([^"]*)"', html)
+
+
+def test_a_checkpoint_that_fails_costs_its_own_card_only(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    answers = demo.Answers(str(tmp_path / "run"))
+    shutil.rmtree(checkpoint.checkpoints(tmp_path / "run")[1])
+    cards = written(answers)
+    assert states_in(cards) == ["done", "failed", "done"]
+    assert "no such directory" in cards.split("<article")[2]
+    assert cards.count('class="problem"') == 1
+
+
+def test_a_text_that_breaks_off_stays(run, monkeypatch, capsys):
+    def breaks_off(*_, **__):
+        yield Piece(" 7: the", 7)
+        raise RuntimeError("out of memory")
+
+    answers = demo.Answers(checkpoint.resolve_model(str(run)))
+    monkeypatch.setattr(demo, "stream_text", breaks_off)
+    cards = written(answers)
+    assert states_in(cards) == ["failed"]
+    assert '<span class="new"> 7: the</span>' in cards
+    assert "7 tokens" in cards
+    assert "RuntimeError: out of memory; the terminal says more" in cards
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_request_that_cannot_work_takes_the_place_of_the_one_that_waits(run):
+    answers = demo.Answers(checkpoint.resolve_model(str(run)))
+    assert states_in(answers.begin("tab", "Line", list(answers.stages), 0.8, 0, 1, 5, 123)) == ["waiting"]
+    assert "Checkpoints: none is chosen" in answers.begin("tab", "Line", [], 0.8, 0, 1, 5, 123)
+    assert list(answers.write("tab")) == []
+    assert "Prompt: it is empty" in written(answers, "")
+    assert "New tokens 1000: must be a whole number" in written(answers, tokens=1000)
+
+
+def test_each_tab_has_a_text_of_its_own_until_it_is_closed(run):
+    answers = demo.Answers(checkpoint.resolve_model(str(run)))
+    names = list(answers.stages)
+    answers.begin("one", "Line", names, 0.8, 0, 1, 32, 123)
+    answers.begin("two", "Line", names, 0.8, 0, 1, 5, 123)
+    text = answers.write("one")
+    assert states_in(next(text)) == ["loading"]
+    assert answers.begin("one", "Other", names, 0.8, 0, 1, 5, 123) is None  # it is being written to
+    answers.leave("one")
+    assert states_in(list(text)[-1]) == ["stopped"]
+    assert states_in(list(answers.write("two"))[-1]) == ["done"]
+
+
+def test_write_after_stop_is_not_lost_while_the_text_is_still_ending(run):
+    answers = demo.Answers(checkpoint.resolve_model(str(run)))
+    ask = (list(answers.stages), 0.8, 0, 1, 5, 123)
+    answers.begin("tab", "Line", *ask)
+    text = answers.write("tab")
+    next(text)
+    assert answers.stop("tab") is None
+    assert states_in(answers.begin("tab", "Other", *ask)) == ["waiting"]
+    assert states_in(list(text)[-1]) == ["stopped"]
+    last = list(answers.write("tab"))[-1]
+    assert states_in(last) == ["done"]
+    assert '<span class="given">Other</span>' in last
+
+
+@pytest.fixture
+def save(run, tmp_path):
+    """Writes a model that is not ours, with the tokenizer of the run; its folder."""
+
+    def write(model) -> str:
+        AutoTokenizer.from_pretrained(checkpoint.resolve_model(str(run))).save_pretrained(tmp_path)
+        model.save_pretrained(tmp_path)
+        return str(tmp_path)
+
+    return write
+
+
+def test_a_model_without_a_context_length_is_shown_without_one(save):
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=257, hidden_size=16, n_layer=1, n_head=2))
+    answers = demo.Answers(save(bloom))
+    assert "context" not in demo._facts(answers.first_model)
+    assert answers.count_tokens("Line", answers.first) == '<p class="facts">4 tokens</p>'
+    assert answers.bars("Line", answers.first, 0.8, 0, 1).count("<li") == 15
+    assert states_in(written(answers)) == ["done"]
+
+
+def test_only_of_a_window_that_slides_it_is_said_that_the_model_sees_the_last_tokens(run, save):
+    ours, prompt = demo.Answers(checkpoint.resolve_model(str(run))), "Line" * 10
+    assert "40 tokens; context length 32; the model sees the last 32 of them" in ours.count_tokens(prompt, ours.first)
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_positions=32, n_embd=16, n_layer=1, n_head=2))
+    stock = demo.Answers(save(gpt2))
+    counts = stock.count_tokens(prompt, stock.first)
+    assert "40 tokens; context length 32; longer than the model's context" in counts
+    assert "context length 32<" in stock.count_tokens("Line" * 8, stock.first)
 
 
 def test_of_a_run_the_ends_the_best_and_some_between_are_shown(tmp_path):
@@ -307,3 +583,27 @@ def test_bars_tell_kept_tokens_from_cut_ones():
     assert "66.7%" in html  # 0.5 of the 0.75 that is left
     assert "15.0%" in html  # what the third token was before the cut
     assert "2 of 4 tokens can be drawn" in html
+
+
+def test_a_token_that_the_model_forbids_is_not_said_to_be_cut():
+    logits = torch.tensor([2.0, 1.0, 0.0, -math.inf])
+    for settings in ({}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0}):
+        html = demo.distribution_html(logits, "abcd".__getitem__, **{"temperature": 1.0, **settings})
+        assert html.count('<span class="why">forbidden</span>') == 1
+        assert "forbidden is what the model's generation config rules out" in html
+    assert "forbidden" not in demo.distribution_html(logits[:3], "abc".__getitem__, 1.0, top_k=2)
+
+
+def test_logits_that_are_no_numbers_end_in_no_stop_iteration():
+    with contextlib.suppress(UserError):
+        demo.distribution_html(torch.full((4,), math.nan), "abcd".__getitem__, 1.0)
+
+
+def test_markup_in_tokens_and_text_is_shown_and_not_obeyed():
+    bars = demo.distribution_html(torch.zeros(2), ["<script>", "&amp;"].__getitem__, 1.0)
+    assert "&lt;script&gt;" in bars
+    assert "&amp;amp;" in bars
+    card = demo._card("<i>", "<b>", "done", Piece("<script>", 1))
+    assert "<b>&lt;i&gt;</b>" in card
+    assert '<span class="given">&lt;b&gt;</span><span class="new">&lt;script&gt;</span>' in card
+    assert "<script>" not in bars + card
