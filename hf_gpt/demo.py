@@ -177,8 +177,8 @@ def _lay_out_controls(gradio: Any, parts: SimpleNamespace, answers: "Answers") -
 
 def _lay_out_bars(gradio: Any, parts: SimpleNamespace, answers: "Answers") -> None:
     names = list(answers.stages)
-    with gradio.Row(equal_height=True):
-        gradio.HTML('<h2 class="part">The next token</h2>', min_width=150)
+    with gradio.Row(equal_height=True, elem_id="of-what"):
+        gradio.HTML('<h2 class="part">The next token</h2>')
         parts.of = gradio.Dropdown(
             names,
             value=answers.first,
@@ -745,6 +745,8 @@ _CSS = """
 .gradio-container { --body-text-color-subdued: var(--faint); --block-info-text-color: var(--faint); }
 h1.model { font-size: 1.5rem; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
 h2.part { font-size: 1.15rem; font-weight: 600; margin: 0; }
+#of-what { align-items: center; flex-wrap: wrap; }
+#of-what > * { min-width: min(100%, 11rem) !important; }
 .facts { color: var(--faint); font-size: .95rem; margin: .2rem 0; }
 ol.bars { list-style: none; margin: .4rem 0; padding: 0; display: grid; column-gap: .6rem;
   grid-template-columns: fit-content(9rem) 1fr 3.6rem auto; }
@@ -774,6 +776,7 @@ input[type=range]::-webkit-slider-thumb { border: 2px solid var(--bar) !importan
 .cursor { color: var(--bar); }
 .problem { border-left: 4px solid var(--alarm); background: var(--alarm-fill); color: var(--alarm);
   padding: .6rem .9rem; margin: 0; font-size: 1rem; }
+.written .problem { margin-top: .6rem; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
   ol.bars { grid-template-columns: fit-content(5.5rem) 1fr 3.4rem; }
   .why { grid-column: 2 / 4; margin-top: -.3rem; }
