@@ -474,7 +474,7 @@ def _refuse_unwritable(flag: str, file: str | None) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from . import demo
+    from . import demo, space
 
     if arguments.space is not None and (arguments.port is not None or arguments.open):
         raise UserError("--port and --open go with a page that is served; --space only writes files")
@@ -489,7 +489,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             open_browser=arguments.open,
         )
         return
-    for line in demo.write_space(arguments.model, arguments.space):
+    for line in space.write_space(arguments.model, arguments.space):
         _say(line)
 
 

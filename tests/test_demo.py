@@ -27,6 +27,7 @@ from hf_gpt import checkpoint, demo
 from hf_gpt.cli import main
 from hf_gpt.errors import UserError
 from hf_gpt.generation import Piece
+from hf_gpt.look import demo_answers, demo_html
 from hf_gpt.look.next_token import next_token_distribution
 
 without_gradio = importlib.util.find_spec("gradio") is None
@@ -139,7 +140,7 @@ def test_bars_follow_the_prompt_and_each_control(page, run):
     page.type("#prompt textarea", "Line 7: the quick")
     page.wait(lambda: "17 tokens; context length 32" in page.text("#counts"), "the count of the prompt's tokens")
     probabilities = next_token_distribution(*checkpoint.load_model(str(run)), "Line 7: the quick", 0.8).probabilities
-    likeliest = [demo._percent(value) for value in probabilities.topk(15).values.tolist()]
+    likeliest = [demo_html._percent(value) for value in probabilities.topk(15).values.tolist()]
     before = values, tokens = page.wait(lambda: bars()[0] == likeliest and bars(), "the bars of this prompt")
     assert not page.texts("#bars .cut .token")
 
@@ -458,7 +459,7 @@ def test_a_port_that_is_taken_and_none_that_is_free_are_told_apart(run, monkeypa
             demo.serve(best, pytest.fail)
 
 
-def written(answers: demo.Answers, prompt: str = "Line", tokens: int = 5, tab: str = "a tab") -> str:
+def written(answers: demo_answers.Answers, prompt: str = "Line", tokens: int = 5, tab: str = "a tab") -> str:
     """The last of what a tab shows after a click on Write."""
     shown = answers.begin(tab, prompt, list(answers.stages), 0.8, 0, 1, tokens, 123)
     return [shown, *answers.write(tab)][-1]
@@ -470,7 +471,7 @@ def states_in(html: str) -> list[str]:
 
 def test_a_checkpoint_that_fails_costs_its_own_card_only(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
-    answers = demo.Answers(str(tmp_path / "run"))
+    answers = demo_answers.Answers(str(tmp_path / "run"))
     shutil.rmtree(checkpoint.checkpoints(tmp_path / "run")[1])
     cards = written(answers)
     assert states_in(cards) == ["done", "failed", "done"]
@@ -483,8 +484,8 @@ def test_a_text_that_breaks_off_stays(run, monkeypatch, capsys):
         yield Piece(" 7: the", 7)
         raise RuntimeError("out of memory")
 
-    answers = demo.Answers(checkpoint.resolve_model(str(run)))
-    monkeypatch.setattr(demo, "stream_text", breaks_off)
+    answers = demo_answers.Answers(checkpoint.resolve_model(str(run)))
+    monkeypatch.setattr(demo_answers, "stream_text", breaks_off)
     cards = written(answers)
     assert states_in(cards) == ["failed"]
     assert '<span class="new"> 7: the</span>' in cards
@@ -494,7 +495,7 @@ def test_a_text_that_breaks_off_stays(run, monkeypatch, capsys):
 
 
 def test_a_request_that_cannot_work_takes_the_place_of_the_one_that_waits(run):
-    answers = demo.Answers(checkpoint.resolve_model(str(run)))
+    answers = demo_answers.Answers(checkpoint.resolve_model(str(run)))
     assert states_in(answers.begin("tab", "Line", list(answers.stages), 0.8, 0, 1, 5, 123)) == ["waiting"]
     assert "Checkpoints: none is chosen" in answers.begin("tab", "Line", [], 0.8, 0, 1, 5, 123)
     assert list(answers.write("tab")) == []
@@ -503,7 +504,7 @@ def test_a_request_that_cannot_work_takes_the_place_of_the_one_that_waits(run):
 
 
 def test_each_tab_has_a_text_of_its_own_until_it_is_closed(run):
-    answers = demo.Answers(checkpoint.resolve_model(str(run)))
+    answers = demo_answers.Answers(checkpoint.resolve_model(str(run)))
     names = list(answers.stages)
     answers.begin("one", "Line", names, 0.8, 0, 1, 32, 123)
     answers.begin("two", "Line", names, 0.8, 0, 1, 5, 123)
@@ -516,7 +517,7 @@ def test_each_tab_has_a_text_of_its_own_until_it_is_closed(run):
 
 
 def test_write_after_stop_is_not_lost_while_the_text_is_still_ending(run):
-    answers = demo.Answers(checkpoint.resolve_model(str(run)))
+    answers = demo_answers.Answers(checkpoint.resolve_model(str(run)))
     ask = (list(answers.stages), 0.8, 0, 1, 5, 123)
     answers.begin("tab", "Line", *ask)
     text = answers.write("tab")
@@ -543,18 +544,18 @@ def save(run, tmp_path):
 
 def test_a_model_without_a_context_length_is_shown_without_one(save):
     bloom = BloomForCausalLM(BloomConfig(vocab_size=257, hidden_size=16, n_layer=1, n_head=2))
-    answers = demo.Answers(save(bloom))
-    assert "context" not in demo._facts(answers.first_model)
+    answers = demo_answers.Answers(save(bloom))
+    assert "context" not in demo_html.facts_of(answers.first_model)
     assert answers.count_tokens("Line", answers.first) == '<p class="facts">4 tokens</p>'
     assert answers.bars("Line", answers.first, 0.8, 0, 1).count("<li") == 15
     assert states_in(written(answers)) == ["done"]
 
 
 def test_only_of_a_window_that_slides_it_is_said_that_the_model_sees_the_last_tokens(run, save):
-    ours, prompt = demo.Answers(checkpoint.resolve_model(str(run))), "Line" * 10
+    ours, prompt = demo_answers.Answers(checkpoint.resolve_model(str(run))), "Line" * 10
     assert "40 tokens; context length 32; the model sees the last 32 of them" in ours.count_tokens(prompt, ours.first)
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_positions=32, n_embd=16, n_layer=1, n_head=2))
-    stock = demo.Answers(save(gpt2))
+    stock = demo_answers.Answers(save(gpt2))
     counts = stock.count_tokens(prompt, stock.first)
     assert "40 tokens; context length 32; longer than the model's context" in counts
     assert "context length 32<" in stock.count_tokens("Line" * 8, stock.first)
@@ -562,7 +563,7 @@ def test_only_of_a_window_that_slides_it_is_said_that_the_model_sees_the_last_to
 
 def test_of_a_run_the_ends_the_best_and_some_between_are_shown(tmp_path):
     def shown() -> list[str]:
-        return list(demo.stages_of(str(tmp_path)))
+        return list(demo_answers.stages_of(str(tmp_path)))
 
     for step in range(100, 1100, 100):
         folder = tmp_path / "checkpoints" / checkpoint.name_of(step)
@@ -577,7 +578,7 @@ def test_of_a_run_the_ends_the_best_and_some_between_are_shown(tmp_path):
 
 def test_bars_tell_kept_tokens_from_cut_ones():
     logits = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
-    html = demo.distribution_html(logits, "abcd".__getitem__, 1.0, top_k=3, top_p=0.6)
+    html = demo_html.distribution_html(logits, "abcd".__getitem__, 1.0, top_k=3, top_p=0.6)
     assert html.count('<li class="kept"') == 2
     assert html.count("cut: top-p") == html.count("cut: top-k") == 1
     assert "66.7%" in html  # 0.5 of the 0.75 that is left
@@ -588,22 +589,22 @@ def test_bars_tell_kept_tokens_from_cut_ones():
 def test_a_token_that_the_model_forbids_is_not_said_to_be_cut():
     logits = torch.tensor([2.0, 1.0, 0.0, -math.inf])
     for settings in ({}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0}):
-        html = demo.distribution_html(logits, "abcd".__getitem__, **{"temperature": 1.0, **settings})
+        html = demo_html.distribution_html(logits, "abcd".__getitem__, **{"temperature": 1.0, **settings})
         assert html.count('<span class="why">forbidden</span>') == 1
         assert "forbidden is what the model's generation config rules out" in html
-    assert "forbidden" not in demo.distribution_html(logits[:3], "abc".__getitem__, 1.0, top_k=2)
+    assert "forbidden" not in demo_html.distribution_html(logits[:3], "abc".__getitem__, 1.0, top_k=2)
 
 
 def test_logits_that_are_no_numbers_end_in_no_stop_iteration():
     with contextlib.suppress(UserError):
-        demo.distribution_html(torch.full((4,), math.nan), "abcd".__getitem__, 1.0)
+        demo_html.distribution_html(torch.full((4,), math.nan), "abcd".__getitem__, 1.0)
 
 
 def test_markup_in_tokens_and_text_is_shown_and_not_obeyed():
-    bars = demo.distribution_html(torch.zeros(2), ["<script>", "&amp;"].__getitem__, 1.0)
+    bars = demo_html.distribution_html(torch.zeros(2), ["<script>", "&amp;"].__getitem__, 1.0)
     assert "&lt;script&gt;" in bars
     assert "&amp;amp;" in bars
-    card = demo._card("<i>", "<b>", "done", Piece("<script>", 1))
+    card = demo_html.card_html("<i>", "<b>", "done", Piece("<script>", 1))
     assert "<b>&lt;i&gt;</b>" in card
     assert '<span class="given">&lt;b&gt;</span><span class="new">&lt;script&gt;</span>' in card
     assert "<script>" not in bars + card

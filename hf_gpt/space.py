@@ -1,0 +1,120 @@
+"""The demo's page as a Space: a folder that runs as it stands, here and on the Hub.
+
+A copy of this package's source goes along, so that the Space needs neither PyPI nor `trust_remote_code`.
+"""
+
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from .checkpoint import model_folder, pointed, resolve_model
+from .conversion.destination import Destination
+from .demo import import_gradio
+from .look.demo_answers import stages_of
+from .storage import write_text
+
+_LARGE = 1 << 30  # bytes of checkpoints: beyond it a Space gets only the best one
+
+
+def write_space(model: str, dest: str) -> list[str]:
+    """Write the page of a MODEL as a Space into a directory that is not there yet or is empty; says what is in it.
+
+    The package's source goes along: the Space needs neither this package on PyPI nor `trust_remote_code`. A model on
+    disk is copied without its training state; of a run the checkpoints that the page shows, or the best one alone
+    where they are larger than 1 GiB together. A Hub id stays an id, once its files are in the cache as `serve` would
+    have them.
+
+    Raises:
+        UserError: Gradio is not installed, there is something in the directory, or the model is not there; nothing was
+            written then.
+    """
+    gradio_version = import_gradio().__version__
+    destination = Destination.of(dest)
+    stages = stages_of(model)
+    local = {name: Path(source) for name, source in stages.items() if Path(source).is_dir()}
+    if not local:
+        model_folder(model)
+    if len(local) > 1 and sum(map(_size, local.values())) > _LARGE:
+        local = {Path(resolve_model(model)).name: Path(resolve_model(model))}
+    with destination.writing() as folder:
+        if len(local) > 1:
+            for source in local.values():
+                _copy_model(source, folder / "model" / "checkpoints" / source.name)
+            for pointer in ("best", "latest"):
+                if (named := pointed(model, pointer)) is not None and named in local.values():
+                    write_text(folder / "model" / "checkpoints" / pointer, named.name + "\n")
+        elif local:
+            _copy_model(*local.values(), folder / "model")
+        shutil.copytree(
+            Path(__file__).parent, folder / "hf_gpt", ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+        )
+        write_text(folder / "app.py", _APP.format(model="model" if local else model))
+        write_text(folder / "requirements.txt", _requirements(gradio_version))
+        title = (Path(model).resolve() if local else Path(model.partition("@")[0])).name
+        write_text(folder / "README.md", _space_card(title, gradio_version, None if local else model))
+    what = f"{len(local)} checkpoint{'s' if len(local) > 1 else ''} in model/" if local else f"{model} from the Hub"
+    return [
+        f"space      {dest}: app.py, requirements.txt, README.md, hf_gpt/, {what}",
+        f"try        cd {dest} && python app.py",
+        f"publish    hf repos create OWNER/NAME --type space --sdk gradio && hf upload OWNER/NAME {dest} --type space",
+    ]
+
+
+def _copy_model(source: Path, folder: Path) -> None:
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("training_state", ".*"))
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+_APP = '''\
+"""The page of `hf-gpt demo`, as a Space. MODEL is a folder beside this file or a Hub id."""
+
+import os
+from pathlib import Path
+
+os.chdir(Path(__file__).parent)
+
+from hf_gpt.demo import build, look
+
+MODEL = {model!r}
+
+build(MODEL).launch(**look())
+'''
+
+
+# What the page imports, at the versions that it was tried with here. Spaces install Gradio, at sdk_version, by
+# themselves, with an extra that holds pydantic back: so that has a bound only.
+_PINNED = ("torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "numpy", "psutil", "filelock")
+
+
+def _requirements(gradio_version: str) -> str:
+    pins = [f"{name}=={version(name).partition('+')[0]}" for name in _PINNED]
+    return "\n".join([f"gradio=={gradio_version}", *pins, "pydantic>=2.11", "pyyaml>=6.0"]) + "\n"
+
+
+def _space_card(title: str, gradio_version: str, hub_id: str | None) -> str:
+    import yaml
+
+    metadata = {
+        "title": title,
+        "emoji": "✍️",
+        "colorFrom": "blue",
+        "colorTo": "yellow",
+        "sdk": "gradio",
+        "sdk_version": gradio_version,
+        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",  # which the pinned versions are for
+        "app_file": "app.py",
+        "pinned": False,
+    }
+    if hub_id:
+        metadata["models"] = [hub_id.partition("@")[0]]
+    return (
+        f"---\n{yaml.safe_dump(metadata, allow_unicode=True, sort_keys=False)}---\n\n# {title}\n\n"
+        "A GPT trained with hf_gpt: type a prompt, move the decoding controls, see what they do to the distribution of"
+        " the next token, and let it write.\n\n"
+        "`app.py` is the page, `hf_gpt/` the source of the package that makes it"
+        f"{'' if hub_id else ', `model/` the model'}. Elsewhere: `pip install -r requirements.txt && python app.py`.\n"
+    )
