@@ -24,7 +24,7 @@ _EXIT_USER_ERROR = 2
 _EXIT_FAILED = 1
 _EXIT_PREEMPTED = 75  # sysexits.h's EX_TEMPFAIL: the same command, later, goes on
 _EXIT_INTERRUPTED = 130
-_OTHERS_WAIT = 3  # seconds
+_FIRST_ENDS, _FIRST_SPEAKS = 3, 10  # seconds that the other processes of a run give the first one
 _MOST_BARS = 20
 
 
@@ -565,8 +565,9 @@ def _fail(error: Exception | str, code: int, debug: bool) -> int:
     # their launcher, the others while they wait here; what is wrong only in this one is told after that.
     rank = int(os.environ.get("RANK", 0)) if os.environ.get("WORLD_SIZE", "1") != "1" else 0
     if rank:
-        time.sleep(_OTHERS_WAIT)
-        if code in (_EXIT_PREEMPTED, _EXIT_INTERRUPTED):  # which they agree on
+        agreed = code in (_EXIT_PREEMPTED, _EXIT_INTERRUPTED)  # that they stop
+        time.sleep(_FIRST_ENDS if agreed else _FIRST_SPEAKS)
+        if agreed:
             return code
     _say(f"hf-gpt: process {rank}: {error}" if rank else f"hf-gpt: {error}")
     return code

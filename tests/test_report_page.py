@@ -17,8 +17,9 @@ from test_training import changed
 import hf_gpt
 from hf_gpt.cli import main
 from hf_gpt.errors import RunStopped
+from hf_gpt.look.comparison_page import comparison_page
 from hf_gpt.look.report_figures import NUM_RUN_COLOURS, svg, thinned, tick_labels
-from hf_gpt.look.report_page import plot, write_report
+from hf_gpt.look.report_page import run_page, write_report
 from hf_gpt.look.run_pictures import dash_of, loss_views, training_pictures
 from hf_gpt.report import read_run
 from hf_gpt.training import loop
@@ -119,6 +120,14 @@ def test_values_are_told_on_hover(tmp_path):
         assert label in page.text
 
 
+def compared(folder: Path, *run_dirs: Path) -> Page:
+    """The page that `hf-gpt plot` makes of runs, without its pictures for papers."""
+    runs = [read_run(run_dir) for run_dir in run_dirs]
+    path = folder / "compared.html"
+    path.write_text(comparison_page(runs) if len(runs) > 1 else run_page(*runs))
+    return Page(path)
+
+
 def bands(page: Page) -> list[list[tuple[float, float]]]:
     """Left end and width of the places that tell something, of each picture."""
     pictures = []
@@ -133,8 +142,7 @@ def bands(page: Page) -> list[list[tuple[float, float]]]:
 @pytest.mark.parametrize("num_runs", [1, 4])
 @pytest.mark.parametrize("steps", [10, 2000])
 def test_every_place_of_a_plot_tells_something(tmp_path, num_runs, steps):
-    runs = [write_run(tmp_path / f"{n}", steps, turn=steps // 2 or None) for n in range(num_runs)]
-    page = Page(plot(runs, tmp_path / "out")[0])
+    page = compared(tmp_path, *(write_run(tmp_path / f"{n}", steps, turn=steps // 2) for n in range(num_runs)))
     assert page.source.count('class="told"') == len(bands(page)) >= 16
     for picture in bands(page):
         assert all(width > 0 for _, width in picture)
@@ -147,7 +155,7 @@ def test_every_place_of_a_plot_tells_something(tmp_path, num_runs, steps):
 
 def test_runs_evaluated_at_the_same_steps_are_told_together(tmp_path):
     runs = [write_run(tmp_path / name, 20, scale=scale) for name, scale in (("a", 1), ("b", 2), ("c", 3))]
-    page = Page(plot(runs, tmp_path / "out")[0])
+    page = compared(tmp_path, *runs)
     assert (
         "1. a, step 10: training batch 3.091, training text 3.091, validation text 3.091"
         " 2. b, step 10: training batch 6.182, training text 6.182, validation text 6.182 3. c, step 10:" in page.words
@@ -440,7 +448,7 @@ def test_losses_that_do_not_compare_are_said_to(tmp_path):
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def words(*chosen: Path) -> str:
-        return Page(plot(chosen, tmp_path / "out")[0]).words
+        return compared(tmp_path, *chosen).words
 
     assert "compare bits per byte, not losses" in words(runs[0], runs[1])
     assert "bits per byte over-fits steps tokens time tokens/s 1. a 2.781 at step 10 (perplexity 16.1) 1.250" in words(
