@@ -136,10 +136,10 @@ code,pre{font-family:var(--mono);font-size:14px}
 .verdict.turned{border-left-color:var(--mark)}
 .problem{color:var(--validation)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:0}
-.tiles>div{background:var(--panel);padding:10px 14px;border-radius:6px}
-.tiles dt{font-size:14px;color:var(--faint)}
+.tiles>div{background:var(--panel);padding:10px 12px;border-radius:6px}
+.tiles dt{font-size:13.5px;color:var(--faint)}
 .tiles dd{margin:0;font-size:22px;font-variant-numeric:tabular-nums}
-.tiles dd.note{font-size:14px;color:var(--faint)}
+.tiles dd.note{font-size:13px;color:var(--faint)}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(330px,100%),1fr));gap:16px 24px}
 .pair .grid{grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr))}
 .grid figure{margin:0;min-width:0}

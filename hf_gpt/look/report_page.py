@@ -168,7 +168,7 @@ def _facts(run: RunRecord) -> Iterator[str]:
     tiles: list[tuple[str, str, str]] = []
     for key, name in (
         ("validation_loss", "lowest validation loss"),
-        ("eval_train_loss", "lowest loss, training text"),
+        ("eval_train_loss", "lowest training loss"),
     ):
         lines = [line for line in run.evaluated if is_number(line.get(key))]
         if lines:
@@ -179,7 +179,7 @@ def _facts(run: RunRecord) -> Iterator[str]:
         tiles.append(("bits per byte", f"{min(bits):.3f}", "validation text"))
     for key, name, show in (
         ("tokens_per_second", "tokens per second", lambda value: f"{value:,.0f}"),
-        ("mfu", "model FLOPs utilisation", lambda value: f"{value:.1%}"),
+        ("mfu", "FLOPs utilisation (MFU)", lambda value: f"{value:.1%}"),
     ):
         values = sorted(line[key] for line in run.trained if is_number(line.get(key)))
         if values:
