@@ -153,15 +153,6 @@ def plain_options(tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -
 
     Of the model's own generation config only what forbids or weighs tokens stays (a repetition penalty, bad words).
     """
-    others = (
-        "min_p",
-        "typical_p",
-        "top_h",
-        "epsilon_cutoff",
-        "eta_cutoff",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-    )
     return {
         "attention_mask": torch.ones_like(input_ids),
         "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
@@ -169,8 +160,14 @@ def plain_options(tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -
         "tokenizer": tokenizer,  # for stop strings
         "num_beams": 1,
         "num_return_sequences": 1,
-        **dict.fromkeys(others),
+        **dict.fromkeys(_NOT_ASKED_FOR),
     }
+
+
+_NOT_ASKED_FOR = (
+    *("min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff"),
+    *("forced_bos_token_id", "forced_eos_token_id"),
+)
 
 
 def check_request(
