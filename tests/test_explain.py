@@ -1,10 +1,8 @@
 """From logits to loss on a text: the book's figures, `cross_entropy`'s, and a page and a table that hold anything."""
 
-import functools
+import io
 import json
-import os
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -183,13 +181,15 @@ def test_a_token_that_is_markup_is_shown_as_text():
     assert "&amp;" in page(explain(model, tokenizer, "<script> & x"))
 
 
-def test_where_stdout_lacks_characters_they_are_spelled_out(folder):
-    run = functools.partial(subprocess.run, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
-    command = [sys.executable, "-m", "hf_gpt.cli", "explain", folder, "--text", "a 中"]
-    table = run(command)
-    assert table.returncode == 0, table.stderr
-    assert b"\\u2423" in table.stdout
-    assert json.loads(run([*command, "--json"]).stdout)["text"] == "a 中"
+def test_where_stdout_lacks_characters_they_are_spelled_out(folder, monkeypatch):
+    def printed(*flags: str) -> bytes:
+        out = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="latin-1", write_through=True))
+        assert main(["explain", folder, "--text", "a 中", *flags]) == 0
+        return out.getvalue()
+
+    assert b"\\u2423" in printed()
+    assert json.loads(printed("--json"))["text"] == "a 中"
 
 
 @pytest.mark.parametrize(
