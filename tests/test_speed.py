@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import os
 import re
+import struct
 import sys
 
 import pytest
@@ -84,3 +86,19 @@ def test_a_run_that_goes_on_shows_the_losses_from_before(tmp_path, capsys):
         journal.rewind(2)
         journal.progress(3, 1.0, 5.0)
     assert "█▅▁" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("columns", "bar"), [(100, True), (0, False)])
+def test_a_terminal_has_a_bar_if_it_has_room_for_one(tmp_path, monkeypatch, columns, bar):
+    fcntl, termios = map(pytest.importorskip, ("fcntl", "termios"))
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    with open(theirs, "w", buffering=1) as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        with Journal(tmp_path, max_steps=3) as journal:
+            for step in (1, 2, 3):
+                journal.progress(step, 4.0 - step, 5.0)
+        shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert ("training:   0%" in shown) == bar
+    assert ("step 3/3  loss 1.000 █▅▁" in shown) != bar

@@ -3,6 +3,8 @@
 It comes from the one process that works. Those that wait for it never call it, and so show nothing.
 """
 
+import contextlib
+import os
 import sys
 import time
 from typing import Any
@@ -61,5 +63,12 @@ class ReadingProgress:
 
 
 def shows_bar() -> bool:
-    """Whether somebody watches a terminal or notebook, where a bar can move."""
-    return sys.stderr.isatty() or tqdm.__name__ == "tqdm_notebook"
+    """Whether somebody watches a notebook, or a terminal that has a width, where a bar can move."""
+    return tqdm.__name__ == "tqdm_notebook" or (sys.stderr.isatty() and _has_width())
+
+
+def _has_width() -> bool:
+    """Not all terminals do: in one of no columns a bar is nothing."""
+    with contextlib.suppress(OSError):  # nor do all say
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    return True
