@@ -23,6 +23,7 @@ import yaml
 
 from .checkpoint import TRAINING_STATE
 from .errors import UserError
+from .look.wording import duration
 from .marks import code_block, compose, merge, replace_in_sections, with_section
 from .recipe import Recipe
 from .report import has_losses, loss_plot, read_lines, read_metrics
@@ -453,7 +454,7 @@ def _training_rows(facts: _Facts) -> Iterator[tuple[str, str]]:
         threads = environment.get("cpu_threads") if device == "cpu" else None
         threads = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
         yield "hardware", f"{facts.processes} x {what}{threads}{begun}"
-    yield "time", f"{_duration(facts.seconds)}, evaluating and saving included"
+    yield "time", f"{duration(facts.seconds)}, evaluating and saving included"
     yield "seed", str(recipe.seed)
     versions = environment.get("versions", {})
     if versions:
@@ -609,14 +610,6 @@ def _large(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {name}"
     return f"{count:,}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

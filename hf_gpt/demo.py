@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .look.demo_answers import MOST_NEW_TOKENS, Answers
-from .look.demo_html import CSS, FONTS, MONO_FONTS, NOTHING_YET, facts_of, text_config
+from .look.demo_html import CSS, FONTS, MONO_FONTS, NOTHING_YET, facts_of, vocab_size
 
 if TYPE_CHECKING:
     import gradio
@@ -130,7 +130,7 @@ def _lay_out(gradio: Any, model: str, answers: "Answers") -> SimpleNamespace:
 
 
 def _lay_out_controls(gradio: Any, parts: SimpleNamespace, answers: "Answers") -> None:
-    names, most = list(answers.stages), min(_MOST_TOP_K, text_config(answers.first_model).vocab_size)
+    names, most = list(answers.stages), min(_MOST_TOP_K, vocab_size(answers.first_model))
     with gradio.Group():
         parts.temperature = gradio.Slider(
             0, 2, 0.8, step=0.05, label="Temperature", info="0: greedy", elem_id="temperature"

@@ -237,7 +237,12 @@ def token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: 
     return ids
 
 
-def sliding_window(model: PreTrainedModel) -> bool:
+def context_length(model: PreTrainedModel) -> int | None:
+    """In tokens; nothing for a model that has no limit, such as a Mamba or a BLOOM."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def window_slides(model: PreTrainedModel) -> bool:
     """Whether the model goes on when its window is full, as ours does; others end in an error or lose their way."""
     return model.config.model_type == GPTConfig.model_type
 
@@ -246,8 +251,8 @@ def refuse_past_window(
     model: PreTrainedModel, num_tokens: int, what: str = "--max-new-tokens: prompt and continuation make"
 ) -> None:
     """Refuse, in one line, more than a window that does not slide can hold."""
-    window = getattr(model.config, "max_position_embeddings", None)
-    if window is None or sliding_window(model):
+    window = context_length(model)
+    if window is None or window_slides(model):
         return
     if num_tokens > window + 1:  # the last token is made, and not read
         raise UserError(

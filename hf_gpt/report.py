@@ -159,6 +159,14 @@ class RunRecord:
     def evaluated(self) -> list[dict[str, Any]]:
         return [line for line in self.metrics if is_number(line.get("eval_train_loss"))]
 
+    @functools.cached_property
+    def by_step(self) -> list[dict[str, Any]]:
+        """What was written down of training and of evaluation at a step, as one."""
+        found: dict[int, dict[str, Any]] = {}
+        for line in (*self.trained, *self.evaluated):
+            found[line["step"]] = {**found.get(line["step"], {}), **line}
+        return [*found.values()]
+
     @property
     def last(self) -> dict[str, Any]:
         """The newest line of metrics, empty if there is none."""

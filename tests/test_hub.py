@@ -437,13 +437,16 @@ def hub_files(hub, repo: str) -> dict[str, bytes]:
     return hub.files(repo) if any("/commit/main" in asked.path for asked in hub.requests) else {}
 
 
-def test_a_run_that_is_told_to_stop_while_it_waits_for_the_hub_says_how_to_finish(hub, commands, recipe, tmp_path):
+def train_with_a_hub_that_hangs(hub, commands, recipe, folder: Path, repo_id: str):
+    """The command of a run that is published there, and whose pushes are never answered."""
     hub.fail(Fault("/commit/", hang=True))
-    (tmp_path / "run").mkdir()
-    recipe = {**recipe, "output_dir": str(tmp_path / "run"), "hub": {"repo_id": "someone/slow"}}
-    command = commands.start(
-        "train", recipe_file(recipe, tmp_path / "recipe.json"), env={"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
-    )
+    (folder / "run").mkdir()
+    recipe = {**recipe, "output_dir": str(folder / "run"), "hub": {"repo_id": repo_id}}
+    return commands.start("train", recipe_file(recipe, folder / "recipe.json"), env={"HF_HUB_DOWNLOAD_TIMEOUT": "60"})
+
+
+def test_a_run_that_is_told_to_stop_while_it_waits_for_the_hub_says_how_to_finish(hub, commands, recipe, tmp_path):
+    command = train_with_a_hub_that_hangs(hub, commands, recipe, tmp_path, "someone/slow")
     command.wait_until(lambda: "hub: sending" in command.printed)
     command.send(signal.SIGTERM)
     assert command.wait() == 0
@@ -451,12 +454,7 @@ def test_a_run_that_is_told_to_stop_while_it_waits_for_the_hub_says_how_to_finis
 
 
 def test_a_push_ends_with_its_run(hub, commands, recipe, tmp_path):
-    hub.fail(Fault("/commit/", hang=True))
-    (tmp_path / "run").mkdir()
-    recipe = {**recipe, "output_dir": str(tmp_path / "run"), "hub": {"repo_id": "someone/orphan"}}
-    command = commands.start(
-        "train", recipe_file(recipe, tmp_path / "recipe.json"), env={"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
-    )
+    command = train_with_a_hub_that_hangs(hub, commands, recipe, tmp_path, "someone/orphan")
     pushes = lambda: [p for p in psutil.process_iter(["cmdline"]) if "someone/orphan" in (p.info["cmdline"] or [])]  # noqa: E731
     command.wait_until(lambda: any("/commit/" in asked.path for asked in hub.requests))
     assert pushes()

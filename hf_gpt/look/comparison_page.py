@@ -1,6 +1,7 @@
 """Several runs side by side, aligned by steps, tokens and time."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median_high
 from typing import Any
 
 from ..report import RunRecord, is_number, short
@@ -44,8 +45,8 @@ def _figures(run: RunRecord) -> Iterator[str]:
     yield f"{run.last.get('step', 0):,}"
     yield short(tokens_of(run.last))
     yield duration(run.last.get("seconds", 0))
-    speeds = sorted(x["tokens_per_second"] for x in run.trained if is_number(x.get("tokens_per_second")))
-    yield f"{speeds[len(speeds) // 2]:,.0f}" if speeds else ""
+    speeds = [line["tokens_per_second"] for line in run.trained if is_number(line.get("tokens_per_second"))]
+    yield f"{median_high(speeds):,.0f}" if speeds else ""
 
 
 def _what_compares(runs: Sequence[RunRecord]) -> Iterator[str]:

@@ -8,13 +8,13 @@ import traceback
 from collections.abc import Callable
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..generation import Piece, encode_prompt, sliding_window
+from ..generation import Piece, context_length, encode_prompt, window_slides
 from .next_token import NextToken, distribution
 
-NUM_BARS = 15
+_NUM_BARS = 15
 NOTHING_YET = '<p class="facts">Write lets the model go on from the prompt.</p>'
 NOT_BEGUN = "stopped before it began"
 
@@ -31,7 +31,7 @@ def distribution_html(
     A kept token's bar is the probability that it is drawn with; another's what it was before it was left out.
     """
     after, before = distribution(logits, temperature, top_k, top_p), distribution(logits, temperature or 1.0)
-    ids = logits.topk(min(NUM_BARS, len(logits))).indices.tolist()
+    ids = logits.topk(min(_NUM_BARS, len(logits))).indices.tolist()
     values = [(after if after.kept[token] else before).probabilities[token].item() for token in ids]
     scale = next((mark for mark in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if mark >= max(values) - 1e-6), 1.0)
     reasons = _why_left_out(logits, after, ids)
@@ -126,20 +126,20 @@ _LABELS = {
 
 
 def facts_of(model: PreTrainedModel) -> str:
-    context = _context_length(model)
-    facts = [f"{model.num_parameters():,} parameters", f"vocabulary {text_config(model).vocab_size:,}"]
+    context = context_length(model)
+    facts = [f"{model.num_parameters():,} parameters", f"vocabulary {vocab_size(model):,}"]
     facts += [f"context length {context:,}"] if context is not None else []
     return " · ".join([*facts, model.device.type])
 
 
 def counts_html(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    num_tokens, context = encode_prompt(model, tokenizer, prompt).shape[1] if prompt else 0, _context_length(model)
+    num_tokens, context = encode_prompt(model, tokenizer, prompt).shape[1] if prompt else 0, context_length(model)
     words = [_tokens(num_tokens)]
     if context is not None:
         words.append(f"context length {context:,}")
         if num_tokens > context:
             seen = f"the model sees the last {context:,} of them"
-            words.append(seen if sliding_window(model) else "longer than the model's context")
+            words.append(seen if window_slides(model) else "longer than the model's context")
     return f'<p class="facts">{"; ".join(words)}</p>'
 
 
@@ -147,20 +147,13 @@ def _tokens(count: int) -> str:
     return f"{count:,} token{'' if count == 1 else 's'}"
 
 
-def _context_length(model: PreTrainedModel) -> int | None:
-    """In tokens; nothing for a model that has no limit, such as a Mamba or a BLOOM."""
-    return getattr(text_config(model), "max_position_embeddings", None)
-
-
-def text_config(model: PreTrainedModel) -> PreTrainedConfig:
-    return model.config.get_text_config()
+def vocab_size(model: PreTrainedModel) -> int:
+    return model.config.get_text_config().vocab_size
 
 
 # Fonts of the machine; for Chinese, where several have a character, those with its shapes. Blue and grey are told
 # apart by lightness, and a cut token by hatching and words besides.
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "PingFang SC", "sans-serif")
-
-
 MONO_FONTS = (
     "ui-monospace",
     "Menlo",
@@ -170,8 +163,6 @@ MONO_FONTS = (
     "Noto Sans CJK SC",
     "monospace",
 )
-
-
 CSS = """
 .gradio-container { --bar: #0072B2; --gone: #5b6472; --faint: #586170; --track: #eef1f5;
   --alarm: #9a3412; --alarm-fill: #fff4e5; }

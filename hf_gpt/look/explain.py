@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..evaluation import evaluating, perplexity
-from ..generation import refuse_broken_text, token_ids
+from ..generation import context_length, refuse_broken_text, token_ids
 from .token_text import aligned, show, show_token, spelled_together, token_bytes
 
 
@@ -163,7 +163,7 @@ def _refuse_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, i
             f"--text: it is {len(ids)} token{'s' * (len(ids) != 1)}; give at least 2, the first is what the second is"
             " foreseen from"
         )
-    window = getattr(model.config, "max_position_embeddings", None)
+    window = context_length(model)
     if window is not None and len(ids) > window:
         fits = len(tokenizer.decode(ids[:window]))
         raise UserError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST_PLACES = 32
+_MOST_PLACES = 32
 _TOO_NEAR = 1 / 200  # of the axis
 
 
@@ -25,10 +25,8 @@ class Voice:
         return self.tell(min((max(after - 1, 0), after), key=lambda i: abs(self.x[i] - place)))
 
 
-def told(
-    voices: Sequence[Voice], tiers: Iterable[Iterable[float]], log: bool = False, most: int = MOST_PLACES
-) -> list[tuple[float, str]]:
-    """At most so many places, ascending, with what all voices say there.
+def told(voices: Sequence[Voice], tiers: Iterable[Iterable[float]], log: bool = False) -> list[tuple[float, str]]:
+    """Some thirty places at the most, ascending, with what all voices say there.
 
     Places are taken from the first tier, then from the next, those of a tier spread evenly over the axis, as long as
     there is room.
@@ -40,7 +38,7 @@ def told(
     reach = _TOO_NEAR * (max(ends) - min(ends)) if ends else 0.0
     for tier in candidates:
         free = [x for x in tier if all(abs(far(x) - far(other)) > reach for other in chosen)]
-        chosen += _spread(free, most - len(chosen), far)
+        chosen += _spread(free, _MOST_PLACES - len(chosen), far)
     texts = ((place, [text for voice in voices if (text := voice.at(place))]) for place in sorted(chosen))
     return [(place, "\n".join(words)) for place, words in texts if words]
 
@@ -50,6 +48,6 @@ def _spread(ascending: Sequence[float], count: int, far: Callable[[float], float
     if len(ascending) <= count:
         return [*ascending]
     distances = [far(x) for x in ascending]
-    targets = np.linspace(distances[0], distances[-1], max(count, 0))
+    targets = np.linspace(distances[0], distances[-1], count)
     nearest = np.clip(np.searchsorted(distances, targets), 0, len(distances) - 1)
     return [ascending[i] for i in sorted(set(nearest.tolist()))]

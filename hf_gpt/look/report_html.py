@@ -11,8 +11,8 @@ from typing import Any
 
 from ..report import RunRecord, is_number
 from ..untrusted import visible
-from .report_figures import COLOURS, NUM_RUN_COLOURS, Picture, svg
-from .run_pictures import dash_of, run_labels
+from .report_figures import COLOURS, Picture, svg
+from .run_pictures import LOSSES, colour_of, dash_of, run_labels
 
 
 def page(title: str, subtitle: str, sections: Iterable[str]) -> str:
@@ -78,21 +78,16 @@ def legend(runs: Sequence[RunRecord]) -> str:
         entries = [f"{swatch(n)} {escaped(label, 100)}" for n, label in enumerate(run_labels(runs))]
     else:
         (run,) = runs
-        kinds = (
-            ("train_loss", "training", True, "training batch"),
-            ("eval_train_loss", "training", False, "training text"),
-        )
-        kinds += (("validation_loss", "validation", False, "validation text"),)
         entries = [
-            f"{_line(colour, 'solid', faint)} {name}"
-            for key, colour, faint, name in kinds
-            if any(is_number(line.get(key)) for line in run.metrics)
+            f"{_line(loss.colour, 'solid', loss.faint)} {loss.name}"
+            for loss in LOSSES
+            if any(is_number(line.get(loss.key)) for line in run.metrics)
         ]
     return f'<ul class="legend">{"".join(f"<li>{entry}</li>" for entry in entries)}</ul>'
 
 
 def swatch(number: int) -> str:
-    return _line(f"run{number % NUM_RUN_COLOURS}", dash_of(number), False)
+    return _line(colour_of(number), dash_of(number), False)
 
 
 def _line(colour: str, dash: Any, faint: bool) -> str:

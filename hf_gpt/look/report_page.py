@@ -6,6 +6,7 @@ another machine. report_html.py says what it is made of, run_pictures.py which p
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 from ..checkpoint import name_of
@@ -13,8 +14,8 @@ from ..errors import UserError
 from ..report import RunRecord, has_losses, is_number, loss_plot, read_run
 from ..storage import write_text
 from .comparison_page import comparison_page
-from .overfitting import Course, course
-from .report_figures import png
+from .overfitting import Course, course, turning_point
+from .report_figures import DASHES, NUM_RUN_COLOURS, png
 from .report_html import escaped, grid, legend, page, section, table, view_chooser
 from .run_pictures import loss_views, training_pictures
 from .wording import duration, perplexity_of, tokens_of
@@ -26,18 +27,17 @@ _MOST_SAMPLES = 5  # of a prompt, side by side
 _SAMPLE_LENGTH = 1500  # characters
 _MOST_EVENTS = 100
 _RECIPE_LENGTH = 20_000
-_MOST_RUNS = 28  # that colours and dashes tell apart
+_MOST_RUNS = NUM_RUN_COLOURS * len(DASHES)
 
 
-def write_report(run_dir: str | Path, path: str | Path | None = None) -> Path:
-    """Write the report of a run into `path` (`<run_dir>/report.html`), and return that.
+def write_report(run_dir: str | Path) -> Path:
+    """Write the report of a run into `<run_dir>/report.html`, and return that.
 
     Raises:
         UserError: the directory holds no run, or its metrics.jsonl is damaged.
     """
-    run = read_run(run_dir)
-    path = Path(path or Path(run_dir) / REPORT)
-    write_text(path, run_page(run))
+    path = Path(run_dir) / REPORT
+    write_text(path, run_page(read_run(run_dir)))
     return path
 
 
@@ -84,7 +84,7 @@ def plot(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> li
 def run_page(run: RunRecord) -> str:
     """The page of one run."""
     found = course(run.metrics)
-    turn = found if found is not None and found.trend == "over-fits" else None
+    turn = turning_point(run.metrics)
     sections = [
         section("Where it stands", [_verdict(run, found), *_facts(run)]),
         section("Loss and perplexity", view_chooser(loss_views([run], turn), legend([run]))),
@@ -181,9 +181,9 @@ def _facts(run: RunRecord) -> Iterator[str]:
         ("tokens_per_second", "tokens per second", lambda value: f"{value:,.0f}"),
         ("mfu", "FLOPs utilisation (MFU)", lambda value: f"{value:.1%}"),
     ):
-        values = sorted(line[key] for line in run.trained if is_number(line.get(key)))
+        values = [line[key] for line in run.trained if is_number(line.get(key))]
         if values:
-            tiles.append((name, show(values[len(values) // 2]), "median"))
+            tiles.append((name, show(median_high(values)), "median"))
     if memory := [x["peak_memory_bytes"] for x in run.trained if is_number(x.get("peak_memory_bytes"))]:
         tiles.append(("peak memory", f"{max(memory) / 2**20:,.0f} MiB", "of the main process"))
     for problem in run.problems:

@@ -27,9 +27,26 @@ class _Axis:
     """What losses are drawn over."""
 
     key: str
-    name: str
     label: str
     unit: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """A loss that is written down, and how it is drawn where a single run is shown."""
+
+    key: str
+    name: str
+    colour: str
+    faint: bool = False
+    marker: str = "o"
+
+
+LOSSES = (
+    _Loss("train_loss", "training batch", "training", faint=True),
+    _Loss("eval_train_loss", "training text", "training"),
+    _Loss("validation_loss", "validation text", "validation", marker="s"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,6 @@ class _Quantity:
     title: str
     label: str
     unit: float = 1.0
-    floor: float | None = 0.0
     wobbles: bool = True
 
 
@@ -84,7 +100,7 @@ def loss_views(runs: Sequence[RunRecord], turn: Course | None = None) -> list[li
             if at is not None:
                 marks = [(at[axis.key] / axis.unit, f"lowest validation loss: step {turn.step:,}")]
         for log in (False, True):
-            said = _losses_told(runs, axis, log, turn)
+            said = _losses_told(runs, axis, log)
             loss = Picture("Loss", axis.label, "loss (nats per token)", curves, log, marks, said)
             in_perplexity = [_as_perplexity(curve) for curve in curves if not curve.faint] or [
                 _as_perplexity(curve) for curve in curves
@@ -125,7 +141,7 @@ def _watched(quantity: _Quantity, runs: Sequence[RunRecord]) -> Picture:
         if not len(x):
             continue
         y = y / quantity.unit
-        line = Curve(name, x, y, "training" if alone else _colour_of(number), marker="o" if len(x) == 1 else "None")
+        line = Curve(name, x, y, "training" if alone else colour_of(number), marker="o" if len(x) == 1 else "None")
         if quantity.wobbles and len(x) > (_MANY if alone else _MANY_BESIDE_OTHERS):
             if alone:
                 curves.append(dataclasses.replace(line, faint=True))
@@ -136,7 +152,7 @@ def _watched(quantity: _Quantity, runs: Sequence[RunRecord]) -> Picture:
         voices.append(Voice(x, functools.partial(_quantity_told, who, x, y, quantity.label)))
     ends = [end for voice in voices for end in (voice.x[0], voice.x[-1])]
     said = told(voices, [ends, *(voice.x for voice in voices)])
-    return Picture(quantity.title, "steps", quantity.label, curves, told=said, floor=quantity.floor, width=380)
+    return Picture(quantity.title, "steps", quantity.label, curves, told=said, floor=0.0, width=380)
 
 
 def _quantity_told(who: str, x: Sequence[float], y: Sequence[float], label: str, place: int) -> str:
@@ -148,22 +164,18 @@ def _axes(runs: Sequence[RunRecord]) -> list[_Axis]:
     units = ((86400, "days", 3), (3600, "hours", 2), (60, "minutes", 3), (1, "seconds", 0))
     unit, name, _ = next(u for u in units if longest >= u[0] * u[2])
     return [
-        _Axis("step", "steps", "steps"),
-        _Axis("tokens", "tokens", "tokens seen"),
-        _Axis("seconds", "time", f"time ({name})", unit),
+        _Axis("step", "steps"),
+        _Axis("tokens", "tokens seen"),
+        _Axis("seconds", f"time ({name})", unit),
     ]
 
 
 def _loss_curves(run: RunRecord, axis: _Axis) -> Iterator[Curve]:
     """Of a single run: the batches it was trained on, and both texts."""
-    for key, label, colour, faint, marker in (
-        ("train_loss", "training batch", "training", True, "o"),
-        ("eval_train_loss", "training text", "training", False, "o"),
-        ("validation_loss", "validation text", "validation", False, "s"),
-    ):
-        x, y = run.points(axis.key, key)
+    for loss in LOSSES:
+        x, y = run.points(axis.key, loss.key)
         if len(x):
-            yield Curve(label, x / axis.unit, y, colour, faint, "solid", marker)
+            yield Curve(loss.name, x / axis.unit, y, loss.colour, loss.faint, marker=loss.marker)
 
 
 def _first_of(runs: Sequence[RunRecord], axis: _Axis, keys: Sequence[str]) -> Iterator[Curve]:
@@ -172,17 +184,16 @@ def _first_of(runs: Sequence[RunRecord], axis: _Axis, keys: Sequence[str]) -> It
         for key in keys:
             x, y = run.points(axis.key, key)
             if len(x):
-                colour = f"run{number % NUM_RUN_COLOURS}"
-                yield Curve(label, x / axis.unit, y, colour, dash=dash_of(number))
+                yield Curve(label, x / axis.unit, y, colour_of(number), dash=dash_of(number))
                 break
 
 
 def dash_of(number: int) -> Any:
-    """With `_colour_of` it tells 28 runs apart: there are seven colours and four kinds of dashes."""
+    """With `colour_of` it tells as many runs apart as there are pairs: the numbers of both have no common factor."""
     return DASHES[number % len(DASHES)]
 
 
-def _colour_of(number: int) -> str:
+def colour_of(number: int) -> str:
     return f"run{number % NUM_RUN_COLOURS}"
 
 
@@ -199,20 +210,19 @@ def _as_perplexity(curve: Curve) -> Curve:
     return dataclasses.replace(curve, x=np.asarray(curve.x)[drawable], y=np.exp(np.asarray(curve.y)[drawable]))
 
 
-def _losses_told(runs: Sequence[RunRecord], axis: _Axis, log: bool, turn: Course | None) -> list[tuple[float, str]]:
+def _losses_told(runs: Sequence[RunRecord], axis: _Axis, log: bool) -> list[tuple[float, str]]:
     """What is told of the losses: of a single run each line that it wrote, of several their evaluations."""
     names = run_labels(runs) if len(runs) > 1 else [""]
     voices, first, evaluated, others = [], [], [], []
     for run, name in zip(runs, names):
-        lines = [line for line in _by_step(run) if is_number(line.get(axis.key))]
+        lines = [line for line in run.by_step if is_number(line.get(axis.key))]
         lines.sort(key=lambda line: line[axis.key])
         evaluations = [line for line in lines if is_number(line.get("eval_train_loss"))]
         if len(runs) > 1:
             lines = evaluations or lines
         validated = [line for line in evaluations if is_number(line.get("validation_loss"))]
         lowest = min(validated, key=lambda line: line["validation_loss"], default=None)
-        marked = [line for line in evaluations if turn is not None and line["step"] == turn.step]
-        first += [*marked, *([lowest] if lowest else []), *lines[:1], *lines[-1:]]
+        first += [*([lowest] if lowest else []), *lines[:1], *lines[-1:]]
         evaluated += evaluations
         others += lines
         at = [line[axis.key] / axis.unit for line in lines]
@@ -221,24 +231,9 @@ def _losses_told(runs: Sequence[RunRecord], axis: _Axis, log: bool, turn: Course
     return told(voices, tiers, log)
 
 
-def _by_step(run: RunRecord) -> list[dict[str, Any]]:
-    """What a run wrote down at a step, of training and of evaluation, as one."""
-    found: dict[int, dict[str, Any]] = {}
-    for line in (*run.trained, *run.evaluated):
-        found[line["step"]] = {**found.get(line["step"], {}), **line}
-    return [*found.values()]
-
-
-_LOSSES = (
-    ("train_loss", "training batch"),
-    ("eval_train_loss", "training text"),
-    ("validation_loss", "validation text"),
-)
-
-
 def _line_told(name: str, lines: Sequence[dict[str, Any]], place: int) -> str:
     line = lines[place]
-    losses = [(what, line[key]) for key, what in _LOSSES if is_number(line.get(key))]
+    losses = [(loss.name, line[loss.key]) for loss in LOSSES if is_number(line.get(loss.key))]
     if name:
         shown = ", ".join(f"{what} {loss:.3f}" for what, loss in losses)
         return f"{name}, step {line['step']:,}: {shown}"
