@@ -46,10 +46,10 @@ _DEFINED_IN = {
     "UserError": "errors",
     "evaluate_corpus": "evaluation",
     "generate_text": "generation",
-    "load_tokenizer": "tokenization",
-    "loss_plot": "report",
+    "load_tokenizer": "data.tokenizer",
+    "loss_plot": "report.records",
     "train": "training",
-    "train_tokenizer": "tokenization",
+    "train_tokenizer": "data.tokenizer",
 }
 
 __all__ = [

@@ -58,7 +58,7 @@ def checkpoints(run_dir: str | Path) -> list[Path]:
 def writing(run_dir: str | Path, step: int) -> Iterator[Path]:
     """A directory to fill; when the block ends without an error it becomes the checkpoint of `step` in one rename."""
     final = Path(run_dir) / "checkpoints" / name_of(step)
-    with _disk_errors_as_such(final), replacing_directory(final) as directory:
+    with _translate_disk_errors(final), replacing_directory(final) as directory:
         (directory / TRAINING_STATE).mkdir()
         yield directory
         write_json(directory / MANIFEST, _describe(directory))
@@ -145,7 +145,7 @@ def clear_unfinished(run_dir: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(run_dir: str | Path) -> Iterator[None]:
+def run_lock(run_dir: str | Path) -> Iterator[None]:
     """While the block runs, no other process can train into `run_dir`: the lock goes with the process that holds it.
 
     Raises:
@@ -169,7 +169,7 @@ def exclusive(run_dir: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _disk_errors_as_such(path: Path) -> Iterator[None]:
+def _translate_disk_errors(path: Path) -> Iterator[None]:
     """A full disk is an `OSError`, also where safetensors and tokenizers raise something of their own."""
     try:
         yield

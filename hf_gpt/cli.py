@@ -279,7 +279,7 @@ def _train(arguments: argparse.Namespace) -> None:
         from huggingface_hub.utils import disable_progress_bars
 
         from .data.progress import shows_bar
-        from .hub import give_up_silent_connections
+        from .hub.push import give_up_silent_connections
 
         give_up_silent_connections()
         if not shows_bar():
@@ -333,7 +333,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from .training.replay import Compared, replay
+    from .replay import Compared, replay
 
     def show(step: int, compared: Sequence[Compared]) -> None:
         wrong = [one for one in compared if not one.matches]
@@ -352,7 +352,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _plot(arguments: argparse.Namespace) -> None:
-    from .look.report_page import plot
+    from .report.page import plot
 
     for path in plot(arguments.run_dirs, arguments.output):
         print(path)
@@ -403,7 +403,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 def _explain(arguments: argparse.Namespace) -> None:
     from .checkpoint import load_model
-    from .look.explain import check_text, explain
+    from .explain.scores import check_text, explain
 
     check_text(arguments.text)  # before the seconds that loading takes
     if not 1 <= arguments.top <= 100:
@@ -412,7 +412,7 @@ def _explain(arguments: argparse.Namespace) -> None:
     _quiet()
     explanation = explain(*load_model(arguments.model), arguments.text, arguments.top)
     if arguments.html is not None:
-        from .look.explain_page import page
+        from .explain.page import page
         from .storage import write_text
 
         write_text(Path(arguments.html), page(explanation, arguments.model))
@@ -422,9 +422,9 @@ def _explain(arguments: argparse.Namespace) -> None:
 
 def _decode(arguments: argparse.Namespace) -> None:
     from .checkpoint import load_model
+    from .explain.decoding import check_settings, compare, next_token_logits
+    from .explain.token_text import show_token
     from .generation import check_prompt
-    from .look.next_token import check_settings, compare, next_token_logits
-    from .look.token_text import show_token
 
     settings = {
         "temperatures": arguments.temperature,
@@ -445,8 +445,8 @@ def _decode(arguments: argparse.Namespace) -> None:
     if arguments.png is not None:
         import logging
 
-        from .look.next_token_chart import chart, missing_characters
-        from .report import write_png
+        from .explain.chart import chart, missing_characters
+        from .report.records import write_png
 
         logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a font without a regular weight will do
         top = min(arguments.top, _MOST_BARS)
@@ -474,7 +474,8 @@ def _refuse_unwritable(flag: str, file: str | None) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from . import demo, space
+    from .demo import page as demo
+    from .demo import space
 
     if arguments.space is not None and (arguments.port is not None or arguments.open):
         raise UserError("--port and --open go with a page that is served; --space only writes files")
@@ -516,8 +517,8 @@ def _convert(arguments: argparse.Namespace) -> None:
 def _push(arguments: argparse.Namespace) -> None:
     from huggingface_hub.utils import disable_progress_bars, logging
 
-    from . import hub
     from .data.progress import shows_bar
+    from .hub import push as hub
 
     hub.give_up_silent_connections()
     if arguments.as_ is not None:

@@ -91,20 +91,6 @@ def parameters_by_part(model: GPTForCausalLM) -> dict[str, int]:
     return parts
 
 
-def flops_per_token(model: GPTForCausalLM, context_length: int) -> int:
-    """Floating-point operations that training on one token takes, forward and backward.
-
-    As in PaLM (Chowdhery et al. 2022, appendix B): 6 for each parameter in a matrix product, and 12 * layers * hidden
-    * context for the products of queries, keys and values. Attention counts as if nothing were masked, recomputation
-    (gradient checkpointing) does not count.
-    """
-    config = model.config
-    in_products = sum(
-        m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)
-    )  # head, even if tied
-    return 6 * in_products + 12 * config.num_hidden_layers * config.hidden_size * context_length
-
-
 @dataclass(frozen=True)
 class Memory:
     """Bytes of tensors in one process, and when there are most of them.

@@ -25,10 +25,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .checkpoint import load_model
 from .data.batches import IGNORED, Windows
 from .data.corpus import load_corpora
-from .data.tokens import tokenize
+from .data.token_store import tokenize
+from .data.tokenizer import vocab_size
 from .errors import UserError
 from .recipe import DataRecipe
-from .tokenization import vocab_size
 
 # Tokens a forward pass takes: fixed, so that a loss never depends on the batch size somebody trains with.
 _TOKENS_AT_ONCE = 2048

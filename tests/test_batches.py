@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_gpt.data.batches import IGNORED, BatchPlan, Windows, permuted
-from hf_gpt.data.tokens import TokenStore
+from hf_gpt.data.token_store import TokenStore
 from hf_gpt.errors import UserError
 
 SEPARATOR = 60_000

@@ -30,7 +30,7 @@ START_IDS = [6109, 3626, 6100, 345]
 GREEDY_IDS = [34245, 5139, 2492, 25405, 17434, 17853, 5308, 3398, 13174, 43071, 45446, 26653, 3505]
 GREEDY_IDS += [16985, 23054, 29569, 18672, 6379, 46073, 47238, 47686, 45576, 41775, 9252, 8479]
 GREEDY_TEXT = (  # the character in "wasn\u0645" is an Arabic meem
-    " rentingetic wasn\u0645 refres RexMeCHicular stren Mortgage TT remember gard ACTIONSussedOND Land "
+    " rentingetic wasn\u0645 refres RexMeCHicular stren Mortgage TT cache_put gard ACTIONSussedOND Land "
     "Engeleddedemate breaths proxies GalaxyForm"
 )
 SAMPLED_IDS = [6109, 4797, 14508, 21512, 12255, 34934, 11025, 6740, 6362, 4065, 7374, 48798, 9577, 30898, 13748]

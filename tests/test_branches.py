@@ -13,8 +13,8 @@ from test_training import changed, timeless
 import hf_gpt
 from hf_gpt import checkpoint
 from hf_gpt.errors import UserError
-from hf_gpt.report import read_lines
-from hf_gpt.training.replay import replay
+from hf_gpt.replay import replay
+from hf_gpt.report.records import read_lines
 
 STEPS = 12
 

@@ -21,12 +21,12 @@ from test_training import changed
 
 import hf_gpt
 from hf_gpt import checkpoint
-from hf_gpt.card import UNPUBLISHED, addressed, merge, model_card, write_card
 from hf_gpt.data.corpus import load_corpora
-from hf_gpt.data.tokens import tokenize
+from hf_gpt.data.token_store import tokenize
 from hf_gpt.errors import UserError
 from hf_gpt.evaluation import bits_per_byte, targets_and_bytes
-from hf_gpt.marks import compose
+from hf_gpt.hub.card import UNPUBLISHED, addressed, merge, model_card, write_card
+from hf_gpt.hub.card_merge import compose
 from hf_gpt.recipe import DataRecipe
 from hf_gpt.training.setup import prepare_data
 

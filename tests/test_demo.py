@@ -23,12 +23,14 @@ from hub_server import HubServer
 from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import hf_gpt
-from hf_gpt import checkpoint, demo
+from hf_gpt import checkpoint
 from hf_gpt.cli import main
+from hf_gpt.demo import answers as demo_answers
+from hf_gpt.demo import html as demo_html
+from hf_gpt.demo import page as demo
 from hf_gpt.errors import UserError
+from hf_gpt.explain.decoding import next_token_distribution
 from hf_gpt.generation import Piece
-from hf_gpt.look import demo_answers, demo_html
-from hf_gpt.look.next_token import next_token_distribution
 
 without_gradio = importlib.util.find_spec("gradio") is None
 needs_gradio = pytest.mark.skipif(without_gradio, reason="needs Gradio: pip install 'hf_gpt[demo]'")

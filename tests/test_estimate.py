@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_gpt import GPTConfig, GPTForCausalLM, Recipe, UserError
 from hf_gpt.cli import main
-from hf_gpt.estimate import DEVICES, device_named, flops_per_token, parameters_by_part
+from hf_gpt.estimate import DEVICES, device_named, parameters_by_part
 from hf_gpt.training.trial import estimate
+from hf_gpt.training.utilization import flops_per_token
 
 # Trains in a process of its own and says how much memory it ever had, in bytes.
 _TRAIN = """

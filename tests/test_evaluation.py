@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from hf_gpt import GPTConfig, GPTForCausalLM, load_tokenizer
 from hf_gpt.data.batches import Windows
 from hf_gpt.data.corpus import load_corpora
-from hf_gpt.data.tokens import tokenize
+from hf_gpt.data.token_store import tokenize
 from hf_gpt.evaluation import evaluate_tokens, loss_on_windows, perplexity
 from hf_gpt.recipe import DataRecipe
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_gpt import GPTConfig, GPTForCausalLM, UserError, load_tokenizer
 from hf_gpt.cli import main
-from hf_gpt.look.explain import explain
-from hf_gpt.look.explain_page import DARK, LIGHT, LOSS_STEPS, loss_step, page
-from hf_gpt.look.token_text import width
+from hf_gpt.explain.page import DARK, LIGHT, LOSS_STEPS, loss_step, page
+from hf_gpt.explain.scores import explain
+from hf_gpt.explain.token_text import width
 
 
 @pytest.fixture(scope="module")

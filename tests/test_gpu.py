@@ -8,7 +8,7 @@ import torch
 import hf_gpt
 from hf_gpt.modeling_gpt import chunked_cross_entropy
 from hf_gpt.recipe import OptimizerRecipe
-from hf_gpt.training.optim import build_optimizer
+from hf_gpt.training.optimizer import build_optimizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

@@ -15,9 +15,9 @@ from forking import ForkServer, recipe_file
 from hub_server import Fault, HubServer, wikitext_files
 
 from hf_gpt import checkpoint
+from hf_gpt.hub.background import Publisher
 from hf_gpt.recipe import HubRecipe
-from hf_gpt.report import read_lines
-from hf_gpt.training.publishing import Publisher
+from hf_gpt.report.records import read_lines
 
 REPO = "someone/my-gpt"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hf_gpt.data.batches import BatchPlan, Windows
-from hf_gpt.data.tokens import TokenStore
+from hf_gpt.data.token_store import TokenStore
 
 NUM_WINDOWS, CONTEXT_LENGTH = 10**10, 4
 

@@ -10,11 +10,11 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from hf_gpt import GPTConfig, GPTForCausalLM, UserError, generate_text
 from hf_gpt.cli import main
+from hf_gpt.explain.chart import chart, missing_characters
+from hf_gpt.explain.decoding import compare, count_draws, distribution, next_token_distribution, next_token_logits
+from hf_gpt.explain.scores import explain
 from hf_gpt.generation import _request
-from hf_gpt.look import fonts
-from hf_gpt.look.explain import explain
-from hf_gpt.look.next_token import compare, count_draws, distribution, next_token_distribution, next_token_logits
-from hf_gpt.look.next_token_chart import chart, missing_characters
+from hf_gpt.report import fonts
 
 BOOK_LOGITS = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
 BOOK_WORDS = ["closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward", "you"]

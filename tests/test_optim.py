@@ -6,7 +6,7 @@ import torch
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.recipe import OptimizerRecipe, ScheduleRecipe
 from hf_gpt.training.muon import Muon, orthogonalized
-from hf_gpt.training.optim import build_optimizer, learning_rate, set_learning_rate
+from hf_gpt.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
 
 def rates(name, steps=100, **fields):

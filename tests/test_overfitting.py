@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from hf_gpt.look.overfitting import course, turning_point
+from hf_gpt.report.overfitting import course, turning_point
 
 
 def evaluations(validation: list[float], training: list[float] | None = None) -> list[dict]:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from hf_gpt.errors import UserError
-from hf_gpt.report import loss_plot, read_metrics
+from hf_gpt.report.records import loss_plot, read_metrics
 
 
 def write_metrics(run_dir, num_lines: int, torn: bool = False) -> None:

@@ -17,11 +17,11 @@ from test_training import changed
 import hf_gpt
 from hf_gpt.cli import main
 from hf_gpt.errors import RunStopped
-from hf_gpt.look.comparison_page import comparison_page
-from hf_gpt.look.report_figures import NUM_RUN_COLOURS, svg, thinned, tick_labels
-from hf_gpt.look.report_page import run_page, write_report
-from hf_gpt.look.run_pictures import dash_of, loss_views, training_pictures
-from hf_gpt.report import read_run
+from hf_gpt.report.comparison import comparison_page
+from hf_gpt.report.figures import NUM_RUN_COLOURS, svg, thinned, tick_labels
+from hf_gpt.report.page import run_page, write_report
+from hf_gpt.report.pictures import dash_of, loss_views, training_pictures
+from hf_gpt.report.records import read_run
 from hf_gpt.training import loop
 
 VOID = {"meta", "input", "br", "hr", "img", "link"}

@@ -14,9 +14,8 @@ import torch
 from test_training import changed
 
 import hf_gpt
-from hf_gpt.estimate import flops_per_token
-from hf_gpt.training.journal import Journal, sparkline
-from hf_gpt.training.speed import measured_peak, peak_memory_bytes
+from hf_gpt.training.run_log import RunLog, sparkline
+from hf_gpt.training.utilization import flops_per_token, measured_peak, peak_memory_bytes
 
 
 def test_the_peak_is_that_of_real_matrix_products_and_draws_nothing_at_random():
@@ -60,7 +59,7 @@ def test_a_sparkline_has_the_lowest_value_lowest():
 def test_the_line_in_a_log_has_one_where_it_can_be_written(tmp_path, monkeypatch, encoding, shown):
     log = io.BytesIO()
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(log, encoding=encoding, write_through=True))
-    with Journal(tmp_path, max_steps=3) as journal:
+    with RunLog(tmp_path, max_steps=3) as journal:
         for step in (1, 2, 3):
             journal.progress(step, 4.0 - step, 5.0)
     text = log.getvalue().decode(encoding)
@@ -70,7 +69,7 @@ def test_the_line_in_a_log_has_one_where_it_can_be_written(tmp_path, monkeypatch
 
 
 def test_a_sparkline_shows_all_of_a_run(tmp_path, capsys):
-    with Journal(tmp_path, max_steps=10_000) as journal:
+    with RunLog(tmp_path, max_steps=10_000) as journal:
         for step in range(1, 10_001):
             journal.progress(step, 10_000.0 - step, 5.0)
     (last,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step 10000/")]
@@ -83,7 +82,7 @@ def test_a_sparkline_shows_all_of_a_run(tmp_path, capsys):
 def test_a_run_that_goes_on_shows_the_losses_from_before(tmp_path, capsys):
     lines = [{"step": step, "train_loss": 4.0 - step} for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with Journal(tmp_path, max_steps=3) as journal:
+    with RunLog(tmp_path, max_steps=3) as journal:
         journal.rewind(2)
         journal.progress(3, 1.0, 5.0)
     assert "█▅▁" in capsys.readouterr().err
@@ -96,7 +95,7 @@ def test_a_terminal_has_a_bar_if_it_has_room_for_one(tmp_path, monkeypatch, colu
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     with open(theirs, "w", buffering=1) as screen:
         monkeypatch.setattr(sys, "stderr", screen)
-        with Journal(tmp_path, max_steps=3) as journal:
+        with RunLog(tmp_path, max_steps=3) as journal:
             for step in (1, 2, 3):
                 journal.progress(step, 4.0 - step, 5.0)
         shown = b""

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from hf_gpt import load_tokenizer, train_tokenizer
-from hf_gpt.look.token_text import aligned, show, show_token, spelled_together, token_bytes
+from hf_gpt.explain.token_text import aligned, show, show_token, spelled_together, token_bytes
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_gpt import tokenization
-from hf_gpt.errors import UserError
-from hf_gpt.tokenization import (
+from hf_gpt.data import tokenizer as tokenization
+from hf_gpt.data.tokenizer import (
     END_OF_TEXT,
     cut_exactly,
     encode_ordinary,
@@ -29,6 +28,7 @@ from hf_gpt.tokenization import (
     train_tokenizer,
     vocab_size,
 )
+from hf_gpt.errors import UserError
 
 CORPUS = [
     "It was the best of times, it was the worst of times, it was the age of wisdom. " * 3,

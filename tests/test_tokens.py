@@ -17,12 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_gpt.data import progress, tokens
+from hf_gpt.data import progress
+from hf_gpt.data import token_store as tokens
 from hf_gpt.data.corpus import Corpus, load_corpora
-from hf_gpt.data.tokens import fraction_of_split_characters, tokenize
+from hf_gpt.data.token_store import fraction_of_split_characters, tokenize
+from hf_gpt.data.tokenizer import encode_ordinary, load_tokenizer, separator_id, train_tokenizer
 from hf_gpt.errors import UserError
 from hf_gpt.recipe import DataRecipe
-from hf_gpt.tokenization import encode_ordinary, load_tokenizer, separator_id, train_tokenizer
 
 
 @pytest.fixture(autouse=True)

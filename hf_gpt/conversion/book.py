@@ -21,16 +21,7 @@ from transformers import PreTrainedModel
 from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
 from .destination import Destination
-from .result import (
-    Conversion,
-    Logits,
-    gpt_config,
-    made_of,
-    shapes_of,
-    token_ids,
-    tokenizer_for,
-    write,
-)
+from .result import Conversion, Logits, gpt_config, made_of, shapes_of, token_ids, tokenizer_for, write
 from .weights import WRAPPERS, Row, Weights, as_ours, check, expanded, freeing_at_once, open_file, their_shapes
 
 _GPT2_VOCAB_SIZE = 50257

@@ -37,16 +37,7 @@ from ..modeling_gpt import (
     GPTForTokenClassification,
 )
 from .destination import Destination
-from .result import (
-    Conversion,
-    gpt_config,
-    logits_of,
-    made_of,
-    shapes_of,
-    token_ids,
-    tokenizer_for,
-    write,
-)
+from .result import Conversion, gpt_config, logits_of, made_of, shapes_of, token_ids, tokenizer_for, write
 from .weights import (
     WRAPPERS,
     Row,

@@ -17,21 +17,11 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Tokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.tokenizer import END_OF_TEXT
 from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
-from ..tokenization import END_OF_TEXT
 from .destination import Destination
-from .result import (
-    Conversion,
-    Logits,
-    gpt_config,
-    ids_of,
-    made_of,
-    shapes_of,
-    token_ids,
-    tokenizer_for,
-    write,
-)
+from .result import Conversion, Logits, gpt_config, ids_of, made_of, shapes_of, token_ids, tokenizer_for, write
 from .weights import Row, Weights, as_ours, check, check_num_layers, expanded, freeing_at_once, their_shapes
 
 _QKV = ("q_proj", "k_proj", "v_proj")

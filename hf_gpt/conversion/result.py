@@ -20,8 +20,8 @@ from transformers.utils import logging
 
 from ..checkpoint import refuse_missing_weights
 from ..configuration_gpt import GPTConfig
+from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
-from ..tokenization import load_tokenizer
 from .destination import Destination
 from .weights import WRAPPERS
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from .tokens import TokenStore
+from .token_store import TokenStore
 
 IGNORED = -100
 """Label of a position that is not trained on, as everywhere in transformers."""

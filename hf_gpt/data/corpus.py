@@ -29,6 +29,8 @@ from ..recipe import DataRecipe
 from .files import (
     EMPTY,
     KINDS,
+    cache_get,
+    cache_put,
     check_unchanged,
     content_hash,
     digest,
@@ -36,8 +38,6 @@ from .files import (
     is_compressed,
     kind_of,
     read_text,
-    recall,
-    remember,
 )
 from .tables import are_lines, csv_options, one_line, text_rows
 
@@ -395,13 +395,13 @@ def _table_corpus(
         check_unchanged(paths, stamps)
 
     note = digest("table", content, str(wanted))
-    facts = recall(note)
+    facts = cache_get(note)
     if facts is None:
         first = list(islice(rows(wanted), 1000))
         if not first:
             raise UserError(f"{name}: empty; there is nothing to train on")
         facts = {"column": first[0][0], "lines": are_lines([text for _, text in first])}
-        remember(note, facts)
+        cache_put(note, facts)
 
     def texts() -> Pieces:
         for _, text in rows(facts["column"]):
@@ -426,8 +426,8 @@ _BLANK_LINE = re.compile(r"^[^\S\n]*\n", re.M)
 
 def _num_characters(corpus: Corpus) -> int:
     note = digest("characters", corpus.identity)
-    known = recall(note)
+    known = cache_get(note)
     if known is None:
         known = {"characters": sum(len(piece) for piece in corpus.pieces() if piece)}
-        remember(note, known)
+        cache_put(note, known)
     return known["characters"]

@@ -97,7 +97,7 @@ def content_hash(path: Path, is_text: bool) -> str:
     """SHA-256 of the decompressed content. `is_text` has it checked as :func:`read_text` does."""
     stamp = file_stamp(path)
     note = digest("file", str(path.absolute()), str(is_text))
-    known = recall(note)
+    known = cache_get(note)
     if known and known["stamp"] == stamp:
         return known["sha256"]
     sha256 = hashlib.sha256()
@@ -111,7 +111,7 @@ def content_hash(path: Path, is_text: bool) -> str:
     # hashed again next time.
     tick = 2_000_000_000 if stamp[1] % 1_000_000_000 == 0 else 20_000_000
     if file_stamp(path) == stamp and time.time_ns() - stamp[1] > tick:
-        remember(note, {"stamp": stamp, "sha256": sha256.hexdigest()})
+        cache_put(note, {"stamp": stamp, "sha256": sha256.hexdigest()})
     return sha256.hexdigest()
 
 
@@ -131,7 +131,7 @@ def check_unchanged(paths: Sequence[Path], stamps: Sequence[list[int]]) -> None:
             raise UserError(f"{path}: changed while it was read; run again when it is complete")
 
 
-def recall(note: str) -> dict[str, Any] | None:
+def cache_get(note: str) -> dict[str, Any] | None:
     """What was remembered under the name `note`; None if nothing was, or it cannot be read."""
     try:
         return json.loads((cache_folder() / "notes" / f"{note}.json").read_text())
@@ -139,8 +139,8 @@ def recall(note: str) -> dict[str, Any] | None:
         return None
 
 
-def remember(note: str, facts: dict[str, Any]) -> None:
-    """Keeps `facts` for :func:`recall`, whole or not at all."""
+def cache_put(note: str, facts: dict[str, Any]) -> None:
+    """Keeps `facts` for :func:`cache_get`, whole or not at all."""
     path = cache_folder() / "notes" / f"{note}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,24 +31,23 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from .. import checkpoint
-from ..card import write_card
+from ..display import escape_unprintable
 from ..errors import RunPreempted, RunStopped, UserError
-from ..estimate import flops_per_token
 from ..evaluation import bits_per_byte, loss_on_windows, perplexity, targets_and_bytes
 from ..generation import generate_text
-from ..look.report_page import write_report
+from ..hub.background import Publisher
+from ..hub.card import write_card
 from ..recipe import Recipe, flat
-from ..report import read_lines, read_metrics
+from ..report.page import write_report
+from ..report.records import read_lines, read_metrics
 from ..storage import copy_file, read_json, write_json, write_text
-from ..untrusted import visible
-from .journal import Journal, no_progress_bars
-from .lineage import earlier_recipe
-from .optim import build_optimizer, learning_rate, set_learning_rate
-from .publishing import Publisher
+from .optimizer import build_optimizer, learning_rate, set_learning_rate
+from .resume import earlier_recipe
+from .run_log import RunLog, no_progress_bars
 from .setup import Job, prepare
-from .speed import measured_peak, peak_memory_bytes
+from .signals import exit_on_preemption, lost_process_ends_run, stop_on_signal
 from .state import load_training_state, save_training_state, whole_weights
-from .stopping import lost_process_as_such, preempted_at_once, stop_on_signal
+from .utilization import flops_per_token, measured_peak, peak_memory_bytes
 
 # The report is drawn anew at a checkpoint if that takes less than this part of the time since it was last drawn.
 _REPORT_SHARE = 0.01
@@ -84,7 +83,8 @@ class Run:
     def summary(self) -> Iterator[str]:
         """The last sample and where things are, for people."""
         if self.samples:
-            yield f"\nsample     after step {self.samples[-1]['step']}:\n\n{visible(self.samples[-1]['text'])}\n"
+            step, text = self.samples[-1]["step"], escape_unprintable(self.samples[-1]["text"])
+            yield f"\nsample     after step {step}:\n\n{text}\n"
         best = checkpoint.pointed(self.output_dir, "best")
         yield f"model      {self.checkpoints[-1]}" + (f"   (best on validation text: {best.name})" if best else "")
         if (plot := self.output_dir / "loss.png").is_file():
@@ -121,8 +121,8 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, parent: str | None
         recipe = Recipe.from_yaml(recipe)
     elif isinstance(recipe, Mapping):
         recipe = Recipe.from_dict(recipe)
-    with lost_process_as_such():
-        with preempted_at_once():
+    with lost_process_ends_run():
+        with exit_on_preemption():
             job = prepare(recipe, parent)
         return run(job)
 
@@ -157,7 +157,7 @@ class _Training:
     def __init__(self, job: Job, speaks: bool = True):
         self.job, self.recipe, self.accelerator = job, job.recipe, job.accelerator
         self.progress = Progress()
-        self.journal = Journal(
+        self.journal = RunLog(
             job.run_dir,
             max_steps=job.max_steps,
             writes=self.accelerator.is_main_process,
@@ -184,7 +184,7 @@ class _Training:
     def alone(self) -> contextlib.AbstractContextManager[None]:
         """The lock of the run's folder, held by the main process."""
         main = self.accelerator.is_main_process
-        return checkpoint.exclusive(self.job.run_dir) if main else contextlib.nullcontext()
+        return checkpoint.run_lock(self.job.run_dir) if main else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def publishing(self) -> Iterator[None]:
@@ -247,7 +247,7 @@ class _Training:
         if problems and found is None:
             self.journal.say(f"warning: no checkpoint in {job.run_dir} is whole: starting from the beginning")
         if start := found or job.parent:
-            self.take_up(start, as_branch=found is None)
+            self.load_checkpoint(start, as_branch=found is None)
         if found is None:
             for line in job.describe():
                 self.journal.say(line)
@@ -290,7 +290,7 @@ class _Training:
             if start is not None and (step := checkpoint.step_of(start)) + (start != found) > max_steps:
                 raise UserError(f"train.max_steps: {max_steps}, but {where} is at step {step}")
 
-    def take_up(self, start: Path, as_branch: bool) -> None:
+    def load_checkpoint(self, start: Path, as_branch: bool) -> None:
         """The weights, the optimizer and the position of a checkpoint."""
         saved = load_training_state(start, self.accelerator, self.model, self.optimizer, self.recipe.seed)
         known = {field.name for field in dataclasses.fields(Progress)}
@@ -444,7 +444,7 @@ class _Training:
                 seed=self.recipe.seed,
             )
             self.journal.sample(step, prompt, text)
-            self.journal.say("    " + visible(" ".join(text.split()), one_line=True, limit=_SAMPLE_SHOWN))
+            self.journal.say("    " + escape_unprintable(" ".join(text.split()), one_line=True, limit=_SAMPLE_SHOWN))
         self.start_clock()
 
     def in_bytes(self, losses: Mapping[str, float]) -> dict[str, float]:

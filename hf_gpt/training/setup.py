@@ -30,23 +30,23 @@ from ..data.batches import BatchPlan, Windows
 from ..data.corpus import Corpus, load_corpora
 from ..data.files import cache_folder, content_hash, digest
 from ..data.progress import ReadingProgress
-from ..data.tokens import TokenStore, fraction_of_split_characters, tokenize
+from ..data.token_store import TokenStore, fraction_of_split_characters, tokenize
+from ..data.tokenizer import load_tokenizer, train_tokenizer, vocab_size
 from ..errors import UserError, did_you_mean
-from ..hub import fetch_run
+from ..hub.push import fetch_run
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
 from ..storage import read_json, replacing_directory
-from ..tokenization import load_tokenizer, train_tokenizer, vocab_size
 from . import deepspeed
-from .lineage import (
+from .distributed import start_accelerator, together
+from .resume import (
+    canonical_field_names,
     changes_of_environment,
     changes_of_recipe,
     describe_parent,
     earlier_recipe,
-    in_the_hubs_words,
-    parent_of,
+    find_parent,
 )
-from .processes import start_accelerator, together
 
 # Of English under gpt2 almost no token is part of a character, of Chinese more than half are.
 _MANY_SPLIT = 0.2
@@ -164,7 +164,7 @@ def prepare_data(recipe: Recipe) -> Data:
     config = model_config(recipe.model, tokenizer, pretrained)
     context_length = tokenizer.model_max_length = config.max_position_embeddings
     data = dataclasses.replace(recipe.data, stride=recipe.data.stride or context_length, separator=corpus.separated)
-    fields = in_the_hubs_words(recipe.model.config)
+    fields = canonical_field_names(recipe.model.config)
     model = dataclasses.replace(recipe.model, config={**fields, "vocab_size": config.vocab_size})
 
     def windows(store: TokenStore, stride: int, **options: str) -> Windows:
@@ -265,7 +265,7 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
     recipe = dataclasses.replace(data.recipe, train=train)
     changes = changes_of_recipe(run_dir, earlier, recipe) if earlier is not None else []
     environment = describe_environment(accelerator, data)
-    branched_from = parent_of(run_dir, parent, data.config, data.tokenizer, recipe.optimizer.name)
+    branched_from = find_parent(run_dir, parent, data.config, data.tokenizer, recipe.optimizer.name)
     if branched_from is not None:
         environment["parent"] = describe_parent(branched_from)
 

@@ -21,11 +21,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..configuration_gpt import GPTConfig
 from ..data.batches import BatchPlan
 from ..errors import UserError
-from ..estimate import Estimate, Memory, MemoryTracker, device_named, flops_per_token, parameters_by_part
+from ..estimate import Estimate, Memory, MemoryTracker, device_named, parameters_by_part
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import CheckpointRecipe, EvaluationRecipe, ModelRecipe, Recipe, TrackingRecipe
 from .loop import run
 from .setup import Data, batch_plan, num_steps, prepare, prepare_data, resolve_hardware
+from .utilization import flops_per_token
 
 # Two updates, the second of which finds the optimizer's state; then an evaluation.
 _UPDATES = 2

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from .timing import Result, in_turn, seconds
-from .training import real_text
+from hf_gpt.timing import Result, in_turn, seconds
+
+from hf_gpt.training import real_text
 
 CONTEXT, BATCH = 1024, 8
 COPIES = 16  # of WikiText's rows, so that what is paid once does not count for much
@@ -61,7 +62,7 @@ def _first_batch_of_run_clm(corpus: Path, cache: str) -> Any:
     from torch.utils.data import DataLoader
     from transformers import default_data_collator
 
-    from hf_gpt.tokenization import load_tokenizer
+    from hf_gpt.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer("gpt2")
     datasets.disable_progress_bars()

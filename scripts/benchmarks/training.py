@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .timing import PEAK_OF_THIS_PROCESS, Result, in_turn, process, say
+from hf_gpt.timing import PEAK_OF_THIS_PROCESS, Result, in_turn, process, say
 
 ROOT = Path(__file__).parent.parent.parent
 TARGET_LOSS = 1.8857  # what nanoGPT's recipe reaches after its 2000 steps

@@ -7,8 +7,8 @@ empty box: `missing_characters` tells which.
 
 from typing import TYPE_CHECKING
 
-from . import fonts
-from .next_token import Decoding, distribution
+from ..report import fonts
+from .decoding import Decoding, distribution
 from .token_text import show, width
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
-from .look.demo_answers import MOST_NEW_TOKENS, Answers
-from .look.demo_html import CSS, FONTS, MONO_FONTS, NOTHING_YET, facts_of, vocab_size
+from ..errors import UserError
+from .answers import MOST_NEW_TOKENS, Answers
+from .html import CSS, FONTS, MONO_FONTS, NOTHING_YET, facts_of, vocab_size
 
 if TYPE_CHECKING:
     import gradio

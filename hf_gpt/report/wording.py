@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..report import is_number
+from .records import is_number
 
 
 def perplexity_of(loss: float) -> str:

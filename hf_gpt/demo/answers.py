@@ -18,10 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoint import checkpoints, load_model, pointed, resolve_model, step_of
 from ..errors import UserError
+from ..explain.decoding import next_token_logits
+from ..explain.token_text import show_token
 from ..generation import Piece, check_request, stream_text
-from .demo_html import NOT_BEGUN, card_html, cards_html, counts_html, distribution_html, problem_html
-from .next_token import next_token_logits
-from .token_text import show_token
+from .html import NOT_BEGUN, card_html, cards_html, counts_html, distribution_html, problem_html
 
 MOST_NEW_TOKENS = 512
 

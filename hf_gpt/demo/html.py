@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..explain.decoding import NextToken, distribution
 from ..generation import Piece, context_length, encode_prompt, window_slides
-from .next_token import NextToken, distribution
 
 _NUM_BARS = 15
 NOTHING_YET = '<p class="facts">Write lets the model go on from the prompt.</p>'

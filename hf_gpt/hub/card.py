@@ -8,7 +8,7 @@ Two things are kept apart from the page. What is private: of a local path its la
 user or a machine. And what nobody vouches for: samples, prompts and names stand in code, with control characters
 spelled out, so that they are seen and are no Markdown, no HTML and none of our marks.
 
-Which part of a published card is a person's, and stays, is marks.py's.
+Which part of a published card is a person's, and stays, is card_merge.py's.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from typing import Any
 
 import yaml
 
-from .checkpoint import TRAINING_STATE
-from .errors import UserError
-from .look.wording import duration
-from .marks import code_block, compose, merge, replace_in_sections, with_section
-from .recipe import Recipe
-from .report import has_losses, loss_plot, read_lines, read_metrics
-from .storage import read_json, write_text
-from .untrusted import visible as _visible
+from ..checkpoint import TRAINING_STATE
+from ..display import escape_unprintable as _visible
+from ..errors import UserError
+from ..recipe import Recipe
+from ..report.records import has_losses, loss_plot, read_lines, read_metrics
+from ..report.wording import duration
+from ..storage import read_json, write_text
+from .card_merge import code_block, compose, merge, replace_in_sections, with_section
 
 __all__ = ["UNPUBLISHED", "addressed", "as_stock", "bare_card", "merge", "model_card", "write_card"]
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from ..errors import RunPreempted
 from ..recipe import HubRecipe
-from .stopping import preempted_at_once
+from ..training.signals import exit_on_preemption
 
 _PACKAGE = Path(__file__).parent.parent
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0  # seconds
@@ -108,7 +108,7 @@ class Publisher:
         """After training: what is left is sent now, each place tried once more. Ctrl-C and SIGTERM leave it."""
         told = next((place.trouble for place in self._places if place.trouble), None)
         try:
-            with preempted_at_once():
+            with exit_on_preemption():
                 left = [place for place in self._places if place.is_unfinished or place is self._place]
                 for place in sorted(left, key=lambda place: (place is not self._place, place.tried)):
                     yield from self._finish(place, told)

@@ -8,11 +8,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from .checkpoint import model_folder, pointed, resolve_model
-from .conversion.destination import Destination
-from .demo import import_gradio
-from .look.demo_answers import stages_of
-from .storage import write_text
+from ..checkpoint import model_folder, pointed, resolve_model
+from ..conversion.destination import Destination
+from ..storage import write_text
+from .answers import stages_of
+from .page import import_gradio
 
 _LARGE = 1 << 30  # bytes of checkpoints: beyond it a Space gets only the best one
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from ..checkpoint import name_of
 from ..errors import UserError
-from ..report import RunRecord, has_losses, is_number, loss_plot, read_run
 from ..storage import write_text
-from .comparison_page import comparison_page
+from .comparison import comparison_page
+from .figures import DASHES, NUM_RUN_COLOURS, png
+from .html import escaped, grid, legend, page, section, table, view_chooser
 from .overfitting import Course, course, turning_point
-from .report_figures import DASHES, NUM_RUN_COLOURS, png
-from .report_html import escaped, grid, legend, page, section, table, view_chooser
-from .run_pictures import loss_views, training_pictures
+from .pictures import loss_views, training_pictures
+from .records import RunRecord, has_losses, is_number, loss_plot, read_run
 from .wording import duration, perplexity_of, tokens_of
 
 REPORT = "report.html"

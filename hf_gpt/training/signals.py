@@ -65,7 +65,7 @@ def stop_on_signal() -> Iterator[Stop]:
 
 
 @contextlib.contextmanager
-def preempted_at_once() -> Iterator[None]:
+def exit_on_preemption() -> Iterator[None]:
     """While the block runs, before there is anything to save, SIGTERM and SIGUSR1 end it with a word."""
 
     def on_signal(number: int, frame) -> None:
@@ -98,7 +98,7 @@ def _handling(numbers: Sequence[int], handler: Callable[[int, Any], None]) -> It
 
 
 @contextlib.contextmanager
-def lost_process_as_such() -> Iterator[None]:
+def lost_process_ends_run() -> Iterator[None]:
     """What one process of several learns when another dies, a connection that closes, as a :class:`RunStopped`."""
     try:
         yield

@@ -9,10 +9,10 @@ import html
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ..report import RunRecord, is_number
-from ..untrusted import visible
-from .report_figures import COLOURS, Picture, svg
-from .run_pictures import LOSSES, colour_of, dash_of, run_labels
+from ..display import escape_unprintable
+from .figures import COLOURS, Picture, svg
+from .pictures import LOSSES, colour_of, dash_of, run_labels
+from .records import RunRecord, is_number
 
 
 def page(title: str, subtitle: str, sections: Iterable[str]) -> str:
@@ -40,7 +40,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def escaped(text: Any, limit: int | None = None) -> str:
     """Text that nobody vouches for, as HTML."""
-    return html.escape(visible(str(text), limit=limit))
+    return html.escape(escape_unprintable(str(text), limit=limit))
 
 
 def view_chooser(views: Sequence[Sequence[Picture]], key: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SECONDS = 0.2
@@ -73,3 +74,17 @@ def _product_seconds(matrix: torch.Tensor, product: torch.Tensor) -> float:
 def _wait(device: torch.device) -> None:
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
+
+
+def flops_per_token(model: PreTrainedModel, context_length: int) -> int:
+    """Floating-point operations that training on one token takes, forward and backward.
+
+    As in PaLM (Chowdhery et al. 2022, appendix B): 6 for each parameter in a matrix product, and 12 * layers * hidden
+    * context for the products of queries, keys and values. Attention counts as if nothing were masked, recomputation
+    (gradient checkpointing) does not count.
+    """
+    config = model.config
+    in_products = sum(
+        m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)
+    )  # head, even if tied
+    return 6 * in_products + 12 * config.num_hidden_layers * config.hidden_size * context_length

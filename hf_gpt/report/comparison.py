@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median_high
 from typing import Any
 
-from ..report import RunRecord, is_number, short
+from .html import escaped, grid, legend, page, section, swatch, table, view_chooser
 from .overfitting import course
-from .report_html import escaped, grid, legend, page, section, swatch, table, view_chooser
-from .run_pictures import loss_views, run_labels, training_pictures
+from .pictures import loss_views, run_labels, training_pictures
+from .records import RunRecord, is_number, short
 from .wording import duration, perplexity_of, tokens_of
 
 

@@ -41,9 +41,9 @@ import numpy as np
 
 from ..errors import UserError
 from ..storage import flush_file, flush_path
-from ..tokenization import cut_exactly, encode_ordinary, fingerprint, separator_id, token_dtype
 from .corpus import Corpus, Pieces
 from .files import cache_folder
+from .tokenizer import cut_exactly, encode_ordinary, fingerprint, separator_id, token_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

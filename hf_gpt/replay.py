@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from .. import checkpoint
-from ..errors import UserError
-from ..recipe import CheckpointRecipe, Recipe, TrackingRecipe, TrainRecipe
-from ..report import read_lines, read_metrics
-from ..storage import read_json
-from .lineage import changes_of_environment
-from .loop import run
-from .setup import num_steps, prepare
-from .state import whole_weights
-from .stopping import lost_process_as_such
+from . import checkpoint
+from .errors import UserError
+from .recipe import CheckpointRecipe, Recipe, TrackingRecipe, TrainRecipe
+from .report.records import read_lines, read_metrics
+from .storage import read_json
+from .training.loop import run
+from .training.resume import changes_of_environment
+from .training.setup import num_steps, prepare
+from .training.signals import lost_process_ends_run
+from .training.state import whole_weights
 
 # What two runs may differ in and be the same.
 _CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
@@ -126,7 +126,7 @@ def replay(
             if watch is not None:
                 watch(step, found)
 
-        with lost_process_as_such():
+        with lost_process_ends_run():
             run(job, until=stop, watch=compare)
     return results
 

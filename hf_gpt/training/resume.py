@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from .. import checkpoint
 from ..configuration_gpt import GPTConfig
+from ..data.tokenizer import fingerprint, load_tokenizer
 from ..errors import UserError
 from ..recipe import Recipe, differences
 from ..storage import read_json
-from ..tokenization import fingerprint, load_tokenizer
 
 # What may change when a run goes on in the same folder; anything else makes it a different run.
 _CHANGEABLE = (
@@ -46,7 +46,7 @@ def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[st
     """What is allowed to be different from the recipe that the run in `run_dir` began with; the rest is refused."""
     if recipe.checkpoint.resume == "never" and checkpoint.checkpoints(run_dir):
         raise UserError(f"checkpoint.resume: never, but {run_dir} holds checkpoints; give another --output_dir")
-    words = in_the_hubs_words(earlier.model.config)
+    words = canonical_field_names(earlier.model.config)
     earlier = dataclasses.replace(earlier, model=dataclasses.replace(earlier.model, config=words))
     shown = {key: f"{key} {old} -> {new}" for key, (old, new) in differences(earlier, recipe).items()}
     different = [text for key, text in shown.items() if not key.startswith(_CHANGEABLE)]
@@ -120,7 +120,7 @@ def describe_parent(parent: Path) -> dict[str, Any]:
     }
 
 
-def parent_of(
+def find_parent(
     run_dir: Path, asked: str | None, config: GPTConfig, tokenizer: PreTrainedTokenizerFast, optimizer: str
 ) -> Path | None:
     """The checkpoint to branch off from: as asked for, else as the run in `run_dir` once was.
@@ -164,6 +164,6 @@ def parent_of(
     return parent
 
 
-def in_the_hubs_words(fields: Mapping[str, Any]) -> dict[str, Any]:
+def canonical_field_names(fields: Mapping[str, Any]) -> dict[str, Any]:
     """One name for each field, so that a recipe in the book's words is the same run as one in the Hub's."""
     return {GPTConfig.attribute_map.get(name, name): value for name, value in fields.items()}

@@ -3,7 +3,7 @@
 import unicodedata
 
 
-def visible(text: str, *, one_line: bool = False, limit: int | None = None) -> str:
+def escape_unprintable(text: str, *, one_line: bool = False, limit: int | None = None) -> str:
     """Text in which every character that does not show, or that reorders others, is spelled out."""
 
     def shown(character: str) -> str:

@@ -8,7 +8,7 @@ colour of enough contrast (WCAG AA, which a test works out). The steps are the s
 from bisect import bisect_right
 from html import escape
 
-from .explain import ExplainedToken, Explanation, show_probability
+from .scores import ExplainedToken, Explanation, show_probability
 
 # Lower ends of the steps, in nats. A guess among 50,257 tokens costs 10.8, a coin 0.69.
 LOSS_STEPS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)

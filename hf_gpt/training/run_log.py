@@ -1,7 +1,7 @@
 """What a run writes down while it goes: metrics, samples, and a line for whoever is watching.
 
 `metrics.jsonl` and `samples.jsonl` hold one JSON object a line. They are appended to, so a process that dies may leave
-a torn last line, and a resumed run starts before the last lines were written: `Journal.rewind` drops both, and each
+a torn last line, and a resumed run starts before the last lines were written: `RunLog.rewind` drops both, and each
 step stands in the file once. `events.jsonl` is the run's history and is never rewound: from where it went on, what was
 changed, skipped, found damaged, or not finite. Only the main process has a journal that writes.
 
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..data.progress import shows_bar
-from ..report import read_lines
+from ..report.records import read_lines
 from ..storage import flush_file, write_text
 
 # Seconds between two progress lines in a log file.
@@ -33,7 +33,7 @@ _COLUMNS = "▁▂▃▄▅▆▇█"
 _SPARKS = 12
 
 
-class Journal:
+class RunLog:
     """The records of one run. With `writes=False` (every process but the main one) it does nothing."""
 
     def __init__(
@@ -119,7 +119,7 @@ class Journal:
         for file in self._files.values():
             flush_file(file)
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_: object) -> None:

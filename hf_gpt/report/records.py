@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from . import checkpoint
-from .errors import UserError
-from .storage import read_json, write_bytes
+from .. import checkpoint
+from ..errors import UserError
+from ..storage import read_json, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

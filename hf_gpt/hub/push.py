@@ -11,7 +11,7 @@ commit is there. What is already on the Hub is not sent again, so pushing a seco
 another machine can go on (`checkpoint.resume: hub`). The model card keeps what people wrote into it (`card.merge`).
 
 The traffic is huggingface_hub's, and so are the token, the address (`HF_ENDPOINT`), the cache and offline mode. The
-token is in no message of ours. When a training run pushes is training/publishing.py's business.
+token is in no message of ours. When a training run pushes is hub/background.py's business.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from . import checkpoint
+from .. import checkpoint
+from ..errors import HubError, UserError
+from ..storage import read_json, replacing_directory, write_text
 from .card import addressed, as_stock, bare_card, merge
-from .errors import HubError, UserError
-from .storage import read_json, replacing_directory, write_text
 
 RECORDS = ("recipe.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "events.jsonl")
 _RECORDS_FOLDER = f"{checkpoint.TRAINING_STATE}/run"
@@ -118,7 +118,7 @@ def push(
     message = message or _message(source)
     with tempfile.TemporaryDirectory() as folder:
         files = _stock_files(source, Path(folder, "gpt2")) if as_gpt2 else _files(source, with_training_state)
-        with _hub_errors_as_such(repo_id):
+        with _translate_hub_errors(repo_id):
             return _commit(files, repo_id, private, revision, tag, message, is_stock=as_gpt2)
 
 
@@ -141,7 +141,7 @@ def fetch_run(repo_id: str, branch: str, run_dir: Path) -> Path | None:
     for pause in (*_FETCH_PAUSES, None):
         try:
             # Of several processes one fetches, and none while another trains there.
-            with FileLock(folder / ".hub.lock"), checkpoint.exclusive(run_dir), _hub_errors_as_such(repo_id):
+            with FileLock(folder / ".hub.lock"), checkpoint.run_lock(run_dir), _translate_hub_errors(repo_id):
                 return _fetch(repo_id, branch, run_dir)
         except HubError as error:
             if not error.passes or pause is None:
@@ -205,7 +205,7 @@ def _files(folder: Path, with_training_state: bool) -> dict[str, Path]:
 
 def _stock_files(source: Path, folder: Path) -> dict[str, Path]:
     """The model in stock GPT-2's form, made in `folder`, with what a reader of its page sees."""
-    from .conversion import to_gpt2
+    from ..conversion import to_gpt2
 
     to_gpt2(str(source), str(folder))
     return _files(folder, False) | {
@@ -349,7 +349,7 @@ def _download(api, repo_id: str, commit: str, final: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _hub_errors_as_such(repo_id: str) -> Iterator[None]:
+def _translate_hub_errors(repo_id: str) -> Iterator[None]:
     """The many exceptions of the client as one line that says what would help.
 
     Where the Hub's own words are needed they come without addresses: those of uploads are signed.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..report import is_number
+from .records import is_number
 
 # Nats. A rise of perplexity by less than 3 percent is no reason to stop a run.
 _MATTERS = 0.03

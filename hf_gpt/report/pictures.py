@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ..report import RunRecord, is_number, short
-from ..untrusted import visible
+from ..display import escape_unprintable
+from .figures import DASHES, NUM_RUN_COLOURS, Curve, Picture, averaged
 from .fonts import missing_characters
 from .hover import Voice, told
 from .overfitting import Course
-from .report_figures import DASHES, NUM_RUN_COLOURS, Curve, Picture, averaged
+from .records import RunRecord, is_number, short
 from .wording import duration, figure, perplexity_of, tokens_of
 
 _MANY, _MANY_BESIDE_OTHERS = 200, 50  # points, beyond which their means are drawn
@@ -78,7 +78,9 @@ def run_labels(runs: Sequence[RunRecord]) -> list[str]:
         while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
             length += 1
         names.append("/".join(own[-length:]))
-    return [f"{number}. {visible(name, one_line=True, limit=60)}" for number, name in enumerate(names, start=1)]
+    return [
+        f"{number}. {escape_unprintable(name, one_line=True, limit=60)}" for number, name in enumerate(names, start=1)
+    ]
 
 
 def picture_labels(runs: Sequence[RunRecord]) -> list[str]:

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ..report import short, write_png
 from .fonts import families_for
+from .records import short, write_png
 
 # Okabe and Ito's palette, which colour-blind eyes tell apart, and brighter shades of it for a dark page.
 COLOURS = {

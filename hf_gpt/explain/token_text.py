@@ -20,7 +20,7 @@ from functools import cache, lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-from ..tokenization import byte_characters
+from ..data.tokenizer import byte_characters
 
 _SHOWN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 _ONE_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece names the bytes that it falls back to
