@@ -2,9 +2,8 @@
 
 A checkpoint is a Hub repo that stands on its own: weights, configuration, tokenizer, model card. What only training
 needs lies in its `training_state/`, among it a manifest with the size and SHA-256 of every file but the card, which
-people may edit. A checkpoint is written under a temporary name, flushed to disk, then renamed, so that it is there
-whole or not at all, whenever the process dies; the manifest finds what happened to it later. `latest` and `best` are
-small files that hold the name of a step.
+people may edit. Writing one is atomic: it is filled under a temporary name, flushed to disk, then renamed. The
+manifest finds what happened to it later. `latest` and `best` are small files that hold the name of a step.
 
     <run>/checkpoints/step-00000500/     config.json model.safetensors tokenizer.json ... training_state/manifest.json
     <run>/checkpoints/latest             step-00000500
@@ -72,10 +71,10 @@ def verify(checkpoint: str | Path) -> None:
         files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"{checkpoint}: not a whole training checkpoint: {MANIFEST} is missing or unreadable"
+            f"{checkpoint}: not a complete training checkpoint: {MANIFEST} is missing or unreadable"
         ) from None
     if not files:
-        raise UserError(f"{checkpoint}: not a whole training checkpoint: {MANIFEST} lists no files")
+        raise UserError(f"{checkpoint}: not a complete training checkpoint: {MANIFEST} lists no files")
     for name, (size, digest) in files.items():
         path = checkpoint / name
         if not path.is_file():
@@ -214,7 +213,7 @@ def best_device() -> str:
 
 
 def refuse_missing_weights(model: str, report: Mapping[str, Any]) -> None:
-    """transformers draws anew what a checkpoint lacks, and goes on; here that is a broken checkpoint.
+    """Refuse weights that a checkpoint lacks; transformers would draw them at random and only warn.
 
     `report` is what `from_pretrained(..., output_loading_info=True)` gives beside the model.
     """

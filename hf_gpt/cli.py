@@ -272,7 +272,7 @@ Source and result compute the logits of the same tokens, and DEST is written onl
 
 def _train(arguments: argparse.Namespace) -> None:
     from .recipe import Recipe
-    from .training import train
+    from .run import train
 
     recipe = Recipe.from_yaml(arguments.recipe, arguments.overrides)
     if recipe.hub.repo_id is not None:
@@ -295,9 +295,11 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _tokenize(arguments: argparse.Namespace) -> None:
     from .recipe import Recipe
-    from .training.setup import prepare_data
+    from .run import find_pretrained
+    from .training.data import prepare_data
 
-    data = prepare_data(Recipe.from_yaml(arguments.recipe, arguments.overrides))
+    recipe = Recipe.from_yaml(arguments.recipe, arguments.overrides)
+    data = prepare_data(recipe, find_pretrained(recipe.model))
     if arguments.json:
         print(_json(data.facts()))
         return

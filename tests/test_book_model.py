@@ -24,7 +24,7 @@ GPT_CONFIG_124M = {  # as printed in the book
     "drop_rate": 0.1,
     "qkv_bias": False,
 }
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parent.parent / "scripts" / "README.md"
 START_CONTEXT = "Every effort moves you"
 START_IDS = [6109, 3626, 6100, 345]
 GREEDY_IDS = [34245, 5139, 2492, 25405, 17434, 17853, 5308, 3398, 13174, 43071, 45446, 26653, 3505]
@@ -200,7 +200,7 @@ def test_losses_before_training_are_the_books(model, data_folder, tokenizer):
 
 
 def test_the_readmes_loop_repeats_the_books_first_losses(data_folder, tmp_path, monkeypatch):
-    """The README's code as it stands, stopped after step 6: the book's loop, DataLoaders and evaluation."""
+    """The code of scripts/README.md as it stands, stopped after step 6: the book's loop, DataLoaders and evaluation."""
     code = README.read_text(encoding="utf-8").partition("PyTorch's `DataLoader`s")[2].split("```")[1]
     printed = []
 

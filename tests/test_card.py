@@ -28,7 +28,7 @@ from hf_gpt.evaluation import bits_per_byte, targets_and_bytes
 from hf_gpt.hub.card import UNPUBLISHED, addressed, merge, model_card, write_card
 from hf_gpt.hub.card_merge import compose
 from hf_gpt.recipe import DataRecipe
-from hf_gpt.training.setup import prepare_data
+from hf_gpt.training.data import prepare_data
 
 
 @pytest.fixture(scope="module")

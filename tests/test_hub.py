@@ -492,7 +492,7 @@ def test_another_machine_goes_on_bit_for_bit(hub, commands, recipe, run, step, t
     assert code == 0, printed
     code, printed = trained(commands, recipe, tmp_path, hub={"repo_id": repo}, checkpoint={"resume": "hub"})
     assert code == 0, printed
-    assert "going on after step 8" in printed
+    assert "resuming after step 8" in printed
     here, there = tmp_path / "run", run
     for name in ("model.safetensors", "training_state/optimizer.safetensors", "training_state/random.safetensors"):
         last = Path("checkpoints", "step-00000012", name)

@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import name_of
 from ..errors import RunPreempted
 from ..recipe import HubRecipe
+from ..training.observers import Observer
 from ..training.signals import exit_on_preemption
 
 _PACKAGE = Path(__file__).parent.parent
@@ -183,3 +185,26 @@ class Publisher:
             place.not_before = time.monotonic() + max(place.pause, answer.get("retry_after") or 0.0)
             place.pause = min(2 * place.pause, _LONGEST_PAUSE)
         return sent, answer
+
+
+class BackgroundPush(Observer):
+    def __init__(self, hub):
+        self._publisher = Publisher(hub)
+
+    def saved(self, training, checkpoint):
+        every, step = training.recipe.hub.push_every, training.progress.step
+        if every is None or step % every == 0 or step == training.max_steps:
+            best = training.progress.best_step
+            shown = checkpoint if best is None else checkpoint.with_name(name_of(best))
+            self._publisher.offer(checkpoint, shown if shown.is_dir() else None)
+
+    def stepped(self, training, step, metrics):
+        for text in self._publisher.tick():
+            training.event("publishing", text, what=text.removeprefix("hub: "))
+
+    def ended(self, training, error):
+        for text in self._publisher.finish() if error is None else self._publisher.left():
+            training.say(text)
+
+    def needs(self):
+        return self._publisher.needed

@@ -27,7 +27,8 @@ from ..errors import UserError
 from ..recipe import Recipe
 from ..report.records import has_losses, loss_plot, read_lines, read_metrics
 from ..report.wording import duration
-from ..storage import read_json, write_text
+from ..storage import copy_file, read_json, write_text
+from ..training.observers import Observer
 from .card_merge import code_block, compose, merge, replace_in_sections, with_section
 
 __all__ = ["UNPUBLISHED", "addressed", "as_stock", "bare_card", "merge", "model_card", "write_card"]
@@ -628,3 +629,12 @@ def _span(text: Any) -> str:
 def _escaped(text: str) -> str:
     """Text that nobody vouches for, in a line, as text."""
     return re.sub(r"([!-,:-@\[-`{-~])", r"\\\1", _visible(text, one_line=True, limit=200))
+
+
+class CardWriter(Observer):
+    def saving(self, training, directory):
+        write_card(directory, training.run_dir)
+
+    def saved(self, training, checkpoint):
+        if (checkpoint / "loss.png").is_file():
+            copy_file(checkpoint / "loss.png", training.run_dir / "loss.png")

@@ -24,8 +24,11 @@ from ..errors import UserError
 from ..estimate import Estimate, Memory, MemoryTracker, device_named, parameters_by_part
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import CheckpointRecipe, EvaluationRecipe, ModelRecipe, Recipe, TrackingRecipe
-from .loop import run
-from .setup import Data, batch_plan, num_steps, prepare, prepare_data, resolve_hardware
+from ..run import find_pretrained, prepare_run
+from .data import Data, batch_plan, num_steps, prepare_data
+from .hardware import resolve_hardware
+from .loop import TrainingRun, run
+from .observers import Observer
 from .utilization import flops_per_token
 
 # Two updates, the second of which finds the optimizer's state; then an evaluation.
@@ -63,7 +66,7 @@ def estimate(
     recipe = resolve_hardware(recipe, None)
     here = device is None
     fused_dropout = not here or recipe.train.device != "cpu"
-    data = prepare_data(recipe)
+    data = prepare_data(recipe, find_pretrained(recipe.model))
     plan = batch_plan(data.recipe, data.windows, devices)
     model, memory = _without_contents(recipe, data, plan, fused_dropout)
     program = psutil.Process().memory_info().rss  # which by now has imported all that a run does
@@ -137,10 +140,10 @@ def _without_contents(
             evaluation=EvaluationRecipe(first=_UPDATES, tokens=1, prompts=[]),
         )
         with FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as tracker:
-            job = prepare(recipe)
+            job = prepare_run(recipe)
             job.max_steps = _UPDATES + 1
             job.accelerator.device_placement = False  # the model is there, and fake weights cannot be moved
-            run(job, until=_UPDATES, watch=lambda *_: None)
+            run(job, until=_UPDATES)
     return job.model, tracker.memory()
 
 
@@ -148,10 +151,13 @@ def _seconds_of_steps(recipe: Recipe) -> list[float]:
     """How long each of some real steps takes."""
     times: list[float] = []
 
-    def watch(*_: Any) -> None:
-        times.append(time.monotonic())
-        if times[-1] - times[0] > _SECONDS:
-            raise _Enough
+    class Clock(Observer):
+        required = True  # so that _Enough ends the run
+
+        def stepped(self, training: TrainingRun, step: int, metrics: dict[str, Any] | None) -> None:
+            times.append(time.monotonic())
+            if times[-1] - times[0] > _SECONDS:
+                raise _Enough
 
     with tempfile.TemporaryDirectory(prefix="hf_gpt-estimate-") as scratch:
         recipe = dataclasses.replace(
@@ -159,11 +165,11 @@ def _seconds_of_steps(recipe: Recipe) -> list[float]:
             train=dataclasses.replace(recipe.train, log_every=1),  # which waits for the device in each step
             evaluation=EvaluationRecipe(first=10**9),
         )
-        job = prepare(recipe)
+        job = prepare_run(recipe)
         job.max_steps = max(job.max_steps, _MEASURED_STEPS + 2)  # the last step would be saved
         times.append(time.monotonic())
         try:
-            run(job, until=_MEASURED_STEPS + 1, watch=watch)
+            run(job, [Clock()], until=_MEASURED_STEPS + 1)
         except _Enough:
             pass
         except KeyboardInterrupt:
