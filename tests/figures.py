@@ -1,6 +1,7 @@
-"""Published figures. A figure holds if it is within one unit of its last printed digit; texts and token ids hold exactly.
+"""Published figures: a figure holds if it is within one unit of its last printed digit.
 
-Processors add in different orders, so the last printed digit is what they may differ in.
+Processors add in different orders, so that digit may differ. Texts and token ids hold exactly. Tests of published
+figures are marked `figures`; `.ci/run` runs them with each kind of vector instructions that PyTorch can use.
 """
 
 import re

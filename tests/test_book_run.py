@@ -12,6 +12,8 @@ from figures import published
 
 import hf_gpt
 
+pytestmark = pytest.mark.figures
+
 RECIPE = Path(__file__).parent.parent / "configs" / "verdict-book.yaml"
 BOOK = {1: (9.740, 10.112), 6: (8.000, 8.506), 11: (6.736, 7.205), 16: (6.030, 6.752)}  # step: training, validation
 

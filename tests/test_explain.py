@@ -30,6 +30,7 @@ def parts():
     return GPTForCausalLM(config).eval(), load_tokenizer("bytes")
 
 
+@pytest.mark.figures
 def test_the_books_six_steps_come_out():
     """Chapter 5's two sentences, whose ids stand for themselves: no data needed."""
     words = {"every": 16833, " effort": 3626, " moves": 6100, " you": 345}

@@ -25,11 +25,13 @@ def drawn(counts: torch.Tensor) -> dict[str, int]:
     return {word: count for word, count in zip(BOOK_WORDS, counts.tolist()) if count}
 
 
+@pytest.mark.figures
 def test_the_books_thousand_draws():
     counts = count_draws(distribution(BOOK_LOGITS).probabilities, 1000, seed=123)
     assert drawn(counts) == {"closer": 73, "forward": 582, "inches": 2, "toward": 343}
 
 
+@pytest.mark.figures
 def test_the_books_top_three():
     found = distribution(BOOK_LOGITS, top_k=3)
     kept = found.probabilities[found.kept].tolist()
@@ -37,6 +39,7 @@ def test_the_books_top_three():
     assert [word for word, kept in zip(BOOK_WORDS, found.kept) if kept] == ["closer", "forward", "toward"]
 
 
+@pytest.mark.figures
 def test_eight_logits_drawn_from_a_seed():
     with torch.random.fork_rng():
         torch.manual_seed(123)
