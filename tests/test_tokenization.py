@@ -1,4 +1,4 @@
-"""What `hf_gpt.tokenization` promises, with real tokenizers, real files and real processes."""
+"""What `hf_gpt.data.tokenizer` promises, with real tokenizers, real files and real processes."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def run_python(code, *arguments, folder, **environment):
 REFUSALS = """
 import sys
 from hf_gpt.errors import UserError
-from hf_gpt.tokenization import load_tokenizer
+from hf_gpt.data.tokenizer import load_tokenizer
 for name in sys.argv[1:]:
     try:
         load_tokenizer(name)
