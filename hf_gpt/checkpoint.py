@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from .errors import UserError
+from .errors import HubError, UserError, translate_hub_errors
 from .storage import replacing_directory, write_json, write_text
 
 if TYPE_CHECKING:
@@ -275,40 +275,15 @@ def model_folder(model: str, revision: str | None = None) -> Path:
 
     small = ["*.json", "*.txt", "*.model", "*.jinja"]
     try:
-        folder = download([*small, "model.safetensors", "model-*.safetensors"])
-        if not any(folder.glob("model*.safetensors")):
-            folder = download([*small, "pytorch_model*.bin"])
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model}: neither a directory here nor to be had from the Hub: {_why(error)}") from None
+        with translate_hub_errors(f"{model}: neither a directory here nor to be had from the Hub"):
+            folder = download([*small, "model.safetensors", "model-*.safetensors"])
+            if not any(folder.glob("model*.safetensors")):
+                folder = download([*small, "pytorch_model*.bin"])
+    except HubError as error:
+        raise UserError(str(error)) from None
     if not (folder / "config.json").is_file():
         raise UserError(f"{model}: not a model: there is no config.json in it")
     return folder
-
-
-def _why(error: Exception) -> str:
-    """What to do about an error of the Hub's client, whose own words are paragraphs."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    if isinstance(error, HFValidationError):
-        return "it is no Hub id either (owner/name)"
-    if isinstance(error, LocalEntryNotFoundError):
-        return (
-            "the Hub cannot be reached (no network, or HF_HUB_OFFLINE is set) and its cache has no such model; "
-            "give a directory, or come back with a network"
-        )
-    if isinstance(error, GatedRepoError):
-        return "its owner lets in whoever accepts the conditions on its page and logs in with `hf auth login`"
-    if isinstance(error, RevisionNotFoundError):
-        return "it has no such branch, tag or commit"
-    if isinstance(error, RepositoryNotFoundError):
-        return "no such repository; a private one needs `hf auth login`"
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _describe(directory: Path) -> dict[str, Any]:

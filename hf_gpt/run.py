@@ -18,7 +18,7 @@ from .display import escape_unprintable
 from .errors import UserError
 from .hub.background import BackgroundPush
 from .hub.card import CardWriter
-from .hub.push import fetch_run
+from .hub.fetch import fetch_run
 from .recipe import ModelRecipe, Recipe
 from .report.page import ReportWriter
 from .training.loop import run
