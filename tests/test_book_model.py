@@ -198,7 +198,7 @@ def test_losses_before_training_are_the_books(model, data_folder, tokenizer):
 
 
 def test_the_readmes_loop_repeats_the_books_first_losses(data_folder, tmp_path, monkeypatch):
-    """The code of scripts/README.md as it stands, stopped after step 1: the book's loop, DataLoaders and evaluation."""
+    """The code of scripts/README.md as it stands, stopped after step 1: the book's loop, loaders and evaluation."""
     code = README.read_text(encoding="utf-8").partition("PyTorch's `DataLoader`s")[2].split("```")[1]
     printed = []
 
