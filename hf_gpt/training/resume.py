@@ -45,15 +45,15 @@ def earlier_recipe(run_dir: Path) -> Recipe | None:
 def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[str]:
     """What is allowed to be different from the recipe that the run in `run_dir` began with; the rest is refused."""
     if recipe.checkpoint.resume == "never" and checkpoint.checkpoints(run_dir):
-        raise UserError(f"checkpoint.resume: never, but {run_dir} holds checkpoints; give another --output_dir")
+        raise UserError(f"checkpoint.resume: never, but {run_dir} holds checkpoints; give another output_dir")
     words = canonical_field_names(earlier.model.config)
     earlier = dataclasses.replace(earlier, model=dataclasses.replace(earlier.model, config=words))
     shown = {key: f"{key} {old} -> {new}" for key, (old, new) in differences(earlier, recipe).items()}
     different = [text for key, text in shown.items() if not key.startswith(_CHANGEABLE)]
     if different:
         raise UserError(
-            f"{run_dir}: holds a different run ({', '.join(different[:5])}); give another --output_dir,"
-            " or go on from its own recipe.yaml"
+            f"{run_dir}: holds a different run ({', '.join(different[:5])}); give another output_dir,"
+            " or resume it with its own recipe.yaml"
         )
     return [text for key, text in shown.items() if key != "output_dir"]
 
@@ -66,7 +66,7 @@ def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[s
     if before.get("text", environment["text"]) != environment["text"]:
         raise UserError(
             f"{run_dir}: the run there began with another text: the files of the corpus, or the Python that"
-            " builtin:python-docs comes from, have changed; give another --output_dir"
+            " builtin:python-docs comes from, have changed; give another output_dir"
         )
     compared = [key for key in environment if key not in ("run_id", "versions", "text", "sources", "parent")]
     flat = [(key, before.get(key), environment[key]) for key in compared]
@@ -135,7 +135,9 @@ def find_parent(
     if checkpoint.checkpoints(run_dir):
         if asked is not None and not (recorded and _is_the_same(asked, recorded)):
             began = f"{recorded['run']}@{recorded['step']}" if recorded else "nothing"
-            raise UserError(f"--from {asked}: the run in {run_dir} began from {began}; give another --output_dir")
+            raise UserError(
+                f"the run in {run_dir} began from {began}; give another output_dir", field="parent", value=asked
+            )
         return None
     if asked is None:
         if recorded is None:
@@ -144,22 +146,27 @@ def find_parent(
     parent = find_checkpoint(asked)
     if fingerprint(load_tokenizer(str(parent))) != fingerprint(tokenizer):
         raise UserError(
-            f"--from {asked}: its tokenizer is not the recipe's; go on with its own, --tokenizer.train null"
-            f" --tokenizer.name {parent}"
+            f"its tokenizer is not the recipe's; use its own: tokenizer.train null, tokenizer.name {parent}",
+            field="parent",
+            value=asked,
         )
     groups = read_json(parent / checkpoint.TRAINING_STATE / "state.json").get("param_groups", [])
     kept = "muon" if any(group.get("orthogonal") for group in groups) else "adamw"
     if kept != optimizer:
         raise UserError(
-            f"--from {asked}: it holds the state of {kept} and the recipe's optimizer is {optimizer}; begin with its"
-            f" weights alone by --model.from_pretrained {parent}"
+            f"it holds the state of {kept} and the recipe's optimizer is {optimizer}; to start from its weights alone,"
+            f" set model.from_pretrained to {parent}",
+            field="parent",
+            value=asked,
         )
     theirs = GPTConfig.from_pretrained(parent)
     for name in sorted(GPTConfig._own_names() - set(GPTConfig.attribute_map)):
         if getattr(theirs, name) != getattr(config, name) and not name.endswith(("dropout", "_id")):
             raise UserError(
-                f"--from {asked}: model.{name} is {getattr(theirs, name)!r} there and {getattr(config, name)!r} in the"
-                " recipe; a branch goes on with the same model"
+                f"model.{name} is {getattr(theirs, name)!r} there and {getattr(config, name)!r} in the recipe;"
+                " a branch continues with the same model",
+                field="parent",
+                value=asked,
             )
     return parent
 
