@@ -10,7 +10,7 @@ from ..errors import HubError, UserError
 from .arguments import Parser, add_json
 from .output import hide_loading_bars, print_json, say, set_up_hub
 
-HELP = "publish a model, a checkpoint or the best one of a run on the Hub"
+HELP = "publish a model, or the best checkpoint of a run, on the Hub"
 
 _EXAMPLES = """\
 examples:
