@@ -159,7 +159,7 @@ def run_lock(run_dir: str | Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"{run_dir}: another process is training there; wait for it, or give another --output_dir"
+            f"{run_dir}: another process is training there; wait for it, or give another output_dir"
         ) from None
     try:
         yield

@@ -87,8 +87,8 @@ def replay(
         then, then_processes = conditions[step]
         if (then.batch_size, then_processes) != (train.batch_size, processes):
             raise UserError(
-                f"{run_dir}: was resumed at step {step} with another train.batch_size or number of processes, which"
-                f" changes the last digits; repeat what came before (--to {step}) or after (--from {step}) by itself"
+                f"{run_dir}: continued from step {step} with another train.batch_size or number of processes, which"
+                f" changes the last digits; repeat the steps up to {step}, or those from {step} on, by themselves"
             )
     comparison = _Comparison(published, kept, conditions, watch)
     with tempfile.TemporaryDirectory(prefix="hf_gpt-replay-") as scratch:

@@ -21,11 +21,12 @@ from .hub.card import CardWriter
 from .hub.fetch import fetch_run
 from .recipe import ModelRecipe, Recipe
 from .report.page import ReportWriter
+from .storage import refuse_unwritable
 from .training.loop import run
 from .training.model import Pretrained
 from .training.observers import Observer
 from .training.run_log import RunLog, read_lines, read_metrics
-from .training.setup import Job, prepare, refuse_unwritable
+from .training.setup import Job, prepare
 from .training.signals import exit_on_preemption, lost_process_ends_run
 from .training.terminal import Terminal
 from .training.trackers import Trackers
@@ -69,7 +70,7 @@ def prepare_run(recipe: Recipe, parent: str | None = None) -> Job:
     """`training.setup.prepare`, after what needs a satellite: fetching a run from the Hub, converting a GPT-2."""
     if recipe.checkpoint.resume == "hub":
         run_dir = Path(recipe.output_dir).expanduser()
-        refuse_unwritable(run_dir)
+        refuse_unwritable(run_dir, "output_dir")
         fetch_run(recipe.hub.repo_id, recipe.hub.branch, run_dir)
     return prepare(recipe, parent, find_pretrained(recipe.model))
 

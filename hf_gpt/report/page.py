@@ -63,7 +63,7 @@ def plot(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> li
     if len(runs) > _MOST_RUNS:
         raise UserError(f"{len(runs)} runs: at most {_MOST_RUNS} can be told apart in one report")
     if output is not None and Path(output).exists() and not Path(output).is_dir():
-        raise UserError(f"--output {output}: is a file; name a folder")
+        raise UserError("is a file; name a folder", field="output", value=output)
     if len(runs) == 1:
         (run,) = runs
         folder = Path(output or run.run_dir)

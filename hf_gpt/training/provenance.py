@@ -49,7 +49,7 @@ def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[s
     if before.get("text", environment["text"]) != environment["text"]:
         raise UserError(
             f"{run_dir}: the run there began with another text: the files of the corpus, or the Python that"
-            " builtin:python-docs comes from, have changed; give another --output_dir"
+            " builtin:python-docs comes from, have changed; give another output_dir"
         )
     compared = [key for key in environment if key not in ("run_id", "versions", "text", "sources", "parent")]
     flat = [(key, before.get(key), environment[key]) for key in compared]

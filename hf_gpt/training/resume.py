@@ -62,14 +62,14 @@ def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[Ch
         UserError: what must not be different.
     """
     if recipe.checkpoint.resume == "never" and checkpoint.checkpoints(run_dir):
-        raise UserError(f"checkpoint.resume: never, but {run_dir} holds checkpoints; give another --output_dir")
+        raise UserError(f"checkpoint.resume: never, but {run_dir} holds checkpoints; give another output_dir")
     names = canonical_field_names(earlier.model.config)
     earlier = dataclasses.replace(earlier, model=dataclasses.replace(earlier.model, config=names))
     changes = [Change(field, old, new) for field, (old, new) in differences(earlier, recipe).items()]
     different = [str(change) for change in changes if not change.field.startswith(_CHANGEABLE)]
     if different:
         raise UserError(
-            f"{run_dir}: holds a different run ({', '.join(different[:5])}); give another --output_dir,"
+            f"{run_dir}: holds a different run ({', '.join(different[:5])}); give another output_dir,"
             " or resume it with its own recipe.yaml"
         )
     return [change for change in changes if change.field != "output_dir"]
@@ -133,7 +133,9 @@ def find_parent(
     if checkpoint.checkpoints(run_dir):
         if asked is not None and not (recorded and _is_the_same(asked, recorded)):
             began = f"{recorded['run']}@{recorded['step']}" if recorded else "nothing"
-            raise UserError(f"--from {asked}: the run in {run_dir} began from {began}; give another --output_dir")
+            raise UserError(
+                f"the run in {run_dir} began from {began}; give another output_dir", field="parent", value=asked
+            )
         return None
     if asked is None:
         if recorded is None:
@@ -142,22 +144,27 @@ def find_parent(
     parent = find_checkpoint(asked)
     if fingerprint(load_tokenizer(str(parent))) != fingerprint(tokenizer):
         raise UserError(
-            f"--from {asked}: its tokenizer is not the recipe's; continue with its own, --tokenizer.train null"
-            f" --tokenizer.name {parent}"
+            f"its tokenizer is not the recipe's; use its own: tokenizer.train null, tokenizer.name {parent}",
+            field="parent",
+            value=asked,
         )
     groups = read_json(parent / checkpoint.TRAINING_STATE / "state.json").get("param_groups", [])
     kept = "muon" if any(group.get("orthogonal") for group in groups) else "adamw"
     if kept != optimizer:
         raise UserError(
-            f"--from {asked}: it holds the state of {kept} and the recipe's optimizer is {optimizer}; begin with its"
-            f" weights alone by --model.from_pretrained {parent}"
+            f"it holds the state of {kept} and the recipe's optimizer is {optimizer}; to start from its weights alone,"
+            f" set model.from_pretrained to {parent}",
+            field="parent",
+            value=asked,
         )
     theirs = GPTConfig.from_pretrained(parent)
     for name in sorted(GPTConfig._own_names() - set(GPTConfig.attribute_map)):
         if getattr(theirs, name) != getattr(config, name) and not name.endswith(("dropout", "_id")):
             raise UserError(
-                f"--from {asked}: model.{name} is {getattr(theirs, name)!r} there and {getattr(config, name)!r} in the"
-                " recipe; a branch continues the same model"
+                f"model.{name} is {getattr(theirs, name)!r} there and {getattr(config, name)!r} in the recipe;"
+                " a branch continues with the same model",
+                field="parent",
+                value=asked,
             )
     return parent
 

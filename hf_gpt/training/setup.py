@@ -5,7 +5,6 @@ The parts are prepared elsewhere: the text in `data.py`, the model in `model.py`
 """
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ..data.batches import BatchPlan
-from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import Recipe
+from ..storage import refuse_unwritable
 from . import deepspeed
 from .data import Data, batch_plan, num_steps, prepare_data
 from .distributed import start_accelerator, together
@@ -71,7 +70,7 @@ def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | 
         UserError: anything in the recipe that cannot work here, including an output folder that holds another run.
     """
     run_dir = Path(recipe.output_dir).expanduser()
-    refuse_unwritable(run_dir)
+    refuse_unwritable(run_dir, "output_dir")
     earlier = earlier_recipe(run_dir)
     recipe = resolve_hardware(recipe, earlier)
     accelerator = start_accelerator(recipe)
@@ -115,12 +114,3 @@ def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | 
         warnings=changes_of_environment(run_dir, environment),
         parent=branched_from,
     )
-
-
-def refuse_unwritable(run_dir: Path) -> None:
-    """Before anything is tokenised: the nearest folder that exists must be one, and take new files."""
-    nearest = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise UserError(f"output_dir: {nearest} is a file")
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f"output_dir: {nearest} cannot be written to")
