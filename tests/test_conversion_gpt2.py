@@ -360,7 +360,7 @@ assert not [name for name in sys.modules if name.startswith("hf_gpt")]
         ({"n_inner": 64}, "transformer.h.0.mlp.c_fc.bias has the shape [128], the model needs [64]"),
         ({"tie_word_embeddings": False}, "lacks lm_head.weight"),
         ({"n_head": 5}, "num_attention_heads (5) must divide hidden_size (32)"),
-        ({"activation_function": "magic"}, "stock: hidden_act 'magic' is unknown"),
+        ({"activation_function": "magic"}, "hidden_act 'magic' is unknown"),
         ({"attn_pdrop": 1.0}, "attention_dropout"),
     ],
 )
@@ -381,7 +381,7 @@ def test_what_our_model_cannot_express_is_refused_by_name(tmp_path, stock, capsy
         ({"n_layers": 3}, "two values for one field"),
         ({"num_hidden_layers": 1_000_000}, "its weights have 2 layers, config.json says 1000000"),
         ({"architectures": 5}, "architectures=5, which cannot be converted"),
-        ({"hidden_act": "magic"}, "ours: hidden_act 'magic' is unknown"),
+        ({"hidden_act": "magic"}, "hidden_act 'magic' is unknown"),
         ({"dropout": "much"}, "'dropout'"),
     ],
 )

@@ -24,8 +24,8 @@ from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
 from ..storage import new_directory
 from .files import WRAPPERS, can_be_mapped, read_file
-from .result import Conversion, Source, choose_tokenizer, convert, free_memory, our_config, shapes_of, token_ids
-from .table import Row, StateDict, rows_between
+from .result import Conversion, Source, choose_tokenizer, convert, our_config, shapes_of, token_ids
+from .table import Row, StateDict, free_memory, rows_between
 
 _GPT2_VOCAB_SIZE = 50257
 _DROP_RATE = 0.1
@@ -58,8 +58,6 @@ def from_book(
     Raises:
         UserError: it is not such a file, weights are missing or unknown, or the number of heads is.
     """
-    if drop_rate is not None and not 0 <= drop_rate < 1:
-        raise UserError(f"drop_rate={drop_rate}: it must be at least 0 and less than 1")
     with new_directory(out) as directory:
         path = Path(source)
         weights, said = _read(path)
@@ -99,8 +97,8 @@ def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
         weights[new], came_from[new] = weight, name
     if path.suffix == ".safetensors" and _EMBEDDING not in weights and _HEAD in weights:
         weights[_EMBEDDING] = weights.pop(_HEAD)  # tied weights are there once, under either name
-    configs = [value for value in others.values() if isinstance(value, Mapping) and type(value.get("n_heads")) is int]
-    return weights, configs[0] if configs else {}
+    said = (value for value in others.values() if isinstance(value, Mapping) and type(value.get("n_heads")) is int)
+    return weights, next(said, {})
 
 
 def _rows(source: str, weights: StateDict, config: GPTConfig) -> list[Row]:
@@ -112,9 +110,10 @@ def _rows(source: str, weights: StateDict, config: GPTConfig) -> list[Row]:
     layout = "book_fused" if "trf_blocks.0.att.qkv.weight" in weights else "book"
     shapes = shapes_of(source, GPTForCausalLM, config)
     rows = rows_between(layout, "ours", config.num_hidden_layers, shapes)
-    needed = {
-        row.sources[0]: [len(row.targets) * shapes[row.targets[0]][0], *shapes[row.targets[0]][1:]] for row in rows
-    }
+    needed = {}
+    for row in rows:
+        first, *rest = shapes[row.targets[0]]
+        needed[row.sources[0]] = [len(row.targets) * first, *rest]
     missing = [name for name in needed if name not in weights]
     unexpected = [name for name in weights if name not in needed]
     if missing and not (missing == [_HEAD] and source.endswith(".safetensors")):
@@ -169,13 +168,10 @@ def _heads(source: str, width: int, heads: int | None, said: Mapping[str, Any]) 
 
 
 def _drop_rate(source: str, drop_rate: float | None, said: Mapping[str, Any]) -> float:
-    if drop_rate is not None:
-        return drop_rate
-    rate = said.get("drop_rate", _DROP_RATE)
+    rate = said.get("drop_rate", _DROP_RATE) if drop_rate is None else drop_rate
     if not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise UserError(
-            f"{source}: it says drop_rate={rate!r}, which must be at least 0 and less than 1; drop_rate gives another"
-        )
+        whose = f"{source}: its " if drop_rate is None else ""
+        raise UserError(f"{whose}drop_rate={rate!r} must be at least 0 and less than 1; give another as drop_rate")
     return rate
 
 

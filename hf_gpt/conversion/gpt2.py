@@ -43,7 +43,6 @@ from .result import (
     Source,
     choose_tokenizer,
     convert,
-    free_memory,
     logits_of,
     our_config,
     quiet,
@@ -51,7 +50,7 @@ from .result import (
     token_ids,
     tokenizer_in,
 )
-from .table import Layout, rows_between
+from .table import Layout, free_memory, rows_between
 
 # GPT-2's class, ours.
 _CLASSES: tuple[tuple[type[PreTrainedModel], type[PreTrainedModel]], ...] = (

@@ -6,7 +6,6 @@ Every conversion ends in `convert`. Where the source comes from and what its log
 
 import contextlib
 import copy
-import ctypes
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from transformers.utils import logging
 from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
-from .table import Row, StateDict, renamed
+from .table import Row, StateDict, free_memory, renamed
 
 _NUM_TOKENS = 64
 # How far logits may be apart, as a part of the largest of them (or of 1, if that is larger): two ways to sum the same
@@ -184,10 +183,8 @@ def shapes_of(source: str, model_class: type[PreTrainedModel], config: PreTraine
     """
     try:
         model = _without_memory(model_class, config)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{source}: {error}") from None
-    except (TypeError, RuntimeError) as error:  # of torch, with what it was called with
-        raise UserError(f"{source}: no tensor can have such sizes: {str(error).partition('. ')[0]}") from None
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # torch's go on with what it was called with
+        raise UserError(f"{source}: there is no such model: {str(error).partition('. ')[0]}") from None
     tied = model.all_tied_weights_keys
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items() if name not in tied}
 
@@ -236,12 +233,6 @@ def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase | None:
         return load_tokenizer(str(folder.resolve()))
     except UserError as error:
         raise UserError(f"{error}; tokenizer 'none' leaves it out") from None
-
-
-def free_memory() -> None:
-    """Give freed memory back to the system: glibc keeps some, as much as a second model (1.7 times GPT-2's size)."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # other C libraries have no such call
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
