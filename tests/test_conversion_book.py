@@ -177,7 +177,7 @@ def test_heads_are_asked_for_unless_the_file_says_them(tmp_path, capsys):
     torch.save(model.state_dict(), tmp_path / "model.pth")
     message = refused(capsys, str(tmp_path / "model.pth"), str(tmp_path / "out"))
     assert "number of attention heads" in message
-    assert "heads=2, GPT-2's for this width" in message
+    assert "such as 2, GPT-2's for this width" in message
     assert "must divide" in refused(capsys, str(tmp_path / "model.pth"), str(tmp_path / "out"), "--heads", "5")
     torch.save({"model_state_dict": model.state_dict(), "config": {"n_heads": 4}}, tmp_path / "model.pth")
     assert "itself says n_heads=4" in refused(
@@ -202,7 +202,7 @@ def test_dropout_is_the_files_unless_it_is_given(tmp_path, capsys):
     assert dropout("three", {}) == 0.1
     with pytest.raises(UserError, match=r"model.pth: its drop_rate='much' must be"):
         dropout("four", {"drop_rate": "much"})
-    assert refused(capsys, path, out, "--drop-rate", "1.5").startswith("hf-gpt: drop_rate=1.5 must be")
+    assert refused(capsys, path, out, "--drop-rate", "1.5").startswith("hf-gpt: --drop-rate 1.5: must be")
 
 
 def test_another_number_of_heads_would_be_another_model(tmp_path):

@@ -154,24 +154,26 @@ def _heads(source: str, width: int, heads: int | None, said: Mapping[str, Any]) 
     in_file = said.get("n_heads")
     if heads is None and in_file is None:
         # Every GPT-2 has heads of 64; a hint, no more: with another number the model would be another function.
-        hint = f", such as heads={width // 64}, GPT-2's for this width" if width >= 64 and width % 64 == 0 else ""
-        raise UserError(
-            f"{source}: weights do not tell the number of attention heads: give n_heads of your model as heads{hint}"
-        )
+        hint = f", such as {width // 64}, GPT-2's for this width" if width >= 64 and width % 64 == 0 else ""
+        raise UserError(f"the weights in {source} do not tell it; give n_heads of your model{hint}", field="heads")
     if heads is not None and in_file not in (None, heads):
-        raise UserError(f"heads={heads}: {source} itself says n_heads={in_file}; leave heads out")
+        raise UserError(f"{source} itself says n_heads={in_file}; leave it out", field="heads", value=heads)
     number = in_file if heads is None else heads
     if number < 1 or width % number:
-        what = f"{source}: it says n_heads={number}, which" if heads is None else f"heads={number}: it"
-        raise UserError(f"{what} must divide the width of the model, emb_dim {width}")
+        what = f"must divide the width of the model, emb_dim {width}"
+        if heads is None:
+            raise UserError(f"{source}: it says n_heads={number}, which {what}")
+        raise UserError(what, field="heads", value=heads)
     return number
 
 
 def _drop_rate(source: str, drop_rate: float | None, said: Mapping[str, Any]) -> float:
     rate = said.get("drop_rate", _DROP_RATE) if drop_rate is None else drop_rate
     if not isinstance(rate, int | float) or not 0 <= rate < 1:
-        whose = f"{source}: its " if drop_rate is None else ""
-        raise UserError(f"{whose}drop_rate={rate!r} must be at least 0 and less than 1; give another as drop_rate")
+        what = "must be at least 0 and less than 1"
+        if drop_rate is None:
+            raise UserError(f"{source}: its drop_rate={rate!r} {what}; give another as drop_rate")
+        raise UserError(what, field="drop_rate", value=drop_rate)
     return rate
 
 

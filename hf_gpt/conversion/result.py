@@ -216,8 +216,10 @@ def choose_tokenizer(
         about += f", but the model has embeddings for {num_embeddings:,}: text with the others will fail"
         return tokenizer, about
     raise UserError(
-        f"tokenizer {asked_for!r}: it has {num_ids:,} ids, the model embeddings for {num_embeddings:,}; "
-        "name the tokenizer that the model was trained with, or none"
+        f"it has {num_ids:,} ids, the model embeddings for {num_embeddings:,}; name the tokenizer that the model was"
+        " trained with, or none",
+        field="tokenizer",
+        value=asked_for,
     )
 
 

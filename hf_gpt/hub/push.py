@@ -100,14 +100,14 @@ def push(
     source = source.resolve()  # so that a checkpoint's parents are its run's
     for name, value in (("revision", revision), ("tag", tag)):
         if value == "":
-            raise UserError(f"{name}: it is empty; give a name, or leave it out")
+            raise UserError("it is empty; give a name, or leave it out", field=name)
     is_checkpoint = (source / checkpoint.MANIFEST).is_file()
     if is_checkpoint:
         checkpoint.verify(source)
     if with_training_state and not is_checkpoint:
-        raise UserError(f"with_training_state: {model} has none; only checkpoints of a run have")
+        raise UserError(f"{model} has none; only checkpoints of a run have", field="with_training_state")
     if as_gpt2 and with_training_state:
-        raise UserError("as_gpt2: excludes with_training_state; training resumes from our own form only")
+        raise UserError("excludes the training state; training resumes from our own form only", field="as_gpt2")
     message = message or _message(source)
     with tempfile.TemporaryDirectory() as folder:
         files = _gpt2_files(source, Path(folder, "gpt2")) if as_gpt2 else _files(source, with_training_state)
@@ -165,7 +165,8 @@ def _files(folder: Path, with_training_state: bool) -> dict[str, Path]:
         if (run_dir / name).is_file():
             found[f"{RECORDS_FOLDER}/{name}"] = run_dir / name
         elif name in ("recipe.yaml", "environment.json"):
-            raise UserError(f"with_training_state: {folder} lies in no run with a {name}, which resuming needs")
+            what = f"{folder} lies in no run with a {name}, which resuming needs"
+            raise UserError(what, field="with_training_state")
     return found
 
 
@@ -186,11 +187,11 @@ def _commit(
     api = HfApi(library_name="hf_gpt")
     repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
     if private and not api.repo_info(repo_id).private:
-        raise UserError(f"private: {repo_id} is public already; only a new repository can be created private")
+        raise UserError(f"{repo_id} is public already; only a new repository can be created private", field="private")
     refs = api.list_repo_refs(repo_id)
     tags = {ref.name: ref.target_commit for ref in refs.tags}
     if revision in tags:
-        raise UserError(f"revision: {revision!r} is a tag of {repo_id}; a commit goes to a branch")
+        raise UserError(f"{revision!r} is a tag of {repo_id}; a commit goes to a branch", field="revision")
     if revision not in {"main", *(ref.name for ref in refs.branches)}:
         api.create_branch(repo_id, branch=revision)
     parent = api.repo_info(repo_id, revision=revision).sha
