@@ -1,6 +1,5 @@
 """What a step sees: the same windows on any number of processes, in any order of asking, each once an epoch."""
 
-import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -78,7 +77,7 @@ plans = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(plans)
 def test_the_global_batch_is_the_same_on_any_number_of_processes(options):
     windows = windows_of(options.pop("num_windows") * 4 + 1)
@@ -100,7 +99,6 @@ def test_the_global_batch_is_the_same_on_any_number_of_processes(options):
     assert all(steps == seen[0] for steps in seen)
 
 
-@settings(deadline=None)
 @given(plans)
 def test_every_window_once_an_epoch(options):
     num_windows = options.pop("num_windows")
@@ -190,13 +188,11 @@ class _TenBillionWindows(Windows):
 def test_an_epoch_of_ten_billion_windows_needs_no_list():
     windows = _TenBillionWindows(store_of(range(9)), 4)
     tracemalloc.start()
-    start = time.perf_counter()
     plan = BatchPlan(windows, 64, 8, 2)
     first, last = plan.indices(1), plan.indices(plan.steps_per_epoch)
-    seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(first) == 1024
     assert len(last) == 10**10 - 1024 * (plan.steps_per_epoch - 1)
     assert len(set(first.tolist()) | set(last.tolist())) == len(first) + len(last)
     assert peak < 1_000_000
-    assert seconds < 1
