@@ -16,7 +16,7 @@ from hf_gpt.data.batches import BatchPlan
 from hf_gpt.explain.decoding import compare, next_token_logits
 from hf_gpt.explain.scores import explain
 from hf_gpt.explain.token_text import show_token
-from hf_gpt.training.setup import prepare_data
+from hf_gpt.training.data import prepare_data
 
 SOURCE = sys.argv[1] if len(sys.argv) > 1 else "builtin:python-docs"
 FOLDER = Path(tempfile.mkdtemp())

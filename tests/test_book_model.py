@@ -29,7 +29,7 @@ GPT_CONFIG_124M = {  # as printed in the book
 }
 # Of the targets of ("every effort moves", " effort moves you") and ("I really like", " really like chocolate").
 PROBABILITIES = ["7.4541e-05", "3.1061e-05", "1.1563e-05", "1.0337e-05", "5.6776e-05", "4.7559e-06"]
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parent.parent / "scripts" / "README.md"
 START_CONTEXT = "Every effort moves you"
 START_IDS = [6109, 3626, 6100, 345]
 GREEDY_IDS = [34245, 5139, 2492, 25405, 17434, 17853, 5308, 3398, 13174, 43071, 45446, 26653, 3505]
@@ -198,7 +198,7 @@ def test_losses_before_training_are_the_books(model, data_folder, tokenizer):
 
 
 def test_the_readmes_loop_repeats_the_books_first_losses(data_folder, tmp_path, monkeypatch):
-    """The README's code as it stands, stopped after step 1: the book's loop, DataLoaders and evaluation."""
+    """The code of scripts/README.md as it stands, stopped after step 1: the book's loop, loaders and evaluation."""
     code = README.read_text(encoding="utf-8").partition("PyTorch's `DataLoader`s")[2].split("```")[1]
     printed = []
 

@@ -453,11 +453,11 @@ def test_a_port_that_is_taken_and_none_that_is_free_are_told_apart(run, monkeypa
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"^--port {port}: is taken"):
+        with pytest.raises(UserError, match=f"^port {port}: is taken"):
             demo.serve(best, pytest.fail, port=port)
         monkeypatch.setattr(http_server, "INITIAL_PORT_VALUE", port)
         monkeypatch.setattr(http_server, "TRY_NUM_PORTS", 1)
-        with pytest.raises(UserError, match=r"^no free port was found; name one with --port$"):
+        with pytest.raises(UserError, match=r"^port: no free one was found; name one$"):
             demo.serve(best, pytest.fail)
 
 

@@ -103,7 +103,7 @@ def test_a_killed_run_of_two_processes_repeats_the_uninterrupted_one(optimizer, 
                 assert "Traceback" not in workers[rank].printed
     workers = start(2, recipe, "--output_dir", killed)
     assert workers.wait() == [0, 0], workers[0].printed
-    assert "going on after step" in workers[0].printed
+    assert "resuming after step" in workers[0].printed
     assert everything(killed, 64) == everything(whole, 64), f"seed {seed}"
 
 
@@ -152,7 +152,7 @@ def test_a_signal_to_any_process_saves_all_of_them_at_one_step(start, tiny, tmp_
     saved = int((Path(tiny["output_dir"]) / "checkpoints" / "latest").read_text().removeprefix("step-"))
     assert before <= saved <= before + 12  # within ten; the other process may be a step or two further
     last = workers[0].printed.splitlines()[-1]
-    assert last.endswith(f"{number.name}: stopped and saved after step {saved}; the same command goes on from there")
+    assert last.endswith(f"{number.name}: stopped and saved after step {saved}; the same command resumes it")
     assert workers[1].printed == ""
 
 

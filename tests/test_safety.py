@@ -88,7 +88,7 @@ def test_a_signal_before_the_first_step_ends_with_the_code_that_says_again(tiny,
     command.send(signal.SIGTERM)
     assert command.wait() == 75
     assert command.printed.splitlines()[-1] == (
-        "hf-gpt: SIGTERM: stopped before the first step; the same command goes on from there"
+        "hf-gpt: SIGTERM: stopped before the first step; the same command starts it again"
     )
 
 
@@ -240,7 +240,7 @@ def test_a_folder_without_permission_is_refused_in_one_line(tiny, request):
     tiny["output_dir"] = str(folder / "run")
     file = recipe_file(tiny, open_to_all / "recipe.yaml")
     code = (
-        "import os, sys, hf_gpt.cli, hf_gpt.training\n"
+        "import os, sys, hf_gpt.cli, hf_gpt.run, zoneinfo\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
         f"sys.exit(hf_gpt.cli.main(['train', {str(file)!r}]))"
     )
@@ -295,7 +295,7 @@ def test_a_damaged_file_is_named_and_the_newest_whole_checkpoint_gone_on_from(co
     hf_gpt.train(copied)
     printed = capsys.readouterr().err
     assert f"{name}: " in printed
-    assert "going on after step 8" in printed
+    assert "resuming after step 8" in printed
     assert (newest / "model.safetensors").read_bytes() == whole
     events = [e["event"] for e in read_lines(Path(copied["output_dir"], "events.jsonl"))]
     assert events == ["damaged checkpoint", "resumed"]
@@ -340,7 +340,7 @@ def test_a_hostile_checkpoint_runs_nothing(copied, tmp_path, kind, capsys):
     [
         ("environment.json", '{"vers', "environment.json: is damaged"),
         ("metrics.jsonl", '{"step": 0}\nnot json\n{"step": 1}\n', "metrics.jsonl: line 2 is damaged"),
-        ("recipe.yaml", None, "the run has no recipe.yaml to go on by"),
+        ("recipe.yaml", None, "the run has no recipe.yaml; put it back"),
         ("checkpoints/step-00000012/training_state/state.json", '{"progress": null}', "cannot be read"),
     ],
 )

@@ -55,8 +55,10 @@ def serve(model: str, ready: Callable[[str], None], *, port: int | None = None, 
         if "port" not in str(error):
             raise
         if port is None:
-            raise UserError("no free port was found; name one with --port") from None
-        raise UserError(f"--port {port}: is taken or not allowed; give another, or none to have one found") from None
+            raise UserError("no free one was found; name one", field="port") from None
+        raise UserError(
+            "is taken or not allowed; give another, or none to have one found", field="port", value=port
+        ) from None
     ready(url)
     with contextlib.suppress(KeyboardInterrupt):
         while page.is_running:

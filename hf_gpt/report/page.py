@@ -4,14 +4,16 @@ The page is made from the files of a run alone, so it can be written while the r
 another machine. report_html.py says what it is made of, run_pictures.py which pictures are in it.
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median_high
 from typing import Any
 
 from ..checkpoint import name_of
-from ..errors import UserError
+from ..errors import RunPreempted, RunStopped, UserError
 from ..storage import write_text
+from ..training.observers import Observer
 from .comparison import comparison_page
 from .figures import DASHES, NUM_RUN_COLOURS, png
 from .html import escaped, grid, legend, page, section, table, view_chooser
@@ -61,7 +63,7 @@ def plot(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> li
     if len(runs) > _MOST_RUNS:
         raise UserError(f"{len(runs)} runs: at most {_MOST_RUNS} can be told apart in one report")
     if output is not None and Path(output).exists() and not Path(output).is_dir():
-        raise UserError(f"--output {output}: is a file; name a folder")
+        raise UserError("is a file; name a folder", field="output", value=output)
     if len(runs) == 1:
         (run,) = runs
         folder = Path(output or run.run_dir)
@@ -308,3 +310,29 @@ def _environment(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _resumed(count: int) -> str:
     return {0: "Never resumed", 1: "Resumed once", 2: "Resumed twice"}.get(count, f"Resumed {count:,} times")
+
+
+class ReportWriter(Observer):
+    _SHARE = 0.01
+
+    def __init__(self):
+        self._cost, self._drawn_at = 0.5, time.monotonic()
+
+    def saved(self, training, checkpoint):
+        if training.progress.step != training.max_steps and self._cost <= self._SHARE * (
+            time.monotonic() - self._drawn_at
+        ):
+            self._draw(training)
+
+    def ended(self, training, error):
+        if error is None or isinstance(error, (RunStopped, RunPreempted, KeyboardInterrupt)):
+            self._draw(training)
+
+    def _draw(self, training):
+        started = time.monotonic()
+        try:
+            write_report(training.run_dir)
+        except Exception as error:
+            training.say(f"warning: {training.run_dir / 'report.html'} could not be written: {error}")
+        self._drawn_at = time.monotonic()
+        self._cost = self._drawn_at - started
