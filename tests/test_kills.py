@@ -43,6 +43,7 @@ def timeless_card(card: str) -> str:
     """A model card without the time that the run took, and the run's own name; its marks have hashes of the text."""
     card = re.sub(r"^\| time \| .*$", "", card, flags=re.M)
     card = re.sub(r"^# (run|whole)$|^output_dir: (run|whole)$|^- name: (run|whole)$", "", card, flags=re.M)
+    card = re.sub(r'"model-index": "[0-9a-f]{8}"', "", card)
     return re.sub(r"(<!-- hf_gpt: begin \w+ )[0-9a-f]{8}", r"\1", card)
 
 
