@@ -1,14 +1,26 @@
-"""What all tests share: no network, a cache of their own, small models, and the way to the real data."""
+"""What all tests share: no network, caches of their own, small models, and the way to the real data."""
 
 import os
+import tempfile
 from pathlib import Path
 
-# Before any Hugging Face library reads them.
+# Before any Hugging Face library reads them: nothing of the user's, no token and no model that was once downloaded.
+for name in [name for name in os.environ if name.startswith("HF_") and not name.startswith("HF_GPT_")]:
+    del os.environ[name]
+_home = tempfile.TemporaryDirectory(prefix="hf-home-", ignore_cleanup_errors=True)
+os.environ["HF_HOME"] = _home.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-import pytest
-from forking import ForkServer
+import pytest  # noqa: E402
+from forking import ForkServer  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# The same examples each time, however slow the machine.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -75,7 +75,7 @@ class Forked:
     def printed(self) -> str:
         return self._out.read_text() if self._out.exists() else ""  # until it has begun
 
-    def wait_until(self, condition, timeout: float = 60) -> None:
+    def wait_until(self, condition, timeout: float = 300) -> None:
         """Until `condition()` is true; fails if it does not come true in time."""
         deadline = time.monotonic() + timeout
         while not condition():

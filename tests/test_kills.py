@@ -67,9 +67,12 @@ def recipe(tmp_path_factory) -> dict:
     "changes",
     [
         {},
-        {"train": {"mixed_precision": "bf16"}},
+        pytest.param({"train": {"mixed_precision": "bf16"}}, marks=pytest.mark.slow),
         {"evaluation": {"every": 3}},  # the best checkpoint moves
-        {"data": {"isolate_documents": True}, "schedule": {"name": "wsd", "warmup_steps": 5}},
+        pytest.param(
+            {"data": {"isolate_documents": True}, "schedule": {"name": "wsd", "warmup_steps": 5}},
+            marks=pytest.mark.slow,
+        ),
         {"optimizer": {"name": "muon"}},
     ],
     ids=["fp32", "bf16", "best", "packed", "muon"],

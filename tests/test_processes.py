@@ -79,7 +79,7 @@ def everything(run_dir: str | Path, step: int) -> tuple:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_killed_run_of_two_processes_repeats_the_uninterrupted_one(optimizer, start, tiny, tmp_path):
     tiny["optimizer"]["name"] = optimizer
-    tiny["train"]["max_steps"], tiny["checkpoint"]["every"] = 48, 8
+    tiny["train"]["max_steps"], tiny["checkpoint"]["every"] = 64, 8
     tiny["evaluation"]["every"] = 16
     recipe = recipe_file(tiny, tmp_path / "recipe.yaml")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -93,7 +93,7 @@ def test_a_killed_run_of_two_processes_repeats_the_uninterrupted_one(optimizer, 
     for victims, line in (((0,), 8), ((1,), 24), ((0, 1), 40)):
         workers = start(2, recipe, "--output_dir", killed)
         workers.wait_for_lines(killed, line)
-        time.sleep(draw.uniform(0, 0.1))
+        time.sleep(draw.uniform(0, 0.03))
         for rank in victims:
             workers[rank].send(signal.SIGKILL)
         for rank, code in enumerate(workers.wait()):
@@ -104,7 +104,7 @@ def test_a_killed_run_of_two_processes_repeats_the_uninterrupted_one(optimizer, 
     workers = start(2, recipe, "--output_dir", killed)
     assert workers.wait() == [0, 0], workers[0].printed
     assert "resuming after step" in workers[0].printed
-    assert everything(killed, 48) == everything(whole, 48), f"seed {seed}"
+    assert everything(killed, 64) == everything(whole, 64), f"seed {seed}"
 
 
 def test_one_two_and_four_processes_learn_the_same_at_one_global_batch_size(start, tiny, tmp_path):
@@ -142,11 +142,15 @@ def test_a_signal_to_any_process_saves_all_of_them_at_one_step(start, tiny, tmp_
     tiny["train"]["max_steps"], tiny["checkpoint"]["every"], tiny["evaluation"]["every"] = 100000, None, 100000
     workers = start(2, recipe_file(tiny, tmp_path / "recipe.yaml"))
     workers.wait_for_lines(tiny["output_dir"], 12)
+    for worker in workers:
+        worker.send(signal.SIGSTOP)  # so that no step is made between the look and the signal
     before = lines(tiny["output_dir"])[-1]["step"]
     workers[rank].send(number)
+    for worker in workers:
+        worker.send(signal.SIGCONT)
     assert workers.wait() == [75, 75], workers[0].printed
     saved = int((Path(tiny["output_dir"]) / "checkpoints" / "latest").read_text().removeprefix("step-"))
-    assert before <= saved <= before + 15  # ten, and those made while the signal was on its way
+    assert before <= saved <= before + 12  # within ten; the other process may be a step or two further
     last = workers[0].printed.splitlines()[-1]
     assert last.endswith(f"{number.name}: stopped and saved after step {saved}; the same command resumes it")
     assert workers[1].printed == ""
@@ -155,9 +159,7 @@ def test_a_signal_to_any_process_saves_all_of_them_at_one_step(start, tiny, tmp_
 def test_an_error_of_one_process_is_shown_with_its_number_and_ends_the_others(start, tiny, tmp_path):
     not_a_folder = {"HF_GPT_CACHE": str(Path(tiny["data"]["source"]) / "cache")}
     workers = start(2, recipe_file(tiny, tmp_path / "recipe.yaml"), own={1: not_a_folder})
-    began = time.monotonic()
     assert 0 not in workers.wait()
-    assert time.monotonic() - began < 60
     assert workers[1].printed.startswith("hf-gpt: process 1: ")
     assert "Not a directory" in workers[1].printed
     assert len(workers[1].printed.splitlines()) == 1
@@ -175,7 +177,7 @@ def torchrun(*argv: str | Path) -> subprocess.Popen:
 
 def test_an_error_of_all_processes_is_shown_once(tiny, tmp_path):
     launcher = torchrun(recipe_file(tiny, tmp_path / "recipe.yaml"), "--train.batch_sizes", "3")
-    printed = launcher.communicate(timeout=120)[1]
+    printed = launcher.communicate(timeout=500)[1]
     assert launcher.returncode != 0
     assert printed.count("hf-gpt: ") == 1
     assert "train.batch_sizes: unknown key; did you mean 'batch_size'?" in printed
@@ -189,7 +191,7 @@ def launched(tiny, tmp_path):
     metrics = Path(tiny["output_dir"]) / "metrics.jsonl"
     workers = []
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 500
         while not metrics.exists() or metrics.read_bytes().count(b"\n") < 5:
             assert launcher.poll() is None
             assert time.monotonic() < deadline
@@ -235,7 +237,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 from hf_gpt import GPTConfig, GPTForCausalLM, checkpoint
 from hf_gpt.recipe import OptimizerRecipe
-from hf_gpt.training.optim import build_optimizer
+from hf_gpt.training.optimizer import build_optimizer
 from hf_gpt.training.state import load_training_state, save_training_state, whole_weights
 
 run_dir, port, name = Path(sys.argv[1]), *sys.argv[2:]

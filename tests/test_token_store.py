@@ -5,6 +5,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,7 +99,7 @@ words = [
 texts = st.lists(st.sampled_from([*words, "<|endoftext|>"]), max_size=6).map("".join)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.none() | texts, max_size=20))
 def test_the_store_holds_the_ids_of_each_document_encoded_at_once(trained_tokenizer, bytes_tokenizer, pieces):
     for tokenizer in (trained_tokenizer, bytes_tokenizer):
@@ -353,26 +354,28 @@ def test_an_error_on_the_way_keeps_what_is_finished_and_leaves_nothing_when_noth
     assert sum(encoded) <= 30_000 - 4000 * finished
 
 
-def _tokenize_and_perhaps_die(corpus, tokenizer, results, somebody_died):
+def _tokenize_and_perhaps_die(corpus, tokenizer, results, nobody_died):
+    def deadly():
+        for piece in corpus.pieces():
+            yield piece
+            if num_shards(Path(os.environ["HF_GPT_CACHE"])) >= 5 and nobody_died.acquire(block=False):
+                os.kill(os.getpid(), signal.SIGKILL)
+
     encode = Encoder.encode
 
-    def deadly(self, texts):
-        ids = encode(self, texts)
+    def counted(self, texts):
         results.put(("encoded", sum(map(len, texts))))
-        if num_shards(Path(os.environ["HF_GPT_CACHE"])) == 5 and somebody_died.acquire(block=False):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return ids
+        return encode(self, texts)
 
-    Encoder.encode = deadly
-    store = tokenize(corpus, tokenizer)
+    Encoder.encode = counted
+    store = tokenize(Corpus(corpus.name, corpus.identity, corpus.separated, deadly), tokenizer)
     results.put(("store", store.num_tokens))
 
 
-def test_when_the_one_that_tokenises_dies_one_that_waits_resumes_from_its_last_shard(
-    small_shards, bytes_tokenizer, many_files
-):
-    results, not_died_yet = FORK.SimpleQueue(), FORK.Semaphore(1)
-    arguments = (many_files, bytes_tokenizer, results, not_died_yet)
+def test_when_the_one_that_tokenises_dies_one_that_waits_resumes_from_its_last_shard(small_shards, bytes_tokenizer):
+    pieces = ["text " * 100] * 200
+    results, nobody_died = FORK.SimpleQueue(), FORK.Semaphore(1)
+    arguments = (corpus_of(*pieces), bytes_tokenizer, results, nobody_died)
     workers = [FORK.Process(target=_tokenize_and_perhaps_die, args=arguments) for _ in range(3)]
     for worker in workers:
         worker.start()
@@ -386,7 +389,7 @@ def test_when_the_one_that_tokenises_dies_one_that_waits_resumes_from_its_last_s
     assert len(made) == 2
     assert len(set(made)) == 1
     twice = sum(number for what, number in found if what == "encoded") - 100_000
-    assert 0 <= twice < 3 * 4000 + 3 * 1000  # what was under way, and nothing of the five finished shards
+    assert 0 <= twice < 5 * 4000  # what was under way, and nothing of the five finished shards
 
 
 def _tokenize_slowly(results, barrier):
@@ -404,7 +407,7 @@ def test_of_two_processes_one_tokenises_and_both_have_the_result():
     workers = [FORK.Process(target=_tokenize_slowly, args=(results, barrier)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    found = [results.get(timeout=60) for _ in range(3)]
+    found = [results.get(timeout=300) for _ in range(3)]
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
@@ -450,7 +453,7 @@ def test_progress_is_a_bar_on_a_screen_and_plain_lines_in_a_log(small_shards, by
         else:
             lines = stderr.getvalue().splitlines()
             assert len(lines) > 3
-            assert lines[-1] == "tokenising a corpus: 30,000 characters in 00:00"
+            assert re.fullmatch(r"tokenising a corpus: 30,000 characters in \d\d:\d\d", lines[-1])
             assert "\r" not in stderr.getvalue()
 
 

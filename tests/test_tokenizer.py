@@ -85,7 +85,7 @@ def run_python(code, *arguments, folder, **environment):
     nowhere = dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"), "http://127.0.0.1:9")
     environment = {**outside, **nowhere, "HF_HOME": str(folder), **environment}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=500)
 
 
 @examples

@@ -26,7 +26,7 @@ def test_train_lines_tell_utilisation_and_memory(tiny):
     if peak_memory_bytes(torch.device("cpu")) is not None:
         memory = [line["peak_memory_bytes"] for line in trained]
         assert memory == sorted(memory)
-        assert 50 * 2**20 < memory[-1] < 50 * 2**30
+        assert memory[-1] > 2**20  # bytes, not KiB
 
 
 def test_a_resumed_run_is_measured_by_the_same_peak(tiny, monkeypatch):
