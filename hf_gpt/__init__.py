@@ -47,7 +47,7 @@ _DEFINED_IN = {
     "evaluate_corpus": "evaluation",
     "generate_text": "generation",
     "load_tokenizer": "data.tokenizer",
-    "loss_plot": "report.records",
+    "loss_plot": "report.plots",
     "train": "training",
     "train_tokenizer": "data.tokenizer",
 }

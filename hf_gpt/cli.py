@@ -137,6 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         "run_dirs", metavar="RUN", nargs="+", help="a run's directory; it may still be going on, or dead"
     )
     plot.add_argument("--output", metavar="DIR", help="where to (default: the run's directory; several: comparison)")
+    plot.add_argument("--x", choices=("steps", "tokens", "seconds"), default="steps", help="axis (default: steps)")
+    plot.add_argument("--log", action="store_true", help="logarithmic axes for loss and perplexity")
 
     evaluate = command("evaluate", _evaluate, "loss, perplexity and bits per byte of a model on a text")
     evaluate.add_argument("model", metavar="MODEL")
@@ -354,7 +356,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 def _plot(arguments: argparse.Namespace) -> None:
     from .report.page import plot
 
-    for path in plot(arguments.run_dirs, arguments.output):
+    for path in plot(arguments.run_dirs, arguments.output, x=arguments.x, log=arguments.log):
         print(path)
 
 
@@ -446,7 +448,7 @@ def _decode(arguments: argparse.Namespace) -> None:
         import logging
 
         from .explain.chart import chart, missing_characters
-        from .report.records import write_png
+        from .report.plots import write_png
 
         logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a font without a regular weight will do
         top = min(arguments.top, _MOST_BARS)

@@ -22,11 +22,12 @@ from typing import Any
 import yaml
 
 from ..checkpoint import TRAINING_STATE
+from ..display import duration
 from ..display import escape_unprintable as _visible
 from ..errors import UserError
 from ..recipe import Recipe
-from ..report.records import has_losses, loss_plot, read_lines, read_metrics
-from ..report.wording import duration
+from ..report.plots import loss_plot
+from ..report.records import has_losses, read_lines, read_metrics
 from ..storage import read_json, write_text
 from .card_merge import code_block, compose, merge, replace_in_sections, with_section
 
