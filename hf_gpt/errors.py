@@ -1,23 +1,40 @@
 """What a user did that cannot work, as one line.
 
-Everything the package refuses because of its input (a file, a field, a flag) is raised as :class:`UserError`. Its
+Everything the package refuses because of its input (a file, a field, an argument) is raised as :class:`UserError`. Its
 message is one line that names what was wrong, what was found and what would work; the command line prints that line
 and exits with code 2, a notebook shows it as an ordinary ``ValueError``. Bugs stay assertions and tracebacks.
+
+The library knows arguments and recipe fields, not flags and labels. It gives their names apart from the message
+(`field=`), so that each front end can show its own: `error.renamed({"top_k": "--top-k"})`.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UserError(ValueError):
-    """Input that cannot work. The message is one line: what was wrong, where, and what would work."""
+    """Input that cannot work. Its text is one line: what was wrong, where, and what would work.
 
-    def __init__(self, message: str):
-        super().__init__(" ".join(str(message).split()))
+    Args:
+        message: the line, or with `field` what follows it.
+        field: the argument or recipe field that is wrong.
+        value: what was found there; together `top_k 0: must be 1 or more`.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None, value: Any = None):
+        self.message, self.field, self.value = " ".join(str(message).split()), field, value
+        shown = f"{value:g}" if isinstance(value, float) else value
+        subject = f"{field}: " if value is None else f"{field} {shown}: "
+        super().__init__(f"{subject}{self.message}" if field else self.message)
+
+    def renamed(self, names: Mapping[str, str]) -> "UserError":
+        """The same error, with the name that `names` has for its field."""
+        return UserError(self.message, field=names.get(self.field, self.field), value=self.value)
 
 
 class RunStopped(RuntimeError):
-    """A run that could not go on, such as one whose loss is no longer finite. The message is one line."""
+    """A run that could not continue, such as one whose loss is no longer finite. The message is one line."""
 
 
 class RunPreempted(RuntimeError):

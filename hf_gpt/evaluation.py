@@ -10,7 +10,6 @@ mode draws nothing.
 """
 
 import contextlib
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -141,13 +140,13 @@ def evaluate_corpus(
         UserError: the model or the corpus is not there, or the text is shorter than two tokens.
     """
     if stride is not None and stride < 1:
-        raise UserError(f"--stride {stride}: must be 1 or more")
+        raise UserError("must be 1 or more", field="stride", value=stride)
     data = DataRecipe(source=source, config=config, train_split=split, text_column=text_column)
     try:
         corpus, _ = load_corpora(data)
-    except UserError as error:  # which speaks of a recipe
-        words = {"data.train_split": "--split", "data.config": "--dataset-config", "data.text_column": "--text-column"}
-        raise UserError(functools.reduce(lambda text, pair: text.replace(*pair), words.items(), str(error))) from None
+    except UserError as error:  # which names the recipe's fields
+        names = {"data.train_split": "split", "data.config": "config", "data.text_column": "text_column"}
+        raise error.renamed(names) from None
     loaded, tokenizer = load_model(model)
     store = tokenize(corpus, tokenizer)
     if len(store.tokens) < 2:

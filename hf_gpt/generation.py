@@ -1,7 +1,7 @@
 """Prompt -> text.
 
-Decoding itself is transformers' `generate()`: this file turns a prompt and the few knobs the book teaches
-(temperature, top-k, top-p) into one call of it, keeps its random draws away from everyone else's, and gives back text.
+Decoding itself is transformers' `generate()`. This file turns a prompt and the settings that the book teaches
+(temperature, top-k, top-p) into one call of it, draws from a random stream of its own, and returns text.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ def generate_text(
 ) -> str:
     """The prompt and its continuation, up to `max_new_tokens` tokens or the end of the text.
 
-    Greedy at temperature 0 or when nothing is said; otherwise sampled, at temperature 1 unless one is given, with a
-    random stream of its own: the global one is afterwards as it was.
+    Greedy at temperature 0 or without any setting; otherwise sampled, at temperature 1 unless one is given, from a
+    random stream of its own: torch's global one is left as it was.
 
     Raises:
         UserError: an empty prompt, or a sampling value that cannot work.
@@ -47,7 +47,7 @@ def generate_text(
 
 @dataclass(frozen=True)
 class Piece:
-    """A continuation as far as it is written: all of its text, and how many tokens were drawn for it."""
+    """A continuation so far: all of its text, and how many tokens were drawn for it."""
 
     text: str
     num_tokens: int
@@ -65,12 +65,12 @@ def stream_text(
     seed: int = 123,
     stop: threading.Event | None = None,
 ) -> Iterator[Piece]:
-    """What `generate_text` writes after the prompt, while it is being written: the last piece has all of it.
+    """The continuation of `generate_text`, piece by piece as it is generated; the last piece has all of it.
 
-    Text comes by whole words and whole characters (`TextIteratorStreamer`); an event `stop` that is set, or an
-    iterator that is closed, ends it after the token at hand. `generate()` runs in a thread of its own and draws from
-    torch's global stream, which all threads share: so it runs with a lock, one continuation at a time in a process.
-    Whoever else draws meanwhile without that lock gets, and disturbs, its numbers.
+    Text comes in whole words and characters (`TextIteratorStreamer`). Setting the event `stop`, or closing the
+    iterator, ends it after the current token. `generate()` runs in a thread of its own and draws from torch's global
+    stream, which all threads share. So a lock lets one continuation run at a time in a process; other code that draws
+    meanwhile changes its numbers, and gets different ones itself.
 
     Raises:
         UserError: as `generate_text`, at the first piece.
@@ -91,7 +91,7 @@ def stream_text(
                         input_ids, streamer=streamer, stopping_criteria=StoppingCriteriaList([stops]), **options
                     )
                 )
-        except BaseException as error:  # which the reader of the pieces is to see, in its own thread
+        except BaseException as error:  # raised again in the thread that reads the pieces
             result.append(error)
             streamer.end()
 
@@ -116,7 +116,7 @@ _ONE_STREAM = threading.Lock()
 
 
 class _CountingStreamer(TextIteratorStreamer):
-    """Knows how many tokens of the continuation it was given."""
+    """Counts the tokens of the continuation."""
 
     num_tokens = 0
 
@@ -136,10 +136,8 @@ def _request(
     top_p: float | None,
     seed: int,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The prompt's ids, (1, time), and what `model.generate` is to be told beside them."""
-    check_request(prompt, max_new_tokens, temperature, top_k, top_p)
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed {seed}: must be at least 0 and below 2**63")
+    """The prompt's ids, (1, time), and the other arguments of `model.generate`."""
+    check_request(prompt, max_new_tokens, temperature, top_k, top_p, seed)
     input_ids = encode_prompt(model, tokenizer, prompt)
     refuse_past_window(model, input_ids.shape[1] + max_new_tokens)
     decoding = {"do_sample": False}
@@ -149,9 +147,9 @@ def _request(
 
 
 def plain_options(tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -> dict[str, Any]:
-    """What `model.generate` is told so that it draws one continuation by what is asked for here and nothing else.
+    """Arguments of `model.generate` for one continuation, decoded by the settings given here and no others.
 
-    Of the model's own generation config only what forbids or weighs tokens stays (a repetition penalty, bad words).
+    Of the model's own generation config only what forbids or weights tokens stays (a repetition penalty, bad words).
     """
     return {
         "attention_mask": torch.ones_like(input_ids),
@@ -160,11 +158,11 @@ def plain_options(tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -
         "tokenizer": tokenizer,  # for stop strings
         "num_beams": 1,
         "num_return_sequences": 1,
-        **dict.fromkeys(_NOT_ASKED_FOR),
+        **dict.fromkeys(_UNSET_OPTIONS),
     }
 
 
-_NOT_ASKED_FOR = (
+_UNSET_OPTIONS = (
     *("min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff"),
     *("forced_bos_token_id", "forced_eos_token_id"),
 )
@@ -176,48 +174,62 @@ def check_request(
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    seed: int = 123,
 ) -> None:
-    """Refuse, in one line, what cannot be continued or what no distribution can be made of."""
+    """Refuse arguments of `generate_text` that cannot work, without a model.
+
+    Raises:
+        UserError: one of them.
+    """
     check_prompt(prompt)
     if max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
+        raise UserError("must be 1 or more", field="max_new_tokens", value=max_new_tokens)
     check_sampling(temperature, top_k, top_p)
+    check_seed(seed)
 
 
 def check_prompt(prompt: str) -> None:
-    """Refuse, in one line, what nothing can go on from."""
+    """Refuse an empty prompt, and one that is not UTF-8."""
     if not prompt:
-        raise UserError("--prompt: it is empty; give at least one character to go on from")
-    refuse_broken_text("--prompt", prompt)
+        raise UserError("it is empty; give at least one character to continue", field="prompt")
+    refuse_broken_text("prompt", prompt)
 
 
 def check_sampling(temperature: float | None = None, top_k: int | None = None, top_p: float | None = None) -> None:
-    """Refuse, in one line, what no distribution can be made with."""
+    """Refuse values that define no distribution."""
     if temperature is not None and temperature != 0 and not 1e-4 <= temperature < math.inf:
-        raise UserError(f"--temperature {temperature:g}: must be 0 (greedy) or a finite number of at least 0.0001")
+        raise UserError(
+            "must be 0 (greedy) or a finite number of at least 0.0001", field="temperature", value=temperature
+        )
     if top_k is not None and top_k < 1:
-        raise UserError(f"--top-k {top_k}: must be 1 or more")
+        raise UserError("must be 1 or more", field="top_k", value=top_k)
     if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"--top-p {top_p:g}: must be above 0 and at most 1")
+        raise UserError("must be above 0 and at most 1", field="top_p", value=top_p)
 
 
-def refuse_broken_text(flag: str, text: str) -> None:
-    """A shell hands on whatever bytes it has; no tokenizer takes what is no text."""
+def check_seed(seed: int) -> None:
+    """Refuse what torch does not take as a seed."""
+    if not 0 <= seed < 2**63:
+        raise UserError("must be at least 0 and below 2**63", field="seed", value=seed)
+
+
+def refuse_broken_text(field: str, text: str) -> None:
+    """Refuse text that is not UTF-8: a shell passes on any bytes, and no tokenizer takes them."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{flag}: it is not UTF-8; give it as UTF-8 text") from None
+        raise UserError("it is not UTF-8; give it as UTF-8 text", field=field) from None
 
 
 def encode_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
     """The ids of a prompt, (1, time), where the model is.
 
     Raises:
-        UserError: the tokenizer makes nothing of it, or tokens that the model does not have.
+        UserError: the tokenizer makes no token of it, or tokens that the model does not have.
     """
     ids = token_ids(model, tokenizer, prompt)
     if not ids:
-        raise UserError("--prompt: the model's tokenizer makes no token of it; give other text")
+        raise UserError("the model's tokenizer makes no token of it; give other text", field="prompt")
     return torch.tensor([ids], device=model.device)
 
 
@@ -225,9 +237,9 @@ def token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: 
     """The ids of a text.
 
     Raises:
-        UserError: some of them are none that the model has.
+        UserError: the model does not have some of them.
     """
-    # Not verbose: a prompt longer than the window is nothing to warn of, the window slides.
+    # Not verbose: a prompt longer than the window needs no warning, the window slides.
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     num_known = model.get_input_embeddings().num_embeddings
     if max(ids, default=0) >= num_known:
@@ -238,26 +250,30 @@ def token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: 
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """In tokens; nothing for a model that has no limit, such as a Mamba or a BLOOM."""
+    """In tokens; None for a model without a limit, such as a Mamba or a BLOOM."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def window_slides(model: PreTrainedModel) -> bool:
-    """Whether the model goes on when its window is full, as ours does; others end in an error or lose their way."""
+    """Whether the model continues when its window is full, as ours does; others raise, or write nonsense."""
     return model.config.model_type == GPTConfig.model_type
 
 
 def refuse_past_window(
-    model: PreTrainedModel, num_tokens: int, what: str = "--max-new-tokens: prompt and continuation make"
+    model: PreTrainedModel,
+    num_tokens: int,
+    field: str = "max_new_tokens",
+    what: str = "prompt and continuation make",
 ) -> None:
-    """Refuse, in one line, more than a window that does not slide can hold."""
+    """Refuse more tokens than a window that does not slide can hold."""
     window = context_length(model)
     if window is None or window_slides(model):
         return
-    if num_tokens > window + 1:  # the last token is made, and not read
+    if num_tokens > window + 1:  # the last token is generated, and not read
         raise UserError(
             f"{what} {num_tokens:,} tokens, and this {model.config.model_type} model has {window:,} positions, for up"
-            f" to {window + 1:,}"
+            f" to {window + 1:,}",
+            field=field,
         )
 
 

@@ -81,6 +81,21 @@ def replacing_directory(final: Path) -> Iterator[Path]:
     flush_path(final.parent)
 
 
+def refuse_unwritable(folder: Path, field: str) -> None:
+    """Refuse, before any work, a folder that cannot be created or written to.
+
+    The nearest folder that exists must accept new files.
+
+    Raises:
+        UserError: it does not; the error names `field`.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is a file", field=field)
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{nearest} cannot be written to", field=field)
+
+
 def flush_file(file: IO[Any]) -> None:
     """Force what was written to an open file to disk."""
     file.flush()

@@ -9,11 +9,15 @@ import sys
 import pytest
 import yaml
 
-import hf_gpt
+import hf_gpt.training
 from hf_gpt.cli import main
+from hf_gpt.hub.background import _HF_GPT
 
 # Runs a command as a user does, in a process of its own.
 HF_GPT = [sys.executable, "-m", "hf_gpt.cli"]
+
+_COMMANDS = ["train", "tokenize", "estimate", "replay", "plot", "evaluate", "generate", "explain", "decode", "demo"]
+_COMMANDS += ["convert", "push"]
 
 
 @pytest.fixture
@@ -123,6 +127,40 @@ def test_help_lists_the_recipe_fields(capsys):
     assert "peak learning rate (default: 0.0004)" in out
 
 
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: hf-gpt {command} ")
+
+
+def test_the_library_names_arguments_where_the_command_line_names_flags(run_dir, capsys):
+    with pytest.raises(hf_gpt.UserError, match=r"^stride 0: must be 1 or more$") as error:
+        hf_gpt.evaluate_corpus(run_dir, f"{run_dir}/recipe.yaml", stride=0)
+    assert (error.value.field, error.value.value) == ("stride", 0)
+    line = refused(capsys, "evaluate", run_dir, "--text", f"{run_dir}/recipe.yaml", "--stride", "0")
+    assert line == "hf-gpt: --stride 0: must be 1 or more\n"
+
+
+def test_a_push_in_the_background_loads_no_torch():
+    """It runs beside training, and importing torch takes a core for seconds."""
+    standard_input, held_open = os.pipe()  # a push ends when its parent, who holds this, does
+    package = os.path.dirname(hf_gpt.__file__)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", _HF_GPT, package, "push", "./nowhere", "someone/x", "--json"],
+        stdin=standard_input,
+        capture_output=True,
+        text=True,
+    )
+    os.close(standard_input), os.close(held_open)
+    assert done.returncode == 2
+    assert "nowhere" in json.loads(done.stdout)["error"]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "hf_gpt.cli.push" in imported
+    assert not imported & {"torch", "transformers"}
+
+
 def test_importing_loads_nothing_heavy():
     heavy = "datasets accelerate matplotlib tiktoken pydantic pandas pyarrow"
     code = f"import sys, hf_gpt, hf_gpt.cli; sys.exit(' '.join(m for m in '{heavy}'.split() if m in sys.modules))"
@@ -196,6 +234,13 @@ def test_a_folder_that_holds_another_run_is_refused(recipe, tiny, capsys):
         (["generate", "NOT_A_MODEL", "--prompt", "a"], "not a model"),
         (["evaluate", "RUN", "--text", "missing.txt"], "missing.txt"),
         (["evaluate", "RUN", "--text", "RUN/recipe.yaml", "--stride", "0"], "--stride 0"),
+        (["evaluate", "RUN", "--text", "RUN/samples.jsonl", "--split", "test"], "--split: "),
+        (["evaluate", "RUN", "--text", "RUN/metrics.jsonl", "--text-column", "story"], "--text-column: no 'story'"),
+        (["train", "RUN/recipe.yaml", "--output_dir", "NOT_A_MODEL/run", "--from", "NOT_A_MODEL"], "no run with a"),
+        (["decode", "RUN", "--prompt", "a", "--draws", "-1"], "--draws -1: must be 0 to 1,000,000"),
+        (["demo", "RUN", "--port", "0"], "--port 0: must be 1 to 65535"),
+        (["push", "RUN", "someone/x", "--tag", ""], "--tag: it is empty"),
+        (["convert", "RUN", "NOT_A_MODEL", "--to", "gpt2", "--heads", "2"], "--heads: is only for --from book"),
         (["evaluate", "RUN"], "one of the arguments --text --dataset is required"),
         (["fly"], "invalid choice: 'fly'"),
         ([], "required: COMMAND"),

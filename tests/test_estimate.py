@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_gpt import GPTConfig, GPTForCausalLM, Recipe, UserError
 from hf_gpt.cli import main
-from hf_gpt.estimate import DEVICES, device_named, parameters_by_part
-from hf_gpt.training.trial import estimate
+from hf_gpt.estimate.devices import DEVICES, find_device
+from hf_gpt.estimate.forecast import estimate, parameters_by_part
 from hf_gpt.training.utilization import flops_per_token
 
 # Trains in a process of its own and says how much memory it ever had, in bytes.
@@ -29,7 +29,7 @@ print(int(peak.split()[1]) * 1024)
 _FORECAST = """
 import json, sys
 from hf_gpt.recipe import Recipe
-from hf_gpt.training.trial import estimate
+from hf_gpt.estimate.forecast import estimate
 print(json.dumps([estimate(Recipe.from_yaml(path), measure=False).peak_memory for path in sys.argv[1:]]))
 """
 
@@ -215,7 +215,24 @@ def test_what_cannot_be_planned_is_refused_in_one_line(recipe, capsys, arguments
     assert all(word in err for word in words)
 
 
+def test_the_known_devices_are_listed_without_a_recipe(capsys):
+    assert main(["estimate", "--device", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(DEVICES)
+    assert main(["estimate", "--json", "--device", "list"]) == 0
+    assert json.loads(capsys.readouterr().out)["H100"] == {"tflops": 989, "gigabytes": 80}
+    assert main(["estimate", "--device", "H100"]) == 2
+    assert "RECIPE.yaml" in capsys.readouterr().err
+
+
+def test_memory_on_several_devices_is_marked_as_unchecked(recipe, capsys):
+    assert main(["estimate", recipe, "--device", "H100", "--devices", "2"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "a device, " in line]
+    assert len(lines) == 2
+    assert all("not checked" in line for line in lines)
+
+
 def test_devices_are_found_however_they_are_written():
-    assert device_named("rtx 4090")[0] == "RTX-4090"
+    assert find_device("rtx 4090") == "RTX-4090"
     with pytest.raises(UserError, match="valid names: A10, "):
-        device_named("TPU")
+        find_device("TPU")

@@ -195,7 +195,7 @@ def test_where_stdout_lacks_characters_they_are_spelled_out(folder, monkeypatch)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "--text: it is empty"),
+        ("", "^text: it is empty"),
         ("a", "it is 1 token; give at least 2"),
         ("ab" * 40, r"it is 80 tokens, and the model sees 64 at once; give about its first 64 characters"),
         ("\udcff", "not UTF-8"),
@@ -208,7 +208,8 @@ def test_what_cannot_be_explained_is_refused_in_one_line(parts, text, message):
 
 
 def test_a_page_that_could_not_be_written_is_refused_before_the_work(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
     assert main(["explain", folder, "--text", "Once", "--html", str(tmp_path)]) == 2
-    assert main(["explain", folder, "--text", "Once", "--html", str(tmp_path / "none" / "page.html")]) == 2
+    assert main(["explain", folder, "--text", "Once", "--html", str(tmp_path / "file" / "page.html")]) == 2
     assert main(["explain", folder, "--text", "Once", "--top", "0"]) == 2
     assert capsys.readouterr().err.count("\n") == 3

@@ -50,12 +50,12 @@ def test_top_k_and_top_p_alone_sample_at_temperature_one(parts):
 @pytest.mark.parametrize(
     ("prompt", "wrong", "message"),
     [
-        ("", {}, "--prompt"),
-        ("a", {"temperature": -0.1}, "--temperature"),
-        ("a", {"temperature": float("inf")}, "--temperature"),
-        ("a", {"top_k": 0}, "--top-k"),
-        ("a", {"top_p": 0.0}, "--top-p"),
-        ("a", {"max_new_tokens": 0}, "--max-new-tokens"),
+        ("", {}, "^prompt: it is empty"),
+        ("a", {"temperature": -0.1}, "^temperature "),
+        ("a", {"temperature": float("inf")}, "^temperature "),
+        ("a", {"top_k": 0}, "^top_k 0: "),
+        ("a", {"top_p": 0.0}, "^top_p 0: "),
+        ("a", {"max_new_tokens": 0}, "^max_new_tokens 0: "),
     ],
 )
 def test_what_cannot_be_decoded_is_refused(parts, prompt, wrong, message):
@@ -114,7 +114,7 @@ def test_a_stream_ends_when_it_is_stopped_closed_or_broken(parts, monkeypatch):
     monkeypatch.setattr(model, "generate", broken)
     with pytest.raises(MemoryError, match="no room"):
         list(stream_text(model, tokenizer, "Once"))
-    with pytest.raises(UserError, match="--prompt"):
+    with pytest.raises(UserError, match="prompt: it is empty"):
         next(stream_text(model, tokenizer, ""))
 
 

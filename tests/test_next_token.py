@@ -189,7 +189,7 @@ def test_a_forbidden_token_has_no_logit_in_json():
 def test_a_model_whose_window_does_not_slide_is_refused_past_it(parts):
     stock = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_positions=8, n_embd=16, n_layer=1, n_head=2)).eval()
     assert len(next_token_logits(stock, parts[1], "x" * 8)) == 257  # the next token needs no position
-    with pytest.raises(UserError, match="--prompt: with the next token it makes 10 tokens"):
+    with pytest.raises(UserError, match="prompt: with the next token it makes 10 tokens"):
         next_token_logits(stock, parts[1], "x" * 9)
 
 
@@ -306,7 +306,7 @@ def test_the_command_prints_a_table_or_json_and_draws(folder, tmp_path, capsys):
         (["--seed", "-1"], "--seed -1: must be at least 0"),
         (["--top", "0"], "--top 0: must be 1 to 100"),
         (["--png", "."], "--png '.': is a folder"),
-        (["--png", ""], "--png '': is a folder or lies in none"),
+        (["--png", ""], "--png '': is a folder"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(folder, flags, message, capsys):

@@ -157,7 +157,7 @@ class _Source:
 
     def corpus(self, split: str, field: str, separator: Any) -> Corpus:
         if split not in self.splits:
-            raise UserError(f"{field}: {self.name} has no split {split!r}; it has: {', '.join(self.splits)}")
+            raise UserError(f"{self.name} has no split {split!r}; it has: {', '.join(self.splits)}", field=field)
         return self.make(split, separator)
 
 
@@ -325,7 +325,7 @@ def _builder(source: str, problem: str, config: str | None, revision: str | None
             if config in names or (config is None and len(names) == 1):
                 raise
             found = f"has no configuration {config!r}" if config else "has several configurations"
-            raise UserError(f"data.config: {source} {found}; it has: {', '.join(names)}") from None
+            raise UserError(f"{source} {found}; it has: {', '.join(names)}", field="data.config") from None
 
 
 def _name(source: str, split: str, splits: Iterable[str], config: str = "default") -> str:

@@ -98,7 +98,7 @@ def _text_column(name: str, schema: Any, wanted: str | None) -> str:
         return column
     found = f"column {column!r} of {name} holds {columns[column]}" if column in columns else f"no {column!r} in {name}"
     raise UserError(
-        f"data.text_column: {found}; columns of text: {', '.join(texts) or 'none'}; all: {', '.join(columns)}"
+        f"{found}; columns of text: {', '.join(texts) or 'none'}; all: {', '.join(columns)}", field="data.text_column"
     )
 
 

@@ -106,9 +106,7 @@ def cards_html(cards: dict[str, str]) -> str:
 def problem_html(error: Exception) -> str:
     """An error as a line in the page; what is no fault of the person before it goes to the terminal whole, too."""
     if isinstance(error, UserError):
-        line = str(error)
-        for flag, label in _LABELS.items():
-            line = line.replace(flag, label)
+        line = str(error.renamed(_LABELS))
     else:
         traceback.print_exception(error)
         line = f"Something went wrong: {type(error).__name__}: {error}; the terminal says more"
@@ -116,12 +114,12 @@ def problem_html(error: Exception) -> str:
 
 
 _LABELS = {
-    "--prompt": "Prompt",
-    "--max-new-tokens": "New tokens",
-    "--temperature": "Temperature",
-    "--top-k": "Top-k",
-    "--top-p": "Top-p",
-    "--seed": "Seed",
+    "prompt": "Prompt",
+    "max_new_tokens": "New tokens",
+    "temperature": "Temperature",
+    "top_k": "Top-k",
+    "top_p": "Top-p",
+    "seed": "Seed",
 }
 
 

@@ -26,7 +26,7 @@ from transformers import (
 
 from ..errors import UserError
 from ..evaluation import evaluating
-from ..generation import check_prompt, check_sampling, encode_prompt, plain_options, refuse_past_window
+from ..generation import check_prompt, check_sampling, check_seed, encode_prompt, plain_options, refuse_past_window
 from .token_text import aligned
 
 BOOK_TEMPERATURES = (0.1, 1.0, 5.0)
@@ -81,7 +81,7 @@ def next_token_logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """
     check_prompt(prompt)
     input_ids = encode_prompt(model, tokenizer, prompt)
-    refuse_past_window(model, input_ids.shape[1] + 1, "--prompt: with the next token it makes")
+    refuse_past_window(model, input_ids.shape[1] + 1, "prompt", "with the next token it makes")
     with evaluating(model):
         output = model.generate(
             input_ids,
@@ -252,11 +252,10 @@ def check_settings(
     for temperature in temperatures:
         check_sampling(temperature, top_k, top_p)
     if not 1 <= len(temperatures) <= 6:
-        raise UserError(f"--temperature: {len(temperatures)} of them; 1 to 6 can be told apart")
+        raise UserError(f"{len(temperatures)} of them; 1 to 6 can be told apart", field="temperature")
     if not 0 <= num_draws <= 1_000_000:
-        raise UserError(f"--draws {num_draws}: must be 0 to 1,000,000")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed {seed}: must be at least 0 and below 2**63")
+        raise UserError("must be 0 to 1,000,000", field="num_draws", value=num_draws)
+    check_seed(seed)
 
 
 def _left(values: torch.Tensor, ids: list[int]) -> float:

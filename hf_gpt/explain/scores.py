@@ -148,8 +148,8 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: st
 def check_text(text: str) -> None:
     """Refuse, in one line, what is no text."""
     if not text:
-        raise UserError("--text: it is empty; give a sentence of at least two tokens")
-    refuse_broken_text("--text", text)
+        raise UserError("it is empty; give a sentence of at least two tokens", field="text")
+    refuse_broken_text("text", text)
 
 
 def show_probability(probability: float) -> str:
@@ -160,15 +160,16 @@ def show_probability(probability: float) -> str:
 def _refuse_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> None:
     if len(ids) < 2:
         raise UserError(
-            f"--text: it is {len(ids)} token{'s' * (len(ids) != 1)}; give at least 2, the first is what the second is"
-            " foreseen from"
+            f"it is {len(ids)} token{'s' * (len(ids) != 1)}; give at least 2: the second is predicted from the first",
+            field="text",
         )
     window = context_length(model)
     if window is not None and len(ids) > window:
         fits = len(tokenizer.decode(ids[:window]))
         raise UserError(
-            f"--text: it is {len(ids):,} tokens, and the model sees {window:,} at once; give about its first {fits:,}"
-            " characters, or have the whole text scored by hf-gpt evaluate"
+            f"it is {len(ids):,} tokens, and the model sees {window:,} at once; give about its first {fits:,}"
+            " characters, or evaluate the whole text",
+            field="text",
         )
 
 

@@ -36,7 +36,7 @@ from ..errors import UserError, did_you_mean
 from ..hub.push import fetch_run
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
-from ..storage import read_json, replacing_directory
+from ..storage import read_json, refuse_unwritable, replacing_directory
 from . import deepspeed
 from .distributed import start_accelerator, together
 from .resume import (
@@ -242,7 +242,7 @@ def prepare(recipe: Recipe, parent: str | None = None) -> Job:
         UserError: anything in the recipe that cannot work here, including an output folder that holds another run.
     """
     run_dir = Path(recipe.output_dir).expanduser()
-    _refuse_unwritable(run_dir)
+    refuse_unwritable(run_dir, "output_dir")
     if recipe.checkpoint.resume == "hub":
         fetch_run(recipe.hub.repo_id, recipe.hub.branch, run_dir)
     earlier = earlier_recipe(run_dir)
@@ -487,12 +487,3 @@ def _model(recipe: Recipe, config: GPTConfig, pretrained: Pretrained | None) -> 
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
-
-
-def _refuse_unwritable(run_dir: Path) -> None:
-    """Before anything is tokenised: the nearest folder that exists must be one, and take new files."""
-    nearest = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise UserError(f"output_dir: {nearest} is a file")
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f"output_dir: {nearest} cannot be written to")

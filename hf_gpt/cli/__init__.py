@@ -1,0 +1,99 @@
+"""The command line: `hf-gpt COMMAND ...`.
+
+Each command is a module here: its arguments (`add_arguments`), one call into the package, and what it prints (`run`).
+This file chooses the command and turns errors into one line and an exit code. `--debug` shows the traceback instead.
+
+The result of a command (a text, or with `--json` one JSON object) goes to stdout, everything else to stderr.
+The rest of the package is imported inside `run`, so that `--help` is fast and a push in the background loads no torch.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from ..errors import HubError, RunPreempted, RunStopped, UserError
+from . import convert, decode, demo, estimate, evaluate, explain, generate, plot, push, replay, tokenize, train
+from .arguments import Parser
+from .output import say
+
+_COMMANDS = (train, tokenize, estimate, replay, plot, evaluate, generate, explain, decode, demo, convert, push)
+
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run later
+EXIT_INTERRUPTED = 130
+
+# Seconds that the other processes of a run wait for the first one, which prints for all of them.
+_FIRST_STOPS, _FIRST_PRINTS = 3, 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack characters that a model writes
+    debug = "--debug" in arguments
+    try:
+        return _run([argument for argument in arguments if argument != "--debug"])
+    except UserError as error:
+        return _fail(error, EXIT_USER_ERROR, debug)
+    except RunPreempted as error:
+        return _fail(error, EXIT_PREEMPTED, debug)
+    except (RunStopped, HubError) as error:
+        return _fail(error, EXIT_FAILED, debug)
+    except BrokenPipeError:  # the reader of our stdout, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except OSError as error:  # a full disk, a folder that cannot be written to
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(error if debug else f"{where}{error.strerror or error}", EXIT_FAILED, debug)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted; nothing more was saved", EXIT_INTERRUPTED, debug=False)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parsed, rest = _parser().parse_known_args(arguments)
+    if rest and not parsed.parser.takes_recipe:
+        raise UserError(f"unknown argument {rest[0]!r}; see {parsed.parser.prog} --help")
+    parsed.overrides = rest
+    try:
+        return parsed.run(parsed) or 0
+    except UserError as error:
+        raise error.renamed(parsed.parser.flags()) from error
+
+
+def _parser() -> Parser:
+    from .. import __version__
+
+    parser = Parser(
+        prog="hf-gpt",
+        description="Train your own GPT and have the whole Hugging Face ecosystem accept it.",
+        epilog="MODEL is a model's directory, a run's directory (its best checkpoint) or a Hub id. A Hub id may name a"
+        " branch, tag or commit: someone/my-gpt@step-00000500."
+        " --debug shows the traceback of an error.",
+    )
+    parser.add_argument("--version", action="version", version=f"hf_gpt {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        name, summary = command.__name__.rpartition(".")[2], command.HELP
+        description = summary[0].upper() + summary[1:] + "."
+        sub = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+        sub.set_defaults(run=command.run, parser=sub)
+        command.add_arguments(sub)
+    return parser
+
+
+def _fail(error: Exception | str, code: int, debug: bool) -> int:
+    if debug:
+        raise error
+    # Of several processes the first one prints for all. If all of them failed, its end makes the launcher end the
+    # others while they wait here. A process that is still there after the wait has failed alone, and prints.
+    rank = int(os.environ.get("RANK", 0)) if os.environ.get("WORLD_SIZE", "1") != "1" else 0
+    if rank:
+        all_stop = code in (EXIT_PREEMPTED, EXIT_INTERRUPTED)
+        time.sleep(_FIRST_STOPS if all_stop else _FIRST_PRINTS)
+        if all_stop:
+            return code
+    say(f"hf-gpt: process {rank}: {error}" if rank else f"hf-gpt: {error}")
+    return code

@@ -1,0 +1,48 @@
+"""`hf-gpt evaluate MODEL`"""
+
+import argparse
+
+from .arguments import Parser, add_json, add_model
+from .output import hide_loading_bars, print_json, say
+
+HELP = "loss, perplexity and bits per byte of a model on a text"
+
+
+def add_arguments(parser: Parser) -> None:
+    add_model(parser)
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--text", metavar="FILE", help="a file, directory or glob (txt, jsonl, parquet, csv)")
+    text.add_argument("--dataset", metavar="NAME", help="a Hub dataset id or a local dataset folder")
+    parser.add_argument(
+        "--dataset-config", dest="config", metavar="C", help="configuration, for a dataset that has several"
+    )
+    parser.add_argument("--split", metavar="S", help="split (default: test of a dataset, train of files)")
+    parser.add_argument("--text-column", metavar="NAME", help="column that contains the text")
+    parser.add_argument(
+        "--stride", metavar="N", type=int, help="tokens between window starts (default: the context length)"
+    )
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ..evaluation import evaluate_corpus
+
+    hide_loading_bars()
+    result = evaluate_corpus(
+        arguments.model,
+        source=arguments.text or arguments.dataset,
+        config=arguments.config,
+        split=arguments.split or ("train" if arguments.text else "test"),
+        text_column=arguments.text_column,
+        stride=arguments.stride,
+    )
+    if arguments.json:
+        print_json(result.to_dict())
+        return
+    print(f"loss            {result.loss:.4f} nats per token")
+    print(f"perplexity      {result.perplexity:.2f}")
+    print(f"bits per byte   {result.bits_per_byte:.4f}")
+    say(
+        f"{result.scored_tokens:,} of {result.tokens:,} tokens scored (the first has no context),"
+        f" {result.bytes:,} bytes; windows of {result.context_length}, stride {result.stride}"
+    )

@@ -1,0 +1,25 @@
+"""`hf-gpt plot RUN [RUN ...]`"""
+
+import argparse
+
+from .arguments import Parser
+
+HELP = "write the report of a run, or a comparison of several, with figures for papers"
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "run_dirs", metavar="RUN", nargs="+", help="a run's directory; the run may be in progress or have failed"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder to write to (default: the run's; of several runs: comparison)"
+    )
+    parser.add_argument("--x", choices=("steps", "tokens", "seconds"), default="steps", help="axis (default: steps)")
+    parser.add_argument("--log", action="store_true", help="logarithmic axes for loss and perplexity")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ..report.page import plot
+
+    for path in plot(arguments.run_dirs, arguments.output, x=arguments.x, log=arguments.log):
+        print(path)

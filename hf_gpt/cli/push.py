@@ -1,0 +1,73 @@
+"""`hf-gpt push MODEL REPO_ID`
+
+Training runs start this command in the background, without importing torch (`hub/background.py`).
+"""
+
+import argparse
+import dataclasses
+
+from ..errors import HubError, UserError
+from .arguments import Parser, add_json
+from .output import hide_loading_bars, print_json, say, set_up_hub
+
+HELP = "publish a model, a checkpoint or the best one of a run on the Hub"
+
+_EXAMPLES = """\
+examples:
+  hf-gpt push runs/quickstart someone/my-gpt
+      the run's best checkpoint, on the branch main
+  hf-gpt push runs/quickstart/checkpoints/step-00000500 someone/my-gpt --revision training --tag step-00000500
+      one checkpoint, on a branch of its own
+  hf-gpt push runs/quickstart someone/my-gpt-as-gpt2 --as gpt2
+      a GPT2LMHeadModel, which needs neither this package nor remote code
+
+A push is one commit. It also removes the weights, tokenizer and training state of the model that was there; other
+files in the repository stay. The token is that of `hf auth login` or HF_TOKEN, the address that of HF_ENDPOINT.
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EXAMPLES
+    parser.add_argument("model", metavar="MODEL", help="a model's directory, or a run's (its best checkpoint)")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the Hub; created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    parser.add_argument("--revision", metavar="R", default="main", help="branch to commit to (default: main)")
+    parser.add_argument("--tag", metavar="T", help="tag for this commit")
+    parser.add_argument("--message", metavar="M", help="commit message (default: the step)")
+    parser.add_argument(
+        "--with-training-state", action="store_true", help="also send what checkpoint.resume: hub needs to resume"
+    )
+    parser.add_argument("--as", dest="as_", choices=["gpt2"], help="send the model as a stock GPT-2")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from huggingface_hub.utils import logging
+
+    from ..hub.push import push
+
+    set_up_hub(show_bars=not arguments.json)
+    logging.set_verbosity_error()  # its warnings contain the signed addresses of uploads
+    if arguments.as_ is not None:
+        hide_loading_bars()
+    try:
+        done = push(
+            arguments.model,
+            arguments.repo_id,
+            private=arguments.private,
+            revision=arguments.revision,
+            tag=arguments.tag,
+            message=arguments.message,
+            with_training_state=arguments.with_training_state,
+            as_gpt2=arguments.as_ == "gpt2",
+        )
+    except (HubError, UserError) as error:
+        if arguments.json:
+            print_json({"error": str(error), "retry_after": getattr(error, "retry_after", None)})
+        raise
+    if arguments.json:
+        print_json(dataclasses.asdict(done))
+        return
+    tag = f", tag {done.tag}" if done.tag else ""
+    say(f"{done.url}: commit {done.commit[:8]} on {done.revision}{tag}")

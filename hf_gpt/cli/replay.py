@@ -1,0 +1,41 @@
+"""`hf-gpt replay RUN`"""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .arguments import Parser
+
+if TYPE_CHECKING:
+    from ..replay import Compared
+
+HELP = "repeat steps of a run and compare losses and weights with the recorded ones"
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("run_dir", metavar="RUN", help="the run's directory")
+    parser.add_argument(
+        "--from", dest="start", type=int, metavar="S", help="0, or a step with a checkpoint (default: the oldest one)"
+    )
+    parser.add_argument("--to", dest="stop", type=int, metavar="T", help="last step (default: the newest checkpoint)")
+    parser.epilog = "Exit code 1 if anything differs, or nothing was recorded."
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..replay import replay
+
+    steps = replay(arguments.run_dir, arguments.start, arguments.stop, watch=_show)
+    if not steps:  # not the process that compares
+        return 0
+    recorded = [compared for compared in steps.values() if compared]
+    exact = sum(all(one.matches for one in compared) for compared in recorded)
+    print(f"{len(steps)} steps repeated; {exact} of the {len(recorded)} recorded ones match")
+    return 0 if 0 < exact == len(recorded) else 1
+
+
+def _show(step: int, compared: Sequence["Compared"]) -> None:
+    wrong = [one for one in compared if not one.matches]
+    for one in wrong:
+        print(f"step {step}: {one.what} was {one.published}, is {one.repeated}", flush=True)
+    if compared and not wrong:
+        print(f"step {step}: {', '.join(one.what for one in compared)} match", flush=True)

@@ -1,0 +1,25 @@
+"""`hf-gpt tokenize RECIPE.yaml`"""
+
+import argparse
+
+from .arguments import Parser, add_json, add_recipe
+from .output import print_json, say
+
+HELP = "tokenise the text of a recipe and show what training will see"
+
+
+def add_arguments(parser: Parser) -> None:
+    add_recipe(parser, "[--json]")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ..recipe import Recipe
+    from ..training.setup import prepare_data
+
+    data = prepare_data(Recipe.from_yaml(arguments.recipe, arguments.overrides))
+    if arguments.json:
+        print_json(data.facts())
+        return
+    for line in data.describe():
+        say(line)

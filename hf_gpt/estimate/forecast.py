@@ -1,0 +1,293 @@
+"""`estimate(recipe)`: what a run takes, and how it is told to people.
+
+Sizes are counted on the model and on the tokenised text; memory and time come from trying the run out (`trial.py`), or
+time from the figures of another device (`devices.py`).
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from ..data.batches import BatchPlan
+from ..errors import UserError
+from ..modeling_gpt import GPTForCausalLM
+from ..recipe import Recipe
+from ..training.setup import batch_plan, num_steps, prepare_data, resolve_hardware
+from ..training.utilization import flops_per_token
+from .devices import DEVICES, Plan, check_plan, plan_run
+from .memory import HEAP_KEEPS, MIB, Memory
+from .trial import MOST_SECONDS, memory_of_run, seconds_of_steps
+
+# A step of more operations than this may take too long. Then a step of one window is timed first.
+_LONG_STEP = 1e12
+
+
+def estimate(
+    recipe: Recipe, device: str | None = None, devices: int = 1, utilization: float = 0.4, measure: bool = True
+) -> "Estimate":
+    """What the run of `recipe` takes: here, or on `devices` of a `device` that is not here.
+
+    Args:
+        device: a name in :data:`hf_gpt.estimate.devices.DEVICES`.
+        utilization: the part of that device's published speed that training is assumed to reach.
+        measure: whether to time some real steps, if the run is planned for here and fits.
+
+    Raises:
+        UserError: something in the recipe cannot work, or there is no such device.
+    """
+    check_plan(device, devices, utilization)
+    is_here = device is None
+    if not is_here:
+        if recipe.train.mixed_precision == "no":
+            raise UserError(
+                "no, but the published figures of devices are for bf16; use auto or bf16",
+                field="train.mixed_precision",
+            )
+        train = dataclasses.replace(recipe.train, device="cpu", mixed_precision="bf16")
+        recipe = dataclasses.replace(recipe, train=train)
+    recipe = resolve_hardware(recipe, None)
+    fused_dropout = not is_here or recipe.train.device != "cpu"
+    data = prepare_data(recipe)
+    plan = batch_plan(data.recipe, data.windows, devices)
+    model, memory = memory_of_run(recipe, data, plan, fused_dropout)
+    program = psutil.Process().memory_info().rss  # by now everything that a run needs is imported
+    steps = num_steps(recipe.train, plan)
+    found = Estimate(
+        parameters=parameters_by_part(model),
+        num_layers=data.config.num_hidden_layers,
+        tied=data.config.tie_word_embeddings,
+        flops_per_token=flops_per_token(model, data.windows.context_length),
+        gradient_checkpointing=recipe.train.gradient_checkpointing,
+        memory=memory,
+        program=program if is_here and recipe.train.device == "cpu" else None,
+        available=_available(recipe.train.device) if is_here else None,
+        text_tokens=data.windows.store.num_tokens,
+        windows=len(data.windows),
+        context_length=data.windows.context_length,
+        steps=steps,
+        windows_per_step=plan.global_batch_size,
+        steps_per_epoch=plan.steps_per_epoch,
+        tokens=_tokens(plan, steps),
+    )
+    if not is_here:
+        return found.planned(device, devices, utilization)
+    if not measure or not found.fits or not steps:
+        return found
+    return _timed(found, recipe)
+
+
+def parameters_by_part(model: GPTForCausalLM) -> dict[str, int]:
+    """How many parameters each kind of part has; together `model.num_parameters()`, since a tied head has none."""
+    parts = dict.fromkeys(("embeddings", "positions", "attention", "feed-forward", "norms", "output head"), 0)
+    for name, parameter in model.named_parameters():  # which names a tied parameter once
+        if "embed_tokens" in name:
+            part = "embeddings"
+        elif "embed_positions" in name:
+            part = "positions"
+        elif "self_attn" in name:
+            part = "attention"
+        elif "mlp" in name:
+            part = "feed-forward"
+        else:
+            part = "norms" if "norm" in name else "output head"
+        parts[part] += parameter.numel()
+    return parts
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes. Memory is in bytes, time in seconds."""
+
+    parameters: dict[str, int]  # by part
+    num_layers: int
+    tied: bool
+    flops_per_token: int
+    gradient_checkpointing: bool
+    memory: Memory
+    program: int | None  # the process without tensors, where both are in the same memory
+    available: int | None  # memory that is free here
+    text_tokens: int
+    windows: int
+    context_length: int
+    steps: int
+    windows_per_step: int
+    steps_per_epoch: int
+    tokens: int
+    step_seconds: float | None = None  # median of the steps that were timed here
+    measured_steps: int = 0
+    measured_windows: int = 0  # of each of these steps: 1 where whole steps would have taken too long
+    plan: Plan | None = None
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(self.parameters.values())
+
+    @property
+    def peak_memory(self) -> int:
+        return self.memory.peak + (self.program or 0) + self.kept_by_heap
+
+    @property
+    def kept_by_heap(self) -> int:
+        """Freed memory that malloc does not give back; other devices have allocators of their own."""
+        return min(self.memory.in_heap, HEAP_KEEPS) if self.program else 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory that is free here is enough; True if that is unknown."""
+        return self.available is None or self.peak_memory - (self.program or 0) < self.available
+
+    def planned(self, device: str, devices: int, utilization: float) -> "Estimate":
+        """With a plan for `devices` of a `device`; `tokens` are those of all of them."""
+        # With gradient checkpointing the forward pass, a third of the work, is done twice.
+        flops = self.tokens * self.flops_per_token * (4 / 3 if self.gradient_checkpointing else 1)
+        plan = plan_run(
+            device,
+            devices,
+            utilization,
+            flops=flops,
+            memory=self.memory,
+            parameters=self.parameters,
+            num_layers=self.num_layers,
+        )
+        return dataclasses.replace(self, plan=plan)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        values = dataclasses.asdict(self)
+        values |= {"num_parameters": self.num_parameters, "peak_memory": self.peak_memory}
+        values["kept_by_heap"] = self.kept_by_heap
+        if self.step_seconds is not None:
+            values["seconds"] = self.step_seconds * self.steps
+        if self.plan is not None:
+            values["plan"] |= {"capacity": self.plan.capacity, **dataclasses.asdict(DEVICES[self.plan.device])}
+        return values
+
+    def describe(self) -> Iterator[str]:
+        """The same for people, line by line."""
+        yield _row("parameters", f"{self.num_parameters:,}")
+        for part, count in self.parameters.items():
+            tied = "tied to the embeddings" if part == "output head" and self.tied else ""
+            yield _row(f"  {part}", f"{count:,}", tied)
+        amount, unit = _scaled(self.flops_per_token)
+        yield _row("operations", amount, f"{unit}FLOP a token, forward and backward (PaLM, appendix B)")
+        yield from self._describe_memory()
+        yield _row("text", f"{self.text_tokens:,}", f"tokens, {self.windows:,} windows of {self.context_length:,}")
+        yield _row(
+            "training",
+            f"{self.tokens:,}",
+            f"tokens: {self.steps:,} steps of {self.windows_per_step:,} windows,"
+            f" {self.steps / self.steps_per_epoch:.2f} epochs of {self.steps_per_epoch:,} steps",
+        )
+        yield from self._describe_time() if self.plan is None else _describe_plan(self.plan)
+
+    def _describe_memory(self) -> Iterator[str]:
+        free = "" if self.available is None else f"; {_mib(self.available)} MiB are free here"
+        yield _row("memory", _mib(self.peak_memory), f"MiB at most{free}")
+        if self.program is not None:
+            yield _row("  program", _mib(self.program), "MiB: Python and the libraries")
+        for kind, size in self.memory.largest.items():
+            then = self.memory.at_peak[kind]
+            less = f", {_mib(then)} of them when an update takes the most" if (size - then) > size // 100 else ""
+            yield _row(f"  {kind}", _mib(size), f"MiB{less}")
+        if self.program is not None:
+            yield _row("  malloc", _mib(self.kept_by_heap), "MiB freed and not given back, about")
+        if self.memory.evaluating > sum(self.memory.at_peak.values()):
+            yield _row("  evaluating", _mib(self.memory.evaluating), "MiB of tensors, more than an update")
+
+    def _describe_time(self) -> Iterator[str]:
+        if self.step_seconds is not None:
+            speed, unit = _scaled(self.flops_per_token * self.tokens / self.steps / self.step_seconds)
+            how = f"median of {self.measured_steps}"
+            if self.measured_windows < self.windows_per_step:
+                how = f"{self.windows_per_step:,} times that of a single window"
+            yield _row(
+                "time",
+                _duration(self.step_seconds * self.steps),
+                f"here: {self.step_seconds:.3g} s a step, {how} ({speed} {unit}FLOP/s); without evaluating and saving",
+            )
+        elif not self.fits:
+            yield _row("time", "?", "no step was tried: the run does not fit into this machine's memory")
+
+
+def _describe_plan(plan: Plan) -> Iterator[str]:
+    yield _row(
+        "time",
+        _duration(plan.seconds),
+        f"on {plan.devices:,} x {plan.device}, {DEVICES[plan.device].tflops:,.0f} TFLOP/s each in bf16 as published,"
+        f" if training reaches {plan.utilization:.0%} of that (an assumption: utilization)",
+    )
+    if plan.devices == 1:
+        rows = [("one device", plan.memory_ddp, "")]
+    else:
+        rows = [
+            ("  a device, DDP", plan.memory_ddp, "; the whole state on each (calculated, not checked)"),
+            ("  a device, FSDP2", plan.memory_fsdp2, "; a part of the state on each (calculated, not checked)"),
+        ]
+    for label, size, how in rows:
+        fits = "fits" if size < plan.capacity else "does not fit"
+        yield _row(label, _mib(size), f"MiB of {_mib(plan.capacity)}: {fits}{how}")
+
+
+def _timed(found: Estimate, recipe: Recipe) -> Estimate:
+    """With the time that some real steps of the run take."""
+    if found.flops_per_token * found.context_length * found.windows_per_step > _LONG_STEP:
+        train = dataclasses.replace(
+            recipe.train, batch_size=1, global_batch_size=None, gradient_accumulation_steps=None
+        )
+        seconds = seconds_of_steps(dataclasses.replace(recipe, train=train))
+        whole_step = statistics.median(seconds) * found.windows_per_step
+        if whole_step * 2 > MOST_SECONDS:
+            return dataclasses.replace(found, step_seconds=whole_step, measured_steps=len(seconds), measured_windows=1)
+    seconds = seconds_of_steps(recipe)
+    return dataclasses.replace(
+        found,
+        step_seconds=statistics.median(seconds),
+        measured_steps=len(seconds),
+        measured_windows=found.windows_per_step,
+    )
+
+
+def _tokens(plan: BatchPlan, steps: int) -> int:
+    """Target tokens of so many steps; an epoch's last one may be short."""
+    epochs, rest = divmod(steps, plan.steps_per_epoch)
+    of_an_epoch = min(len(plan.windows), plan.steps_per_epoch * plan.global_batch_size)
+    windows = epochs * of_an_epoch + min(rest * plan.global_batch_size, of_an_epoch)
+    return windows * plan.windows.context_length
+
+
+def _available(device: str) -> int | None:
+    """Memory that is free here for tensors."""
+    if device == "cpu":
+        return psutil.virtual_memory().available
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else None
+
+
+def _row(label: str, number: str, words: str = "") -> str:
+    return f"{label:18}{number:>15} {words}".rstrip()
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / MIB:,.0f}"
+
+
+def _scaled(number: float) -> tuple[str, str]:
+    """Three digits, and the letter for the thousands left out."""
+    letters = iter("kMGTP")
+    letter = ""
+    while number >= 999.5:
+        number, letter = number / 1000, next(letters)
+    return f"{number:.3g}", letter
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes:.0f} min"
+    return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"

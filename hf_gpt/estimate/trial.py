@@ -1,0 +1,101 @@
+"""A run, tried out before it begins.
+
+It is the run of `training/loop.py` itself, in a temporary folder; its own folder is neither written to nor read. With
+fake tensors, for its memory: two updates and an evaluation take seconds and almost no memory, whatever the size of the
+model. And with real ones, for its time: some steps on this machine.
+
+Fake tensors are always on the CPU, and stand in for those of another device. They are the same there but in attention,
+where GPUs have kernels for dropout, and in the loss, which makes no logits on a GPU only where there are more of them
+(`modeling_gpt.tokens_per_chunk`).
+"""
+
+import dataclasses
+import itertools
+import tempfile
+import time
+from typing import Any
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..configuration_gpt import GPTConfig
+from ..data.batches import BatchPlan
+from ..modeling_gpt import GPTForCausalLM
+from ..recipe import CheckpointRecipe, EvaluationRecipe, ModelRecipe, Recipe, TrackingRecipe
+from ..training.loop import run
+from ..training.setup import Data, prepare
+from .memory import Memory, MemoryTracker
+
+# Two updates, the second of which finds the optimizer's state; then an evaluation.
+_UPDATES = 2
+# Steps are timed until there are so many, or for so long. The first, which is slower, counts only if it is alone.
+_TIMED_STEPS = 20
+MOST_SECONDS = 30
+
+
+def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, fused_dropout: bool) -> tuple[GPTForCausalLM, Memory]:
+    """The model and the memory of the run, from fake tensors on the CPU."""
+    config = {name: getattr(data.config, name) for name in GPTConfig._own_names() - set(GPTConfig.attribute_map)}
+    train = dataclasses.replace(
+        recipe.train,
+        device="cpu",
+        compile=False,
+        global_batch_size=None,
+        gradient_accumulation_steps=min(2, plan.accumulation),  # the second finds gradients, others are like it
+    )
+    if fused_dropout:
+        if train.mixed_precision == "fp16":  # of the same size
+            train.mixed_precision = "bf16"
+        if train.attn_implementation != "eager":  # a GPU's kernels do not keep the weights that dropout is drawn for
+            train.attn_implementation = "sdpa"
+            config["attention_dropout"] = 0.0
+    with tempfile.TemporaryDirectory(prefix="hf_gpt-estimate-") as scratch:
+        recipe = dataclasses.replace(
+            _in_folder(data.recipe, scratch),
+            model=ModelRecipe(config=config),  # without the weights of a pretrained model
+            train=train,
+            evaluation=EvaluationRecipe(first=_UPDATES, tokens=1, prompts=[]),
+        )
+        with FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as tracker:
+            job = prepare(recipe)
+            job.max_steps = _UPDATES + 1
+            job.accelerator.device_placement = False  # the model is there, and fake weights cannot be moved
+            run(job, until=_UPDATES, watch=lambda *_: None)
+    return job.model, tracker.memory()
+
+
+def seconds_of_steps(recipe: Recipe) -> list[float]:
+    """How long each of some real steps takes."""
+    times: list[float] = []
+
+    def watch(*_: Any) -> None:
+        times.append(time.monotonic())
+        if times[-1] - times[0] > MOST_SECONDS:
+            raise _TimeIsUp
+
+    with tempfile.TemporaryDirectory(prefix="hf_gpt-estimate-") as scratch:
+        recipe = dataclasses.replace(
+            _in_folder(recipe, scratch),
+            train=dataclasses.replace(recipe.train, log_every=1),  # which waits for the device in each step
+            evaluation=EvaluationRecipe(first=10**9),
+        )
+        job = prepare(recipe)
+        job.max_steps = max(job.max_steps, _TIMED_STEPS + 2)  # the last step would be saved
+        times.append(time.monotonic())
+        try:
+            run(job, until=_TIMED_STEPS + 1, watch=watch)
+        except _TimeIsUp:
+            pass
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("interrupted; nothing was kept") from None
+    seconds = [end - start for start, end in itertools.pairwise(times)]
+    return seconds[1:] or seconds
+
+
+class _TimeIsUp(Exception):
+    """Ends the run that is timed."""
+
+
+def _in_folder(recipe: Recipe, folder: str) -> Recipe:
+    return dataclasses.replace(
+        recipe, output_dir=folder, checkpoint=CheckpointRecipe(every=None), tracking=TrackingRecipe()
+    )
