@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_gpt import GPTConfig, GPTForCausalLM, UserError, load_tokenizer
 from hf_gpt.cli import main
-from hf_gpt.explain.page import DARK, LIGHT, LOSS_STEPS, loss_step, page
+from hf_gpt.explain.page import DARK, DARK_TEXT, LIGHT, LIGHT_TEXT, LOSS_STEPS, loss_step, page
 from hf_gpt.explain.scores import explain
 from hf_gpt.explain.token_text import width
 
@@ -39,19 +39,14 @@ def test_the_books_six_steps_come_out():
     model = book_model(context_length=256).eval()
     found = [explain(model, tokenizer, text) for text in ("every effort moves you", "I really like chocolate")]
     tokens = [token for explanation in found for token in explanation.tokens[1:]]
-    assert [f"{token.probability:.4e}" for token in tokens] == [
-        "7.4541e-05",
-        "3.1061e-05",
-        "1.1563e-05",
-        "1.0337e-05",
-        "5.6776e-05",
-        "4.7559e-06",
-    ]
+    # Each within one unit of the last digit that the book prints.
+    for token, printed in zip(tokens, (7.4541e-05, 3.1061e-05, 1.1563e-05, 1.0337e-05, 5.6776e-05, 4.7559e-06)):
+        assert token.probability == pytest.approx(printed, abs=1e-9 if printed > 1e-5 else 1e-10)
     assert [token.alternatives[0].id for token in tokens] == [16657, 339, 42826, 49906, 29669, 41751]
     logs = [-9.5042, -10.3796, -11.3677, -11.4798, -9.7764, -12.2561]
     assert [token.log_probability for token in tokens] == pytest.approx(logs, abs=1e-4)
     mean = sum(explanation.mean for explanation in found) / 2
-    assert f"{mean:.4f}" == "-10.7940"
+    assert mean == pytest.approx(-10.7940, abs=1e-4)
     assert torch.tensor(-mean).exp().item() == pytest.approx(48725.82, abs=0.2)
 
 
@@ -128,14 +123,15 @@ class Seen(HTMLParser):
 
 
 def luminance(colour: str) -> float:
-    """WCAG's relative luminance of `#rrggbb`."""
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    """WCAG's relative luminance of `#rrggbb` or `#rgb`."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear))
 
 
 def test_colours_can_be_read_and_their_order_seen_in_grey():
-    for steps, falling in ((LIGHT, True), (DARK, False)):
+    for steps, falling in (([*zip(LIGHT, LIGHT_TEXT)], True), ([*zip(DARK, DARK_TEXT)], False)):
         assert len(steps) == len(LOSS_STEPS)
         for back, text in steps:
             dark, bright = sorted((luminance(back), luminance(text)))
@@ -165,7 +161,7 @@ def test_as_many_of_the_likeliest_tokens_are_shown_as_were_asked_for(folder, tmp
     assert main(["explain", folder, "--text", "Once", "--html", str(file), "--top", "8"]) == 0
     row = capsys.readouterr().out.split("\n")[2]
     assert len(re.findall(r"\S+ 0\.\d{3}(?:  |$)", row)) == 8
-    assert file.read_text(encoding="utf-8").count("<span class=alt>") == 3 * 8
+    assert file.read_text(encoding="utf-8").count('<span class="alternative">') == 3 * 8
     assert folder in file.read_text(encoding="utf-8")
 
 

@@ -63,7 +63,7 @@ def plot(
     if len(runs) > MOST_RUNS:
         raise UserError(f"{len(runs)} runs: at most {MOST_RUNS} can be told apart in one report")
     if output is not None and Path(output).exists() and not Path(output).is_dir():
-        raise UserError(f"output {output}: is a file; name a folder")
+        raise UserError("is a file; name a folder", field="output", value=output)
     alone = len(runs) == 1
     folder = Path(output or (runs[0].run_dir if alone else "comparison"))
     write_text(folder / REPORT, run_page(runs[0], x, log) if alone else comparison_page(runs, x, log))

@@ -180,7 +180,7 @@ def _first_loss(runs: Sequence[RunRecord], keys: Sequence[str], column: str, uni
 def _x_axis(runs: Sequence[RunRecord], x: str) -> tuple[str, float]:
     """The label of the axis, and what its values are divided by."""
     if x not in X_AXES:
-        raise UserError(f"x: {x!r} is no axis; give {', '.join(X_AXES)}")
+        raise UserError(f"is no axis; give {', '.join(X_AXES)}", field="x", value=repr(x))
     if x != "seconds":
         return {"steps": "steps", "tokens": "tokens seen"}[x], 1
     longest = max((at[-1] for run in runs if len(at := run.points("seconds", "step")[0])), default=0)
