@@ -41,14 +41,16 @@ __version__ = "0.1.0"
 _DEFINED_IN = {
     "Evaluation": "evaluation",
     "Recipe": "recipe",
-    "Run": "training",
+    "Observer": "training.observers",
+    "Run": "run",
     "RunStopped": "errors",
+    "TrainingResult": "run",
     "UserError": "errors",
     "evaluate_corpus": "evaluation",
     "generate_text": "generation",
     "load_tokenizer": "data.tokenizer",
     "loss_plot": "report.plots",
-    "train": "training",
+    "train": "run",
     "train_tokenizer": "data.tokenizer",
 }
 

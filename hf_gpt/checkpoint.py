@@ -2,9 +2,8 @@
 
 A checkpoint is a Hub repo that stands on its own: weights, configuration, tokenizer, model card. What only training
 needs lies in its `training_state/`, among it a manifest with the size and SHA-256 of every file but the card, which
-people may edit. A checkpoint is written under a temporary name, flushed to disk, then renamed, so that it is there
-whole or not at all, whenever the process dies; the manifest finds what happened to it later. `latest` and `best` are
-small files that hold the name of a step.
+people may edit. Writing one is atomic: it is filled under a temporary name, flushed to disk, then renamed. The
+manifest finds what happened to it later. `latest` and `best` are small files that hold the name of a step.
 
     <run>/checkpoints/step-00000500/     config.json model.safetensors tokenizer.json ... training_state/manifest.json
     <run>/checkpoints/latest             step-00000500
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from .errors import UserError
+from .errors import HubError, UserError, translate_hub_errors
 from .storage import replacing_directory, write_json, write_text
 
 if TYPE_CHECKING:
@@ -72,10 +71,10 @@ def verify(checkpoint: str | Path) -> None:
         files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"{checkpoint}: not a whole training checkpoint: {MANIFEST} is missing or unreadable"
+            f"{checkpoint}: not a complete training checkpoint: {MANIFEST} is missing or unreadable"
         ) from None
     if not files:
-        raise UserError(f"{checkpoint}: not a whole training checkpoint: {MANIFEST} lists no files")
+        raise UserError(f"{checkpoint}: not a complete training checkpoint: {MANIFEST} lists no files")
     for name, (size, digest) in files.items():
         path = checkpoint / name
         if not path.is_file():
@@ -160,7 +159,7 @@ def run_lock(run_dir: str | Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"{run_dir}: another process is training there; wait for it, or give another --output_dir"
+            f"{run_dir}: another process is training there; wait for it, or give another output_dir"
         ) from None
     try:
         yield
@@ -214,7 +213,7 @@ def best_device() -> str:
 
 
 def refuse_missing_weights(model: str, report: Mapping[str, Any]) -> None:
-    """transformers draws anew what a checkpoint lacks, and goes on; here that is a broken checkpoint.
+    """Refuse weights that a checkpoint lacks; transformers would draw them at random and only warn.
 
     `report` is what `from_pretrained(..., output_loading_info=True)` gives beside the model.
     """
@@ -276,40 +275,15 @@ def model_folder(model: str, revision: str | None = None) -> Path:
 
     small = ["*.json", "*.txt", "*.model", "*.jinja"]
     try:
-        folder = download([*small, "model.safetensors", "model-*.safetensors"])
-        if not any(folder.glob("model*.safetensors")):
-            folder = download([*small, "pytorch_model*.bin"])
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model}: neither a directory here nor to be had from the Hub: {_why(error)}") from None
+        with translate_hub_errors(f"{model}: neither a directory here nor to be had from the Hub"):
+            folder = download([*small, "model.safetensors", "model-*.safetensors"])
+            if not any(folder.glob("model*.safetensors")):
+                folder = download([*small, "pytorch_model*.bin"])
+    except HubError as error:
+        raise UserError(str(error)) from None
     if not (folder / "config.json").is_file():
         raise UserError(f"{model}: not a model: there is no config.json in it")
     return folder
-
-
-def _why(error: Exception) -> str:
-    """What to do about an error of the Hub's client, whose own words are paragraphs."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    if isinstance(error, HFValidationError):
-        return "it is no Hub id either (owner/name)"
-    if isinstance(error, LocalEntryNotFoundError):
-        return (
-            "the Hub cannot be reached (no network, or HF_HUB_OFFLINE is set) and its cache has no such model; "
-            "give a directory, or come back with a network"
-        )
-    if isinstance(error, GatedRepoError):
-        return "its owner lets in whoever accepts the conditions on its page and logs in with `hf auth login`"
-    if isinstance(error, RevisionNotFoundError):
-        return "it has no such branch, tag or commit"
-    if isinstance(error, RepositoryNotFoundError):
-        return "no such repository; a private one needs `hf auth login`"
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _describe(directory: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a user did that cannot work, as one line.
+"""Errors as one line.
 
 Everything the package refuses because of its input (a file, a field, an argument) is raised as :class:`UserError`. Its
 message is one line that names what was wrong, what was found and what would work; the command line prints that line
@@ -6,11 +6,16 @@ and exits with code 2, a notebook shows it as an ordinary ``ValueError``. Bugs s
 
 The library knows arguments and recipe fields, not flags and labels. It gives their names apart from the message
 (`field=`), so that each front end can show its own: `error.renamed({"top_k": "--top-k"})`.
+
+The many exceptions of huggingface_hub become a :class:`HubError` in one place, `translate_hub_errors`.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 
 class UserError(ValueError):
@@ -44,12 +49,12 @@ class RunPreempted(RuntimeError):
 class HubError(RuntimeError):
     """The Hub was not reached, or refused. The message is one line.
 
-    `passes`: another attempt may work without anybody doing anything; `retry_after`: seconds that the Hub asked for.
+    `is_transient`: the same request may work later; `retry_after`: seconds that the Hub asked to wait.
     """
 
-    def __init__(self, message: str, passes: bool = False, retry_after: float | None = None):
+    def __init__(self, message: str, is_transient: bool = False, retry_after: float | None = None):
         super().__init__(message)
-        self.passes = passes
+        self.is_transient = is_transient
         self.retry_after = retry_after
 
 
@@ -60,3 +65,98 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; valid names: {', '.join(valid)}" if valid else ""
+
+
+@contextlib.contextmanager
+def translate_hub_errors(subject: str) -> Iterator[None]:
+    """Raise what huggingface_hub raises in the block as ``HubError("<subject>: <what happened, what would help>")``.
+
+    A name that cannot be a repository's is a :class:`UserError`; errors of a disk stay what they are. The message
+    contains no token and no address: the Hub signs the addresses of uploads.
+    """
+    try:
+        yield
+    except (UserError, HubError):
+        raise
+    except Exception as error:
+        translated = _translated(error, subject)
+        if translated is None:
+            raise
+        raise translated from None
+
+
+def _translated(error: BaseException, subject: str) -> Exception | None:
+    from huggingface_hub import constants, errors
+
+    host, cause = urlsplit(constants.ENDPOINT).hostname, error.__cause__
+    if isinstance(cause, HubError):
+        return cause
+    if isinstance(error, errors.HFValidationError):
+        return UserError(f"{subject}: it is no Hub id (OWNER/NAME)")
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return HubError(f"{subject}: there is no token for the Hub; log in with: hf auth login")
+    if isinstance(error, UnicodeEncodeError):
+        return HubError(f"{subject}: the token has a character that no token has; log in with: hf auth login")
+    if isinstance(error, errors.HfHubHTTPError):
+        return _refusal(error, subject)
+    if isinstance(cause, errors.HfHubHTTPError):  # of an upload, or of a download that looked into the cache
+        return _refusal(cause, subject)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return HubError(f"{subject}: HF_HUB_OFFLINE is set, so the Hub is not asked")
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return HubError(
+            f"{subject}: the Hub cannot be reached ({_reason(error)}) and its cache has no such files;"
+            " give a directory, or come back with a network",
+            is_transient=True,
+        )
+    is_network = isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith("http")
+    if is_network or (isinstance(error, OSError) and error.errno is None):
+        return HubError(f"{subject}: {host} was not reached: {_reason(error)}", is_transient=True)
+    if isinstance(error, ValueError):
+        return HubError(f"{subject}: {host} does not take it: {_without_addresses(str(error))}")
+    if isinstance(error, RuntimeError):
+        return HubError(f"{subject}: a file did not arrive at {host}: {_reason(error)}", is_transient=True)
+    return None
+
+
+def _refusal(error, subject: str) -> HubError:
+    from huggingface_hub import errors, get_token
+
+    status, has_token = error.response.status_code, get_token() is not None
+    texts = {
+        400: f"the Hub does not take it (400): {_without_addresses(error.server_message or 'it does not say why')}",
+        401: "the Hub wants a token (401); log in with: hf auth login",
+        403: "the token may not do this (403); to publish, it needs the permission to write there",
+        404: "it is not there, or not for this token (404)",
+        409: "another process is writing to it (409)",
+        412: "another process changed it meanwhile (412)",
+        413: "a file is too large (413); the storage may be at its limit",
+        429: "too many requests (429)",
+    }
+    text = texts.get(status, f"the Hub has a fault of its own ({status})" if status >= 500 else f"refused ({status})")
+    if isinstance(error, errors.GatedRepoError):
+        text = "its owner lets in whoever accepts the conditions on its page and logs in with: hf auth login"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        text = "it has no such branch, tag or commit"
+    elif status == 401 and has_token:
+        text = "the token is not accepted (401); it has expired or was revoked; log in with: hf auth login"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        text = "no such repository; a private one needs a token that may read it: hf auth login"
+    wait = error.response.headers.get("Retry-After", "")
+    is_transient = status >= 500 or status in (408, 409, 412, 429)
+    return HubError(f"{subject}: {text}", is_transient, float(wait) if wait.isdigit() else None)
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r"https?://\S+", "...", " ".join(text.split()))[:300]
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost reason."""
+    kind = type(error).__name__
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    if "Timeout" in kind or "Timeout" in type(error).__name__:
+        return "no answer in time"
+    names = {"RemoteProtocolError": "the connection was cut", "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set"}
+    return getattr(error, "strerror", None) or names.get(type(error).__name__, kind)

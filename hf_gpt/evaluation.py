@@ -9,7 +9,6 @@ Both sum the loss of each token in float64; both leave training's random streams
 mode draws nothing.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import load_model
@@ -27,6 +26,7 @@ from .data.corpus import load_corpora
 from .data.token_store import tokenize
 from .data.tokenizer import vocab_size
 from .errors import UserError
+from .loss import CausalLMLoss, evaluating
 from .recipe import DataRecipe
 
 # Tokens a forward pass takes: fixed, so that a loss never depends on the batch size somebody trains with.
@@ -59,40 +59,25 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 709 else math.inf
 
 
-@contextlib.contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout), no gradients; the modes are put back after.
-
-    And nothing is compiled: what was compiled for the one shape of training would be compiled anew for each other one.
-    """
-    modes = [model.training for model in models]
-    for model in models:
-        model.eval()
-    try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for model, mode in zip(models, modes):
-            model.train(mode)
-
-
-def loss_on_windows(model: nn.Module, windows: Windows, tokens: int | None = None, accelerator: Any = None) -> float:
+def loss_on_windows(
+    loss: nn.Module, windows: Windows, tokens: int | None = None, accelerator: Accelerator | None = None
+) -> float:
     """Mean loss over the first windows of a store, as many as `tokens` target tokens fill (None: all of them).
 
-    Every process of `accelerator` takes its share and all get the same result.
+    `loss` is a `CausalLMLoss`, as it is or prepared by `accelerator`, whose processes each take a share of the windows
+    and all get the same result.
     """
     count = _num_windows(windows, tokens)
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    device = accelerator.device if accelerator else next(model.parameters()).device
+    device = accelerator.device if accelerator else next(loss.parameters()).device
     at_once = max(1, _TOKENS_AT_ONCE // windows.context_length)
     total = torch.zeros((), dtype=torch.float64)
-    with evaluating(model):
+    with evaluating(loss):
         # Each process makes the same number of passes, of one shape: under FSDP each pass is a collective.
         for start in range(0, count, at_once * processes):
             mine = np.arange(start + rank, min(start + at_once * processes, count), processes)
             batch = {name: tensor.to(device) for name, tensor in windows.batch(mine, at_once).items()}
-            labels = batch.pop("shift_labels")
-            total += _token_losses(model(**batch, use_cache=False).logits, labels).double().sum().cpu()
+            total += loss(**batch, reduction="none").double().sum().cpu()
     if accelerator is not None:
         total = accelerator.reduce(total.to(device, dtype=_wide(device)), reduction="sum").cpu()
     return total.item() / (count * windows.context_length)
@@ -172,16 +157,14 @@ def evaluate_tokens(
     device = next(model.parameters()).device
     num_targets = len(tokens) - 1
     at_once = max(1, _TOKENS_AT_ONCE // context)
-    total = 0.0
+    total, token_losses = 0.0, CausalLMLoss(model)
     with evaluating(model):
         for rows in _batched(_spans(num_targets, context, stride), at_once):
             inputs = torch.stack([torch.from_numpy(tokens[a:b].astype(np.int64)) for a, b, _ in rows]).to(device)
             labels = torch.stack([torch.from_numpy(tokens[a + 1 : b + 1].astype(np.int64)) for a, b, _ in rows])
             for row, (_, _, already) in zip(labels, rows):
                 row[:already] = IGNORED
-            total += (
-                _token_losses(model(input_ids=inputs, use_cache=False).logits, labels.to(device)).double().sum().item()
-            )
+            total += token_losses(inputs, labels.to(device), reduction="none").double().sum().item()
     loss = total / num_targets
     return Evaluation(
         loss=loss,
@@ -225,11 +208,6 @@ def _batched(spans: Iterator[tuple[int, int, int]], size: int) -> Iterator[list[
         group.append(span)
     if group:
         yield group
-
-
-def _token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(batch, time, vocab), (batch, time) -> (batch * time,), zero where the label is ignored."""
-    return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
 
 
 def _wide(device: torch.device) -> torch.dtype:

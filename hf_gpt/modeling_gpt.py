@@ -10,8 +10,8 @@ interface (so eager, sdpa, flash and flex all serve), masks come from `create_ca
 its `Cache`, outputs are captured by its hooks. That is what lets its tools use this model without knowing it.
 
 Two promises are kept here that transformers alone does not give. The draws of `initialization="pytorch"` are those of
-the module constructors, in their order, as the book's figures need them. And `generate()` goes on when the context
-window is full: the window slides, as the book's loop does it.
+the module constructors, in their order, as the book's figures need them. And `generate()` continues when the context
+window is full: the window slides, as in the book's loop.
 
 This file travels with checkpoints as remote code: it imports nothing of `hf_gpt` but its configuration.
 """
@@ -20,14 +20,12 @@ import math
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin, MaxLengthCriteria, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
-from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
@@ -51,13 +49,6 @@ except ImportError:  # transformers before it had this, and before anything in i
     def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return hidden_states[:, kept]
-
-
-try:
-    from torch.nn import LinearCrossEntropyOptions
-    from torch.nn.functional import linear_cross_entropy
-except ImportError:  # 2.13 has it
-    linear_cross_entropy = None
 
 
 def eager_attention_forward(
@@ -351,90 +342,6 @@ class GPTModel(GPTPreTrainedModel):
             )
 
 
-# The loss without the logits, for `skip_logits`. The logits of 4 x 1024 tokens over GPT-2's vocabulary take 800 MB,
-# and the plain loss makes three tensors of that size; here those of a chunk of tokens are made, used and forgotten.
-
-
-def tokens_per_chunk(num_tokens: int, vocab_size: int, device_type: str) -> int | None:
-    """How many tokens' logits the loss makes at once; `None` for all, which is the plain loss.
-
-    A rule on shapes and device, never on a clock: a run that goes on does the arithmetic of the one that stopped.
-    It comes from these ratios of medians, chunked / plain, of the CPU seconds of the loss forward and backward on one
-    thread (fp32, torch 2.13):
-
-        tokens x vocabulary x width    chunks of 128   256    512    1024
-        256 x 50257 x 768                       1.07   1.02
-        512 x 50257 x 768                       0.97   0.87   0.89
-        1024 x 1024 x 192                       0.89   0.82   0.78   0.84
-        2048 x 4096 x 192                       0.72   0.66   0.66   0.68
-        4096 x 4096 x 256                              0.63   0.61   0.65
-
-    Torch's own choice, chunks of 4 for the second, took 4.6. Below 2**25 logits (128 MiB) there is little memory to
-    gain, and the plain loss stays as it is to the bit. Other devices were not measured: there it is 2**28, where
-    memory decides.
-    """
-    few_logits = 2**25 if device_type == "cpu" else 2**28
-    return None if num_tokens < 512 or num_tokens * vocab_size < few_logits else 512
-
-
-def chunked_cross_entropy(
-    hidden_states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int, ignore_index: int = -100
-) -> torch.Tensor:
-    """The summed cross entropy of `hidden_states @ weight.T`, of which there are never more than `chunk` rows.
-
-    Args:
-        hidden_states: (num_tokens, hidden), float32 or bfloat16.
-        weight: (vocab_size, hidden), of the same dtype.
-        targets: (num_tokens,).
-
-    Returns:
-        A float32 scalar. It has first derivatives and, where it is torch's, no second.
-    """
-    if linear_cross_entropy is None:
-        total = torch.zeros((), device=hidden_states.device)
-        for rows, their_targets in zip(hidden_states.split(chunk), targets.split(chunk)):
-            total = total + checkpoint(
-                _cross_entropy_of_rows, rows, weight, their_targets, ignore_index, use_reentrant=False
-            )
-        return total
-    # A bf16 sum comes back rounded to bf16, 2 to 5% off. Losses of single tokens are rounded as well, but these errors
-    # cancel out, to 6e-5 of the mean.
-    losses = linear_cross_entropy(
-        hidden_states,
-        weight,
-        targets,
-        reduction="sum" if hidden_states.dtype == torch.float32 else "none",
-        ignore_index=ignore_index,
-        options=LinearCrossEntropyOptions(
-            batch_chunk_size=chunk,
-            allow_retain_graph=torch.compiler.is_compiling(),  # which would set it, with a warning
-        ),
-    )
-    return losses.float().sum()
-
-
-def _cross_entropy_of_rows(
-    rows: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, ignore_index: int
-) -> torch.Tensor:
-    logits = nn.functional.linear(rows, weight).float()
-    return nn.functional.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
-
-
-def _is_plain_linear(module: nn.Module) -> bool:
-    """Whether calling `module` multiplies by its weight and does nothing else, so that it need not be called.
-
-    Not so for LoRA and quantised layers, nor where the weight is sharded, or brought by a hook.
-    """
-    return (
-        type(module) is nn.Linear
-        and type(module.weight) in (nn.Parameter, torch.Tensor)
-        and module.bias is None
-        and "forward" not in vars(module)
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and not (module._backward_hooks or module._backward_pre_hooks)
-    )
-
-
 class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
     """The language model: `GPTModel` and a linear head over the vocabulary, tied to the token embedding or not."""
 
@@ -460,7 +367,6 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """
@@ -470,22 +376,17 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
                 predictions. A keyword that is not in the signature, where Trainer would take it for a label column.
             num_items_in_batch: what the summed loss is divided by, instead of the number of targets here.
             logits_to_keep: compute logits for the last so many positions, or for these; 0 for all.
-            skip_logits: return the loss alone. Where the logits are many (`tokens_per_chunk`) they are then never
-                built, which takes less time and far less memory. They are built as always where somebody else has a
-                part in them: a head that is no plain `nn.Linear`, or a `loss_function` of the user's.
 
         The other arguments are those of `GPTModel`.
 
         Returns:
-            `logits` (batch, time, vocab_size) unless skipped, `loss` (mean nats per target) if there are targets, and
+            `logits` (batch, time, vocab_size), `loss` (mean nats per target) if there are targets, and
             what `GPTModel` returns but its last hidden state.
 
         Raises:
-            ValueError: `skip_logits` without targets, or what `GPTModel` refuses.
+            ValueError: what `GPTModel` refuses.
         """
         shift_labels = kwargs.pop("shift_labels", None)
-        if skip_logits and labels is None and shift_labels is None:
-            raise ValueError("skip_logits=True returns the loss alone: give labels or shift_labels")
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -496,71 +397,25 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        logits = loss = None
-        if skip_logits:
-            loss = self._loss_without_logits(hidden_states, labels, shift_labels, **kwargs)
-        if loss is None:
-            logits = self.lm_head(hidden_states)
-            if labels is not None or shift_labels is not None:
-                if shift_labels is not None:
-                    shift_labels = shift_labels.contiguous()  # the loss views it flat; targets are often text[:, 1:]
-                loss = self.loss_function(
-                    logits=logits,
-                    labels=labels,
-                    shift_labels=shift_labels,
-                    vocab_size=self.config.vocab_size,
-                    **kwargs,
-                )
+        logits = self.lm_head(hidden_states)
+        loss = None
+        if labels is not None or shift_labels is not None:
+            if shift_labels is not None:
+                shift_labels = shift_labels.contiguous()  # the loss views it flat; targets are often text[:, 1:]
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                shift_labels=shift_labels,
+                vocab_size=self.config.vocab_size,
+                **kwargs,
+            )
         return CausalLMOutputWithPast(
             loss=loss,
-            logits=None if skip_logits else logits,
+            logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def _loss_without_logits(
-        self,
-        hidden_states: torch.Tensor,
-        labels: torch.LongTensor | None,
-        shift_labels: torch.LongTensor | None,
-        num_items_in_batch: int | torch.Tensor | None = None,
-        ignore_index: int = -100,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor | None:
-        """The loss of transformers' `ForCausalLMLoss` by chunks; `None` where it must be, or better is, the plain one.
-
-        Args:
-            hidden_states: (batch, time, hidden).
-        """
-        if self.loss_function is not ForCausalLMLoss or not _is_plain_linear(self.lm_head):
-            return None
-        targets = shift_labels
-        if targets is None:
-            targets = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
-        weight, vocab_size = self.lm_head.weight, self.config.vocab_size
-        if targets.shape != hidden_states.shape[:-1] or weight.shape[0] != vocab_size:
-            return None  # the plain loss will say what is wrong
-        device_type = hidden_states.device.type
-        chunk = tokens_per_chunk(targets.numel(), vocab_size, device_type)
-        if chunk is None:
-            return None
-        if torch.is_autocast_enabled(device_type):  # as it does for the head; torch's function does not look at it
-            dtype = torch.get_autocast_dtype(device_type)
-            hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
-        if hidden_states.dtype != weight.dtype or weight.dtype not in (torch.float32, torch.bfloat16):
-            return None
-        if device_type == "cpu":
-            # Where torch would multiply in fp32 anyway, bf16 taking 12 times as long. So the loss keeps its digits.
-            hidden_states, weight = hidden_states.float(), weight.float()
-        targets = targets.flatten().to(hidden_states.device)
-        with torch.autocast(device_type, enabled=False):
-            total = chunked_cross_entropy(hidden_states.flatten(0, 1), weight, targets, chunk, ignore_index)
-        if num_items_in_batch is None:
-            num_items_in_batch = (targets != ignore_index).sum()
-        elif isinstance(num_items_in_batch, torch.Tensor):
-            num_items_in_batch = num_items_in_batch.to(total.device)
-        return total / num_items_in_batch
 
     def prepare_inputs_for_generation(
         self,

@@ -83,7 +83,7 @@ class ModelRecipe:
     """Where the model comes from. Every other key is a `GPTConfig` field, or the book's name for one."""
 
     preset: str | None = _doc(None, "gpt2-124m, gpt2-355m, gpt2-774m or gpt2-1558m; the other keys then change it")
-    from_pretrained: str | None = _doc(None, "directory or Hub id of a model to go on from")
+    from_pretrained: str | None = _doc(None, "directory or Hub id of a model to continue")
     revision: str | None = _doc(None, "branch, tag or commit of that Hub id")
     config: dict[str, Any] = _doc(dict, "GPTConfig fields; in YAML they stand directly in the section")
 
@@ -216,7 +216,7 @@ class TrainRecipe:
 @_section
 class EvaluationRecipe:
     first: Count = _doc(0, "first step to evaluate at; 0 is before training")
-    every: PositiveInt = _doc(100, "steps between evaluations")
+    every: PositiveInt = _doc(100, "steps between evaluations; the last step is always evaluated")
     at_epoch_end: bool = _doc(False, "evaluate at each epoch's end too")
     tokens: PositiveInt | None = _doc(100_000, "tokens of each set to evaluate on, from its beginning; null: all")
     prompts: list[str] = _doc(["Every effort moves you"], "continued at each evaluation")
@@ -236,7 +236,7 @@ class CheckpointRecipe:
     every: PositiveInt | None = _doc(500, "steps between checkpoints; null: only at the end")
     keep: PositiveInt | None = _doc(3, "newest checkpoints kept, beside the best one; null: all")
     resume: Literal["auto", "never", "hub"] = _doc(
-        "auto", "auto goes on from the newest checkpoint in output_dir; hub: from hub.repo_id, where that is newer"
+        "auto", "auto resumes from the newest checkpoint in output_dir; hub: from hub.repo_id, where that is newer"
     )
 
 
@@ -289,7 +289,7 @@ class Recipe:
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
         if self.checkpoint.resume == "hub" and self.hub.repo_id is None:
-            raise ValueError("'checkpoint.resume: hub' needs 'hub.repo_id', from where the run goes on")
+            raise ValueError("'checkpoint.resume: hub' needs 'hub.repo_id', from where the run is resumed")
         every, push_every = self.checkpoint.every, self.hub.push_every
         if push_every is not None and (every is None or push_every % every):
             raise ValueError(f"'hub.push_every' is a multiple of 'checkpoint.every', which is {every}")

@@ -8,9 +8,8 @@ the same hardware, versions and number of processes.
 
 import dataclasses
 import hashlib
-import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,20 @@ from safetensors.torch import load_file
 from . import checkpoint
 from .errors import UserError
 from .recipe import CheckpointRecipe, Recipe, TrackingRecipe, TrainRecipe
-from .report.records import read_lines, read_metrics
+from .run import prepare_run
 from .storage import read_json
-from .training.loop import run
-from .training.resume import changes_of_environment
-from .training.setup import num_steps, prepare
+from .training.data import num_steps
+from .training.loop import TrainingRun, run
+from .training.observers import Observer
+from .training.provenance import changes_of_environment
+from .training.run_log import read_events, read_metrics
 from .training.signals import lost_process_ends_run
 from .training.state import whole_weights
 
 # What two runs may differ in and be the same.
 _CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
+# What a step depends on that may change when a run is resumed.
+_OF_A_STEP = ("train.max_steps", "train.epochs", "train.batch_size")
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,10 @@ def replay(
         then, then_processes = conditions[step]
         if (then.batch_size, then_processes) != (train.batch_size, processes):
             raise UserError(
-                f"{run_dir}: went on from step {step} with another train.batch_size or number of processes, which"
-                f" changes the last digits; repeat what came before (--to {step}) or after (--from {step}) by itself"
+                f"{run_dir}: continued from step {step} with another train.batch_size or number of processes, which"
+                f" changes the last digits; repeat the steps up to {step}, or those from {step} on, by themselves"
             )
-    results: dict[int, list[Compared]] = {}
-
+    comparison = _Comparison(published, kept, conditions, watch)
     with tempfile.TemporaryDirectory(prefix="hf_gpt-replay-") as scratch:
         recipe = dataclasses.replace(
             recipe,
@@ -97,70 +99,96 @@ def replay(
             checkpoint=CheckpointRecipe(every=None),
             tracking=TrackingRecipe(),
         )
-        job = prepare(recipe, origin)
+        job = prepare_run(recipe, origin)
         changes_of_environment(run_dir, job.environment)  # refuses another text
         if processes != job.accelerator.num_processes:
             raise UserError(
                 f"{run_dir}: these steps were trained on {processes} processes, and repeat exactly on as many;"
                 f" this is {job.accelerator.num_processes}"
             )
-
-        def compare(step: int, training: Any) -> None:
-            if step in conditions:
-                job.max_steps = num_steps(conditions[step][0], job.plan)
-            ours = whole_weights(training.model) if step in kept else {}  # gathered from all processes
-            if not job.accelerator.is_main_process:
-                return
-            repeated = _by_step(read_metrics(scratch)).get(step, {})
-            found = [
-                Compared(step, name, repr(published[step][name]), repr(value))
-                for name, value in repeated.items()
-                if name in published.get(step, {})
-            ]
-            if step in kept:
-                theirs = {}
-                for shard in kept[step].glob("model*.safetensors"):
-                    theirs |= load_file(shard)
-                found.append(Compared(step, "weights", weights_checksum(theirs), weights_checksum(ours)))
-            results[step] = found
-            if watch is not None:
-                watch(step, found)
-
         with lost_process_ends_run():
-            run(job, until=stop, watch=compare)
-    return results
+            run(job, [comparison], until=stop)
+    return comparison.results
+
+
+class _Comparison(Observer):
+    """Compares each step of the repeated run with the published one."""
+
+    required = True
+
+    def __init__(
+        self,
+        published: Mapping[int, dict[str, Any]],
+        kept: Mapping[int, Path],
+        conditions: Mapping[int, tuple[TrainRecipe, int]],
+        watch: Callable[[int, list[Compared]], None] | None,
+    ):
+        self.results: dict[int, list[Compared]] = {}
+        self._published, self._kept, self._conditions, self._watch = published, kept, conditions, watch
+        self._repeated: dict[str, Any] = {}  # of the step at hand
+
+    def stepped(self, training: TrainingRun, step: int, metrics: dict[str, Any] | None) -> None:
+        self._repeated = dict(metrics or {})
+        if not training.evaluates_at(step):
+            self._compare(training, step)
+
+    def evaluated(
+        self, training: TrainingRun, step: int, metrics: dict[str, Any], samples: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self._repeated |= metrics
+        if step > 0:
+            self._compare(training, step)
+
+    def _compare(self, training: TrainingRun, step: int) -> None:
+        if step in self._conditions:
+            training.job.max_steps = num_steps(self._conditions[step][0], training.job.plan)
+        kept = self._kept.get(step)
+        weights = whole_weights(training.loss) if kept else {}  # gathered from all processes
+        if not training.accelerator.is_main_process:
+            return
+        published = self._published.get(step, {})
+        found = [
+            Compared(step, name, repr(published[name]), repr(value))
+            for name, value in self._repeated.items()
+            if name in published and name not in _CLOCK and name != "step"
+        ]
+        if kept:
+            theirs: dict[str, torch.Tensor] = {}
+            for shard in kept.glob("model*.safetensors"):
+                theirs |= load_file(shard)
+            found.append(Compared(step, "weights", weights_checksum(theirs), weights_checksum(weights)))
+        self.results[step] = found
+        if self._watch is not None:
+            self._watch(step, found)
 
 
 def _conditions(run_dir: Path, train: TrainRecipe) -> dict[int, tuple[TrainRecipe, int]]:
     """`{step: (recipe, number of processes)}`: under what a run was trained after a step, until the next such step.
 
     The learning rate depends on a run's length, and the last digits on how a global batch is cut up; both may change
-    in a run, and `events.jsonl` says when. `train` is the recipe as the last change left it. A run that goes on from a
+    in a run, and `events.jsonl` says when. `train` is the recipe as the last change left it. A run that resumes from a
     step trains everything after it anew, so what was noted of later steps before then no longer counts.
     """
-    events = read_lines(run_dir / "events.jsonl")
-    changes = [_change(event) if event["event"] == "changed" else None for event in events]
-    now = {name: getattr(train, name) for name in ("max_steps", "epochs", "batch_size")}
-    for name, old, _ in reversed([change for change in changes if change]):
-        now[name] = old
+    events = read_events(run_dir)
+    changed = [e for e in events if e["event"] == "changed" and e["field"] in _OF_A_STEP]
+    now = {field: getattr(train, field.removeprefix("train.")) for field in _OF_A_STEP}
+    for event in reversed(changed):
+        now[event["field"]] = event["old"]
     processes = read_json(run_dir / "environment.json").get("processes", 1)
     found = {0: (dict(now), processes)}
-    for event, change in zip(events, changes):
-        if change:
-            now[change[0]] = change[2]
+    for event in events:
+        if event in changed:
+            now[event["field"]] = event["new"]
         elif event["event"] in ("resumed", "restarted"):
             processes = event.get("processes", processes)
         else:
             continue
         earlier = {step: then for step, then in found.items() if step < event["step"]}
         found = {**earlier, event["step"]: (dict(now), processes)}
-    return {step: (dataclasses.replace(train, **then), processes) for step, (then, processes) in found.items()}
-
-
-def _change(event: dict[str, Any]) -> tuple[str, float | None, float | None] | None:
-    """Which of the fields that a step depends on an event changed, from what, and to what."""
-    found = re.fullmatch(r"train\.(max_steps|epochs|batch_size) (\S+) -> (\S+)", str(event.get("what")))
-    return (found[1], *(None if text == "None" else float(text) for text in found.group(2, 3))) if found else None
+    return {
+        step: (dataclasses.replace(train, **{k.removeprefix("train."): v for k, v in then.items()}), processes)
+        for step, (then, processes) in found.items()
+    }
 
 
 def weights_checksum(weights: Mapping[str, torch.Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all, whenever the process dies.
+"""Atomic files and directories: whenever the process dies, each is either the old one or the complete new one.
 
 Everything is written under a temporary name, forced to disk, then renamed. What the files mean is for others to say.
 """
@@ -15,18 +15,28 @@ from .errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of text, as UTF-8, whole."""
+    """Write a text file atomically, as UTF-8."""
     write_bytes(path, text.encode())
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a small file atomically."""
+    write_bytes(path, source.read_bytes())
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole: temporary name, flush, rename. Where the path is a link, it stays one to what is written.
+    """Write a file atomically. If the path is a link, the file that it points to is replaced.
 
     Raises:
-        OSError: it cannot be written; the error names `path`, which is as it was.
+        OSError: it cannot be written. The error names `path`, which is unchanged.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.writing")
+    temporary = _temporary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -39,35 +49,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def copy_file(source: Path, path: Path) -> None:
-    """Copy a file whole: under a temporary name, then renamed."""
-    temporary = path.with_name(f".{path.name}.writing")
-    shutil.copyfile(source, temporary)
-    flush_path(temporary)
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; nothing where there is no such file.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else {}
-    except ValueError:
-        raise UserError(f"{path}: is damaged; remove it if the run is to go on without it") from None
-
-
 @contextlib.contextmanager
 def replacing_directory(final: Path) -> Iterator[Path]:
-    """A directory to fill; when the block ends without an error it is flushed and takes the place of `final`."""
-    temporary = final.with_name(f".writing-{os.getpid()}-{final.name}")
+    """A directory to fill. If the block ends without an error, it is forced to disk and replaces `final`."""
+    temporary = _temporary(final)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -79,6 +64,18 @@ def replacing_directory(final: Path) -> Iterator[Path]:
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     flush_path(final.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; `{}` if there is no such file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError:
+        raise UserError(f"{path}: is damaged; remove it to continue without it") from None
 
 
 def refuse_unwritable(folder: Path, field: str) -> None:
@@ -103,9 +100,9 @@ def flush_file(file: IO[Any]) -> None:
 
 
 def flush_path(path: Path) -> None:
-    """Force a file to disk, or a directory: then a rename in it lasts."""
+    """Force a file to disk, or a directory, so that a rename in it lasts."""
     if os.name != "posix" and path.is_dir():
-        return  # there is no such call, and no need of it, on Windows
+        return  # Windows has no such call, and does not need it
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -117,3 +114,7 @@ def flush_tree(directory: Path) -> None:
     """Force a directory and all that is in it to disk."""
     for path in (*directory.rglob("*"), directory):
         flush_path(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".writing-{os.getpid()}-{path.name}")

@@ -16,7 +16,7 @@ from hf_gpt.data.batches import BatchPlan
 from hf_gpt.explain.decoding import compare, next_token_logits
 from hf_gpt.explain.scores import explain
 from hf_gpt.explain.token_text import show_token
-from hf_gpt.training.setup import prepare_data
+from hf_gpt.training.data import prepare_data
 
 SOURCE = sys.argv[1] if len(sys.argv) > 1 else "builtin:python-docs"
 FOLDER = Path(tempfile.mkdtemp())
@@ -104,8 +104,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 checkpoint = run.checkpoints[-1]
 loaded = AutoModelForCausalLM.from_pretrained(checkpoint)
 again = AutoTokenizer.from_pretrained(checkpoint)
-same = torch.equal(loaded(ids).logits, run.model(ids).logits)
-print(f"{checkpoint.name}: the same logits {same}, the same ids {again('Every effort').input_ids}")
+difference = (loaded(ids).logits - run.model(ids).logits).abs().max()
+print(f"{checkpoint.name}: largest difference of a logit {difference:.1e}, the same ids {again(prompt).input_ids}")
 
 # %% [markdown]
 # ## OpenAI's weights

@@ -1,58 +1,54 @@
-"""The repos of `hub_server.py`: what git makes of files, and how the Hub describes it. No HTTP here.
+"""The repositories of `hub_server.py`: what git makes of files, and how the Hub describes it. No HTTP here.
 
 A tree is a mapping from path to file and never changes; a commit has one, and its parent; a branch or a tag is the
-name of a commit. A small text is a *regular* file and lies in git itself; of a large or binary one, an *LFS* object,
-git holds only a pointer with its SHA-256.
+name of a commit. A small text is a *regular* file and lies in git itself; a large or binary one is an *LFS* object,
+known by its SHA-256.
 """
 
 import base64
 import fnmatch
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-MAX_REGULAR_SIZE = 10 * 1024 * 1024  # bytes; what is larger must be an LFS object
-# From the .gitattributes of a new repo on the Hub, with the images of a dataset's.
-_LFS_SUFFIXES = """7z arrow bin bz2 ckpt ftz gz h5 joblib mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl
-pt pth rar safetensors tar tflite tgz wasm xz zip zst bmp gif jpg jpeg png tiff webp"""
-LFS_PATTERNS = [*(f"*.{suffix}" for suffix in _LFS_SUFFIXES.split()), "*.lfs.*", "*.tar.*", "*tfevents*"]
-ATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS).encode()
-PIECE = 1 << 20  # bytes read or written at once
+_MAX_REGULAR_SIZE = 10 * 1024 * 1024  # bytes; a larger file must be an LFS object
+_LFS_PATTERNS = ("*.safetensors", "*.bin", "*.parquet", "*.model", "*.png")  # some of a new repository's
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class File:
-    """A file of a tree. A regular one is known by git's SHA-1, an LFS object by its SHA-256."""
+    content: bytes
+    is_lfs: bool
 
-    content: bytes | Path
-    size: int
-    sha256: str | None  # of LFS objects only
-    blob_id: str  # git's; of an LFS object, that of the pointer that git holds in its place
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @cached_property
+    def blob_id(self) -> str:
+        """git's; of an LFS object, that of the pointer which git holds in its place."""
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.content)}\n"
+        content = pointer.encode() if self.is_lfs else self.content
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
     @property
     def etag(self) -> str:
-        return self.sha256 or self.blob_id
-
-    @property
-    def lfs(self) -> dict[str, Any]:
-        return {"oid": self.sha256, "size": self.size, "pointerSize": len(_pointer(self.sha256, self.size))}
+        return self.sha256 if self.is_lfs else self.blob_id
 
 
-@dataclass(frozen=True)
+@dataclass
 class Commit:
     id: str
     parent: "Commit | None"
     tree: dict[str, File]
     title: str
-    message: str
-    author: str
     date: str
 
     def history(self) -> Iterator["Commit"]:
@@ -67,8 +63,6 @@ class Repo:
     id: str
     kind: str
     private: bool
-    gated: bool
-    created: str
     branches: dict[str, Commit] = field(default_factory=dict)
     tags: dict[str, Commit] = field(default_factory=dict)
 
@@ -76,21 +70,23 @@ class Repo:
     def owner(self) -> str:
         return self.id.split("/")[0]
 
-    @property
-    def page(self) -> str:
-        return self.id if self.kind == "model" else f"{self.kind}s/{self.id}"
-
     def at(self, revision: str) -> Commit:
         """The commit that a branch, a tag or a full commit id names."""
         names = {**self.tags, **self.branches}
-        for name in (revision, revision.removeprefix("refs/heads/"), revision.removeprefix("refs/tags/")):
-            if name in names:
-                return names[name]
+        if revision in names:
+            return names[revision]
         for head in names.values():
             for commit in head.history():
                 if commit.id == revision:
                     return commit
         raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+
+    def commit(self, branch: str, parent: Commit | None, tree: dict[str, File], title: str) -> Commit:
+        """A new head of a branch."""
+        content = repr([parent and parent.id, title, sorted((path, file.etag) for path, file in tree.items())])
+        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        self.branches[branch] = Commit(hashlib.sha1(content.encode()).hexdigest(), parent, tree, title, date)
+        return self.branches[branch]
 
 
 class Refused(Exception):
@@ -98,147 +94,71 @@ class Refused(Exception):
 
     def __init__(self, status: int, message: str, code: str | None = None, **headers: str):
         self.status, self.message = status, message
-        line = " ".join(message.split()).encode("ascii", "replace").decode()  # as a header can hold it
-        self.headers = {"X-Error-Message": line, **({"X-Error-Code": code} if code else {}), **headers}
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-
-
-def read(content: bytes | Path) -> bytes:
-    return content.read_bytes() if isinstance(content, Path) else content
-
-
-def pieces(content: bytes | Path, start: int, stop: int) -> Iterator[bytes]:
-    if isinstance(content, bytes):
-        yield content[start:stop]
-        return
-    with content.open("rb") as file:
-        file.seek(start)
-        while start < stop and (piece := file.read(min(PIECE, stop - start))):
-            start += len(piece)
-            yield piece
-
-
-def _git_hash(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _pointer(sha256: str, size: int) -> bytes:
-    """What git holds of an LFS object."""
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-
-
-def regular_file(content: bytes) -> File:
-    return File(content, len(content), None, _git_hash(content))
-
-
-def lfs_file(content: bytes | Path) -> File:
-    size = content.stat().st_size if isinstance(content, Path) else len(content)
-    digest = hashlib.sha256()
-    for piece in pieces(content, 0, size):
-        digest.update(piece)
-    return File(content, size, digest.hexdigest(), _git_hash(_pointer(digest.hexdigest(), size)))
+        self.headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **headers}
 
 
 def is_lfs(path: str, size: int) -> bool:
-    name = path.split("/")[-1]
-    return size > MAX_REGULAR_SIZE or any(fnmatch.fnmatchcase(name, pattern) for pattern in LFS_PATTERNS)
-
-
-def is_ignored(path: str, gitignore: str) -> bool:
-    """Whether a .gitignore names a file or a folder above it; without the `!` and `**` of the real one."""
-    patterns = [line.strip().strip("/") for line in gitignore.splitlines() if line.strip() and line[0] != "#"]
-    return any(fnmatch.fnmatchcase(part, p) for p in patterns for part in (path, *path.split("/")))
-
-
-def is_inside(path: str, folder: str) -> bool:
-    return not folder or path.startswith(f"{folder}/")
+    is_binary = any(fnmatch.fnmatchcase(path.split("/")[-1], pattern) for pattern in _LFS_PATTERNS)
+    return size > _MAX_REGULAR_SIZE or (is_binary and size > 0)
 
 
 def change(tree: dict[str, File], objects: dict[str, File], key: str, value: dict[str, Any]) -> None:
     """One line of a commit, done to a tree; LFS objects must be among those that arrived."""
-    path = value["path"].strip("/")
-    if not path or any(part in ("", ".", "..", ".git") for part in path.split("/")):
-        raise Refused(400, f"Not a path of a repo: {value['path']!r}")
+    path = value["path"]
     if key == "file":
-        content = value["content"]
-        content = base64.b64decode(content, validate=True) if value.get("encoding") == "base64" else content.encode()
-        if len(content) > MAX_REGULAR_SIZE:
-            raise Refused(400, f"Your push was rejected because it contains files larger than 10 MiB: {path}")
-        if path == "README.md" and (errors := check_card(content.decode())[0]):
-            raise Refused(400, f"Your push was rejected because of README.md: {errors[0]}")
-        tree[path] = regular_file(content)
+        tree[path] = File(base64.b64decode(value["content"], validate=True), is_lfs=False)
+        if path == "README.md":
+            card_data(tree)
     elif key == "lfsFile":
-        stored = objects.get(value["oid"])
-        if not stored or value.get("size") not in (None, stored.size):
+        if value["oid"] not in objects:
             raise Refused(400, f"Your push was rejected: the LFS object of {path} has not arrived")
-        tree[path] = stored
+        tree[path] = objects[value["oid"]]
     elif key == "deletedFile" and path in tree:
         del tree[path]
-    elif key == "deletedFolder" and (inside := [name for name in tree if name.startswith(f"{path}/")]):
-        for name in inside:
-            del tree[name]
-    elif key in ("deletedFile", "deletedFolder"):
-        raise Refused(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
     else:
-        raise Refused(400, f"Not an operation of a commit: {key}")
+        raise Refused(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
 
 
 def entries_of(tree: dict[str, File]) -> list[dict[str, Any]]:
     """All files and folders of a tree, as the Hub lists them."""
     entries = {}
     for path, file in tree.items():
-        entries[path] = {"type": "file", "path": path, "oid": file.blob_id, "size": file.size}
-        if file.sha256:
-            entries[path]["lfs"] = file.lfs
+        entries[path] = {"type": "file", "path": path, "oid": file.blob_id, "size": len(file.content)}
+        if file.is_lfs:
+            entries[path]["lfs"] = {"oid": file.sha256, "size": len(file.content), "pointerSize": 130}
         while "/" in path:
             path = path.rpartition("/")[0]
-            inside = sorted((name, f.blob_id) for name, f in tree.items() if is_inside(name, path))
-            oid = hashlib.sha1(json.dumps(inside).encode()).hexdigest()
-            entries[path] = {"type": "directory", "path": path, "oid": oid, "size": 0}
+            entries[path] = {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
     return [entries[path] for path in sorted(entries)]
 
 
-def check_card(text: str) -> tuple[list[str], list[str]]:
-    """Errors and warnings about the YAML at the head of a README."""
-    block = re.match(r"\s*---[\r\n]+(.*?)(?:[\r\n]+|^)---\s*?(?:[\r\n]|$)", text, re.DOTALL)
-    if not block:
-        return [], ["empty or missing yaml metadata in repo card"]
-    try:
-        metadata = yaml.safe_load(block[1])
-    except yaml.YAMLError as error:
-        return [f"YAML metadata does not parse: {error}"], []
-    if not isinstance(metadata, dict | None):
-        return [f"YAML metadata is no mapping but a {type(metadata).__name__}"], []
-    return [], []
-
-
 def card_data(tree: dict[str, File]) -> dict[str, Any]:
-    if "README.md" not in tree:
-        return {}
-    text = read(tree["README.md"].content).decode(errors="replace")
-    block = re.match(r"\s*---[\r\n]+(.*?)[\r\n]+---", text, re.DOTALL)
-    return (yaml.safe_load(block[1]) or {}) if block and not check_card(text)[0] else {}
+    """The metadata at the head of a README, which must be a mapping."""
+    text = tree["README.md"].content.decode() if "README.md" in tree else ""
+    block = re.match(r"\s*---[\r\n]+(.*?)(?:[\r\n]+|^)---\s*?(?:[\r\n]|$)", text, re.DOTALL)
+    try:
+        metadata = (yaml.safe_load(block[1]) or {}) if block else {}
+    except yaml.YAMLError as error:
+        metadata = error
+    if not isinstance(metadata, dict):
+        raise Refused(400, "Your push was rejected because of README.md: its YAML metadata is no mapping")
+    return metadata
 
 
-def wikitext_files(data_dir: str | Path) -> dict[str, bytes | Path]:
+def wikitext_files(data_dir: str | Path) -> dict[str, bytes]:
     """The rows of WikiText-2 in the folder of test data, laid out as `Salesforce/wikitext` is, for `add_repo`.
 
     The folder has two of three splits, and of the tokenised release: `wikitext-2-v1`, validation and test. So that
     recipes can ask by the names that they have, there is `wikitext-2-raw-v1` too, and a train split, with the same
-    rows and with those of test: a stand-in, as the README here says, good for trying how a corpus is read and not for
-    any figure.
+    rows and with those of test: a stand-in for trying how a corpus is read, not for any figure.
     """
-    configs, files = [], {}
-    for name in ("wikitext-2-raw-v1", "wikitext-2-v1"):
-        paths = {path.name: path for path in (Path(data_dir) / "wikitext" / "wikitext-2-v1").glob("*.parquet")}
-        paths |= {name.replace("test", "train"): path for name, path in paths.items() if name.startswith("test")}
-        splits = sorted({file.split("-")[0] for file in paths})
-        data_files = [{"split": split, "path": f"{name}/{split}-*"} for split in splits]
-        configs.append({"config_name": name, "data_files": data_files})
-        files |= {f"{name}/{file}": path for file, path in paths.items()}
-    card = yaml.safe_dump({"language": ["en"], "license": ["cc-by-sa-3.0"], "configs": configs}, sort_keys=False)
-    text = "WikiText-2 for tests: in both configs the rows of wikitext-2-v1, tokenised; those of test are train too.\n"
-    return {"README.md": f"---\n{card}---\n{text}".encode(), **files}
+    folder, name = Path(data_dir) / "wikitext" / "wikitext-2-v1", "wikitext-2-raw-v1"
+    paths = {path.name: path for path in folder.glob("*.parquet")}
+    paths |= {name.replace("test", "train"): path for name, path in paths.items() if name.startswith("test")}
+    splits = sorted({file.split("-")[0] for file in paths})
+    data_files = [{"split": split, "path": f"{name}/{split}-*"} for split in splits]
+    card = yaml.safe_dump({"configs": [{"config_name": name, "data_files": data_files}]}, sort_keys=False)
+    return {
+        "README.md": f"---\n{card}---\n".encode(),
+        **{f"{name}/{file}": path.read_bytes() for file, path in paths.items()},
+    }

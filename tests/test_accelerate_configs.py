@@ -163,7 +163,7 @@ def test_two_gpus_learn_what_one_process_learns_and_resume(forks, tiny, tmp_path
     weights = Path(tiny["output_dir"], "checkpoints", "step-00000012", "model.safetensors")
     before = weights.read_bytes()
     weights.write_bytes(before[:-1])  # damaged, so that step 8 is gone on from
-    assert "going on after step 8" in train_on_two(name, recipe)
+    assert "resuming after step 8" in train_on_two(name, recipe)
     assert lines(tiny["output_dir"]) == whole
     assert weights.read_bytes() == before
     code, printed = forks.run("train", recipe, "--output_dir", tmp_path / "alone", "--train.device", "cpu")

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from figures import assert_printed, published
 from torch.utils.data import DataLoader
 
 from hf_gpt.configuration_gpt import GPTConfig
 from hf_gpt.modeling_gpt import GPTForCausalLM
+
+pytestmark = pytest.mark.figures
 
 GPT_CONFIG_124M = {  # as printed in the book
     "vocab_size": 50257,
@@ -24,13 +27,15 @@ GPT_CONFIG_124M = {  # as printed in the book
     "drop_rate": 0.1,
     "qkv_bias": False,
 }
-README = Path(__file__).parent.parent / "README.md"
+# Of the targets of ("every effort moves", " effort moves you") and ("I really like", " really like chocolate").
+PROBABILITIES = ["7.4541e-05", "3.1061e-05", "1.1563e-05", "1.0337e-05", "5.6776e-05", "4.7559e-06"]
+README = Path(__file__).parent.parent / "scripts" / "README.md"
 START_CONTEXT = "Every effort moves you"
 START_IDS = [6109, 3626, 6100, 345]
 GREEDY_IDS = [34245, 5139, 2492, 25405, 17434, 17853, 5308, 3398, 13174, 43071, 45446, 26653, 3505]
 GREEDY_IDS += [16985, 23054, 29569, 18672, 6379, 46073, 47238, 47686, 45576, 41775, 9252, 8479]
 GREEDY_TEXT = (  # the character in "wasn\u0645" is an Arabic meem
-    " rentingetic wasn\u0645 refres RexMeCHicular stren Mortgage TT cache_put gard ACTIONSussedOND Land "
+    " rentingetic wasn\u0645 refres RexMeCHicular stren Mortgage TT remember gard ACTIONSussedOND Land "
     "Engeleddedemate breaths proxies GalaxyForm"
 )
 SAMPLED_IDS = [6109, 4797, 14508, 21512, 12255, 34934, 11025, 6740, 6362, 4065, 7374, 48798, 9577, 30898, 13748]
@@ -101,17 +106,10 @@ def test_model_repeats_the_books_probabilities_and_loss(model):
     probabilities = outputs.logits.softmax(dim=-1)
     of_targets = probabilities.gather(2, targets.unsqueeze(-1)).flatten().tolist()
     assert probabilities.argmax(dim=-1).tolist() == [[16657, 339, 42826], [49906, 29669, 41751]]
-    assert [f"{p:.4e}" for p in of_targets] == [
-        "7.4541e-05",
-        "3.1061e-05",
-        "1.1563e-05",
-        "1.0337e-05",
-        "5.6776e-05",
-        "4.7559e-06",
-    ]
-    assert f"{outputs.loss:.4f}" == "10.7940"
-    assert f"{outputs.loss.exp():.2f}" == "48725.82"
-    assert f"{other_loss:.4f}" == "10.8449"
+    assert of_targets == [published(probability) for probability in PROBABILITIES]
+    assert outputs.loss.item() == published("10.7940")
+    assert outputs.loss.exp().item() == published("48725.82")
+    assert other_loss.item() == published("10.8449")
 
 
 def test_model_repeats_the_books_losses_with_the_long_context():
@@ -119,14 +117,14 @@ def test_model_repeats_the_books_losses_with_the_long_context():
     inputs = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])
     with torch.no_grad():  # dropout on, its first draws after the parameters
         loss = model(inputs, shift_labels=torch.tensor([[3626, 6100, 345], [588, 428, 11311]])).loss
-    assert f"{loss:.4f}" == "11.0318"
+    assert loss.item() == published("11.0318")
 
     inputs = torch.tensor([[10603, 1810, 314, 393], [1810, 314, 393, 262]])
     targets = torch.tensor([[1810, 314, 393, 262], [314, 393, 262, 3274]])
     with torch.no_grad():
         outputs = model.eval()(inputs, shift_labels=targets)
     assert outputs.logits.argmax(dim=-1).tolist() == [[38491, 2448, 36069, 24862], [36397, 15489, 10460, 18747]]
-    assert f"{outputs.loss:.4f}" == "11.0641"
+    assert outputs.loss.item() == published("11.0641")
 
 
 def test_generate_repeats_the_books_greedy_and_sampled_texts(model):
@@ -195,25 +193,24 @@ def train_as_the_book_does(train_loader: DataLoader, validation_loader: DataLoad
 
 def test_losses_before_training_are_the_books(model, data_folder, tokenizer):
     train_loader, validation_loader = book_loaders(data_folder, tokenizer)
-    assert f"{mean_loss(model, train_loader):.5f}" == "10.98758"
-    assert f"{mean_loss(model, validation_loader):.5f}" == "10.98111"
+    assert mean_loss(model, train_loader) == published("10.98758")
+    assert mean_loss(model, validation_loader) == published("10.98111")
 
 
 def test_the_readmes_loop_repeats_the_books_first_losses(data_folder, tmp_path, monkeypatch):
-    """The README's code as it stands, stopped after step 6: the book's loop, DataLoaders and evaluation."""
+    """The code of scripts/README.md as it stands, stopped after step 1: the book's loop, loaders and evaluation."""
     code = README.read_text(encoding="utf-8").partition("PyTorch's `DataLoader`s")[2].split("```")[1]
     printed = []
 
-    def print_until_step_6(line: str) -> None:
+    def print_once(line: str) -> None:
         printed.append(line)
-        if len(printed) == 2:
-            raise StopIteration
+        raise StopIteration
 
     (tmp_path / "the-verdict.txt").symlink_to(data_folder / "the-verdict.txt")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StopIteration):
-        exec(code.removeprefix("python"), {"print": print_until_step_6})
-    assert printed == [f"step {step}: {TRACE[step][0]:.3f}/{TRACE[step][1]:.3f}" for step in (1, 6)]
+        exec(code.removeprefix("python"), {"print": print_once})
+    assert_printed(printed[0], f"step 1: {TRACE[1][0]:.3f}/{TRACE[1][1]:.3f}")
 
 
 @pytest.mark.slow

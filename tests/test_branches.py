@@ -14,7 +14,7 @@ import hf_gpt
 from hf_gpt import checkpoint
 from hf_gpt.errors import UserError
 from hf_gpt.replay import replay
-from hf_gpt.report.records import read_lines
+from hf_gpt.training.run_log import read_lines
 
 STEPS = 12
 
@@ -62,7 +62,7 @@ def test_a_branch_goes_its_own_way_and_says_where_it_comes_from(run, tiny, tmp_p
     for path in (run.output_dir / "checkpoints").glob("step-*"):
         shutil.rmtree(path)  # the parent goes on, and keeps other steps
     hf_gpt.train(longer, parent=f"{run.output_dir}@8")
-    with pytest.raises(UserError, match=r"began from .*@8; give another --output_dir"):
+    with pytest.raises(UserError, match=r"began from .*@8; give another output_dir"):
         hf_gpt.train(longer, parent=f"{run.output_dir}@12")
 
 
@@ -78,7 +78,7 @@ def test_a_branch_that_died_before_its_first_checkpoint_starts_from_its_parent_a
 
 def test_a_branch_with_another_tokenizer_is_refused(run, tiny, tmp_path):
     recipe = changed(tiny, output_dir=str(tmp_path / "branch"), tokenizer={"train": {"vocab_size": 257}})
-    with pytest.raises(UserError, match=r"its tokenizer is not the recipe's; go on with its own, --tokenizer"):
+    with pytest.raises(UserError, match=r"^parent .*: its tokenizer is not the recipe's; use its own"):
         hf_gpt.train(recipe, parent=f"{run.output_dir}@8")
 
 
@@ -106,10 +106,10 @@ def test_what_changes_in_place_is_written_into_the_runs_history(run, tiny):
     longer = changed(tiny, train__max_steps=14, evaluation__every=2, checkpoint__keep=1)
     hf_gpt.train(longer)
     events = read_lines(run.output_dir / "events.jsonl")
-    assert {e["what"] for e in events if e["event"] == "changed"} == {
-        "train.max_steps 12 -> 14",
-        "evaluation.every 4 -> 2",
-        "checkpoint.keep 2 -> 1",
+    assert {(e["field"], e["old"], e["new"]) for e in events if e["event"] == "changed"} == {
+        ("train.max_steps", 12, 14),
+        ("evaluation.every", 4, 2),
+        ("checkpoint.keep", 2, 1),
     }
     assert [e["step"] for e in events if e["event"] == "resumed"] == [12]
 
@@ -194,13 +194,13 @@ def test_steps_are_replayed_at_the_length_that_the_run_had_then(run, tiny):
 
 def test_a_replay_does_not_mix_ways_of_cutting_up_a_global_batch(run, tiny):
     hf_gpt.train(changed(tiny, train__max_steps=14, train__batch_size=4, train__gradient_accumulation_steps=1))
-    with pytest.raises(UserError, match=r"from step 12 with another train.batch_size .*--to 12.*--from 12"):
+    with pytest.raises(UserError, match=r"from step 12 with another train.batch_size .*up to 12.* from 12"):
         replay(run.output_dir, 0)
     assert all(one.matches for compared in replay(run.output_dir, 12).values() for one in compared)
 
 
 def test_a_branch_goes_on_with_the_same_optimizer(run, tiny, tmp_path):
-    with pytest.raises(UserError, match=r"holds the state of adamw and the recipe's optimizer is muon; begin with"):
+    with pytest.raises(UserError, match=r"holds the state of adamw and the recipe's optimizer is muon; to start from"):
         hf_gpt.train(
             changed(tiny, output_dir=str(tmp_path / "branch"), optimizer__name="muon"), parent=f"{run.output_dir}@8"
         )
@@ -234,6 +234,6 @@ def test_the_command_line_branches_and_replays(run, tiny, tmp_path, capsys):
     assert main(["train", str(file), "--from", f"{run.output_dir}@8"]) == 0
     assert "branching off after step 8" in capsys.readouterr().err
     assert main(["replay", str(run.output_dir), "--from", "8", "--to", "10"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "2 steps repeated; 2 of the 2 that were written down match"
+    assert capsys.readouterr().out.splitlines()[-1] == "2 steps repeated; 2 of the 2 recorded ones match"
     assert main(["replay", str(run.output_dir), "--from", "3"]) == 2
     assert "keeps no checkpoint of step 3" in capsys.readouterr().err

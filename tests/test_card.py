@@ -1,11 +1,11 @@
 """The model card: true to its checkpoint, safe to show, with code that works, and a person's words stay in it."""
 
-import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,14 +21,11 @@ from test_training import changed
 
 import hf_gpt
 from hf_gpt import checkpoint
-from hf_gpt.data.corpus import load_corpora
-from hf_gpt.data.token_store import tokenize
+from hf_gpt.display import escape_unprintable
 from hf_gpt.errors import UserError
-from hf_gpt.evaluation import bits_per_byte, targets_and_bytes
-from hf_gpt.hub.card import UNPUBLISHED, addressed, merge, model_card, write_card
-from hf_gpt.hub.card_merge import compose
-from hf_gpt.recipe import DataRecipe
-from hf_gpt.training.setup import prepare_data
+from hf_gpt.hub.card import write_card
+from hf_gpt.hub.card_merge import UNPUBLISHED, compose, merge, with_repo_id
+from hf_gpt.hub.markdown import code, escape
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +58,8 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def copied(trained, tmp_path):
-    """A copy of the run's files that a test may spoil: its folder and its last checkpoint."""
-    run_dir = tmp_path / "a run"
-    for path in trained.output_dir.rglob("*"):
-        if path.is_file():
-            target = run_dir / path.relative_to(trained.output_dir)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
+    """A copy of the run that a test may spoil: its folder and its last checkpoint."""
+    run_dir = shutil.copytree(trained.output_dir, tmp_path / "a run")
     return run_dir, run_dir / "checkpoints" / "step-00000012"
 
 
@@ -77,10 +69,20 @@ def edit_json(path: Path, change) -> None:
     path.write_text(json.dumps(value))
 
 
+def written(saved: Path, run_dir: Path, **options) -> str:
+    """The card as it is made now."""
+    return write_card(saved, run_dir, **options).read_text()
+
+
+def prose(card: str) -> str:
+    """The card on one line."""
+    return " ".join(card.split())
+
+
 # What is in it
 
 
-def test_every_checkpoint_has_a_card_and_its_plot_and_stays_whole_when_a_person_writes_into_the_card(trained):
+def test_every_checkpoint_has_a_card_and_its_plot_and_verifies_when_a_person_writes_into_the_card(trained):
     for saved in trained.checkpoints:
         assert "loss.png" in json.loads((saved / checkpoint.MANIFEST).read_text())["files"]
         card = (saved / "README.md").read_text()
@@ -104,11 +106,10 @@ def test_a_card_shows_the_run_as_it_was_at_its_step(trained):
         assert re.findall(r"^\*\*(.*)\*\*$", card, re.M) == shown
         for sample in trained.samples:
             if sample["prompt"] == "Line" and sample["step"] in (0, step // 2, step):
-                visible = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in sample["text"])
-                assert f"```text\n{visible}\n```" in card
+                assert f"```text\n{escape_unprintable(sample['text'])}\n```" in card
         assert f"{trained.model.num_parameters():,}" in card
         assert ("Its training was not finished: these are the weights after" in card) == (step < 12)
-        assert model_card(saved, trained.output_dir) == card  # now that the run has gone on
+        assert written(saved, trained.output_dir) == card  # now that the run is at a later step
 
 
 def test_the_metadata_is_what_the_hub_takes(trained):
@@ -122,16 +123,14 @@ def test_the_metadata_is_what_the_hub_takes(trained):
     assert name == "a run"
     assert eval_results_to_model_index(name, results) == data["model-index"]
     last = trained.metrics[-1]
-    assert {result.metric_type: result.metric_value for result in results} == {
-        "loss": pytest.approx(last["validation_loss"], abs=1e-6),
-        "perplexity": pytest.approx(last["perplexity"], abs=1e-6),
-        "bits_per_byte": pytest.approx(last["bits_per_byte"], abs=1e-6),
-    }
     for result in results:
         assert type(result.metric_value) is float
-        assert result.task_type == "text-generation"
+        assert result.metric_value == pytest.approx(
+            last[{"loss": "validation_loss"}.get(result.metric_type, result.metric_type)], abs=1e-6
+        )
         assert (result.dataset_type, result.dataset_name) == ("text", "my text.txt (validation text)")
         assert (result.dataset_split, result.dataset_config, result.dataset_revision) == ("validation", None, None)
+    assert [result.metric_type for result in results] == ["loss", "perplexity", "bits_per_byte"]
 
 
 def test_a_dataset_of_the_hub_is_named_with_its_revision(copied):
@@ -145,7 +144,7 @@ def test_a_dataset_of_the_hub_is_named_with_its_revision(copied):
             environment["sources"][kind] = {**text, **where, "split": split, "source": f"owner/books (en, {split})"}
 
     edit_json(run_dir / "environment.json", from_the_hub)
-    card = model_card(saved, run_dir)
+    card = written(saved, run_dir)
     data = ModelCard(card).data
     assert data.datasets == ["owner/books"]
     for result in data.eval_results:
@@ -155,53 +154,8 @@ def test_a_dataset_of_the_hub_is_named_with_its_revision(copied):
     assert f"revision `{'0123abcd' * 5}`" in card
     cut = {"part": "the last 10% of its characters"}
     edit_json(run_dir / "environment.json", lambda values: values["sources"]["validation"].update(cut))
-    data = ModelCard(model_card(saved, run_dir)).data
+    data = ModelCard(written(saved, run_dir)).data
     assert {result.dataset_split for result in data.eval_results} == {None}
-
-
-def test_figures_of_other_weights_are_no_metadata(tiny):
-    run = hf_gpt.train(changed(tiny, train__max_steps=11))
-    card = (run.checkpoints[-1] / "README.md").read_text()
-    assert "Measured after step 8, 3 steps before these weights" in card
-    assert "model-index" not in card
-    assert "model_name" not in card
-
-
-@pytest.mark.parametrize("vocabulary", ["bytes", 300])
-def test_bits_per_byte_are_those_of_the_text_that_was_evaluated(tiny, vocabulary):
-    if vocabulary != "bytes":
-        tiny["tokenizer"] = {"train": {"vocab_size": vocabulary}}
-    Path(tiny["data"]["source"]).write_text("Zürich, 東京 und Ωmega. " * 400, encoding="utf-8")
-    run = hf_gpt.train(tiny)
-    windows = prepare_data(run.recipe).evaluated["validation"]
-    ids = windows.store.tokens[1 : min(len(windows), 512 // 32) * 32 + 1].tolist()
-    num_bytes = len(run.tokenizer.decode(ids).replace("\ufffd", "").encode())  # characters cut in two at the ends:
-    targets, counted = targets_and_bytes(windows, run.tokenizer, 512)
-    assert targets == len(ids)
-    assert 0 <= counted - num_bytes <= 4
-    loss, found = run.metrics[-1]["validation_loss"], run.metrics[-1]["bits_per_byte"]
-    assert found == pytest.approx(loss * len(ids) / math.log(2) / counted)
-    if vocabulary == "bytes":
-        assert found == pytest.approx(loss / math.log(2))
-    assert bits_per_byte(loss, targets, counted) == found
-
-
-def test_bytes_that_cannot_be_counted_are_left_out(trained):
-    windows = prepare_data(trained.recipe).evaluated["validation"]
-    other = dataclasses.replace(windows.store, num_bytes=windows.store.num_bytes + 1)
-    assert targets_and_bytes(dataclasses.replace(windows, store=other), trained.tokenizer) is None
-
-
-def test_separators_are_no_bytes(tmp_path, trained):
-    for name in "abc":
-        (tmp_path / f"{name}.txt").write_text("Some words. " * 40)
-    corpus, _ = load_corpora(DataRecipe(source=str(tmp_path)))
-    assert [name for name, _ in corpus.origin["files"]] == ["a.txt", "b.txt", "c.txt"]
-    store = tokenize(corpus, trained.tokenizer)
-    windows = dataclasses.replace(prepare_data(trained.recipe).evaluated["validation"], store=store)
-    targets, num_bytes = targets_and_bytes(windows, trained.tokenizer)
-    assert targets <= store.num_tokens - 1
-    assert num_bytes == len(trained.tokenizer.decode(store.tokens[1 : targets + 1], skip_special_tokens=True))
 
 
 # Runs of other kinds
@@ -214,6 +168,13 @@ def card_of(recipe: dict, **options) -> str:
     return card
 
 
+def test_figures_of_other_weights_are_no_metadata(tiny):
+    card = card_of(changed(tiny, train__max_steps=11))
+    assert "Measured after step 8, 3 steps before these weights" in card
+    assert "model-index" not in card
+    assert "model_name" not in card
+
+
 def test_a_run_without_prompts_or_evaluation(tiny):
     tiny["evaluation"] |= {"prompts": [], "first": 1000}
     card = card_of(changed(tiny, train__log_every=100, train__max_steps=4))
@@ -222,15 +183,6 @@ def test_a_run_without_prompts_or_evaluation(tiny):
     assert "model-index" not in card
     assert "none was given; ask the publisher before you use the model" in card
     assert "license" not in ModelCard(card).data.to_dict()
-
-
-def test_a_checkpoint_before_the_first_loss_has_no_plot(tiny):
-    tiny["evaluation"]["first"] = 1000
-    run = hf_gpt.train(changed(tiny, train__log_every=9))
-    with_plot = [(saved / "loss.png").is_file() for saved in run.checkpoints]
-    assert "loss.png" in (run.checkpoints[-1] / "README.md").read_text()
-    assert with_plot == [False, True]
-    assert "loss.png" not in (run.checkpoints[0] / "README.md").read_text()
 
 
 def test_a_run_without_validation_text(tiny):
@@ -247,19 +199,15 @@ def test_the_untrained_model(tiny):
     assert "loss.png" not in card
 
 
-def test_a_run_that_counts_epochs(tiny):
-    tiny["train"] = {"epochs": 0.05, "batch_size": 4, "device": "cpu"}
-    assert "was not finished" not in card_of(tiny)
-
-
-def test_a_run_that_goes_on_from_a_model_or_branches_off(trained, tmp_path):
+def test_a_run_that_starts_from_a_model_or_branches_off(trained, tmp_path):
     recipe = yaml.safe_load((trained.output_dir / "recipe.yaml").read_text())
     recipe["output_dir"] = str(tmp_path / "more")
     recipe["train"]["max_steps"] = 13
     more = {"from_pretrained": str(trained.checkpoints[0])}
     card = card_of({**recipe, "model": more, "tokenizer": {}, "output_dir": str(tmp_path / "further")})
     digest = hashlib.sha256((trained.checkpoints[0] / "model.safetensors").read_bytes()).hexdigest()
-    assert f"trained from the weights of `a run step-00000004` (SHA-256 of its weights `{digest}`)" in card
+    origin = f"trained from the weights of `a run step-00000004` (SHA-256 of its weights `{digest}`)"
+    assert origin in prose(card)
     assert "from_pretrained: a run step-00000004" in card
     assert str(trained.output_dir.parent) not in card
     card = card_of(recipe, parent=f"{trained.output_dir}@8")
@@ -270,14 +218,14 @@ def test_a_run_that_goes_on_from_a_model_or_branches_off(trained, tmp_path):
 def test_several_processes_are_counted(copied):
     run_dir, saved = copied
     edit_json(saved / "training_state" / "state.json", lambda state: state.update(processes=4))
-    assert "| hardware | 4 x cpu (" in model_card(saved, run_dir)
+    assert "| hardware | 4 x cpu (" in written(saved, run_dir)
 
 
-def test_a_run_of_before_there_were_cards(copied):
+def test_what_the_run_did_not_record_is_left_out(copied):
     run_dir, saved = copied
     edit_json(run_dir / "environment.json", lambda environment: environment.pop("sources"))
-    card = model_card(saved, run_dir)
-    assert "on a text that is not recorded" in card
+    card = written(saved, run_dir)
+    assert "on a text that is not recorded" in prose(card)
     assert ModelCard(card).data.eval_results
 
 
@@ -291,42 +239,40 @@ def test_without_a_training_state_there_is_no_card_to_make(copied):
 # How to load it
 
 
-def code(card: str, language: str) -> list[str]:
+def code_blocks(card: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", card, re.M | re.S)
 
 
 def test_the_code_in_a_card_works(trained, tmp_path, capsys):
-    saved = trained.checkpoints[-1]
-    card = addressed((saved / "README.md").read_text(), str(saved))
-    with_package, remote_code, gpt2 = code(card, "python")
+    saved = tmp_path / "saved"
+    shutil.copytree(trained.checkpoints[-1], saved)
+    card = with_repo_id((saved / "README.md").read_text(), str(saved))
+    with_package, remote_code, gpt2 = code_blocks(card, "python")
     exec(with_package, {})
     assert capsys.readouterr().out.startswith("Line")
     env = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     done = subprocess.run([sys.executable, "-c", remote_code], env=env, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Line")
-    (command,) = code(card, "bash")
-    arguments = command.replace(str(saved), "SAVED").split()[1:]
+    (command,) = code_blocks(card, "bash")
     from hf_gpt.cli import main
 
-    assert (
-        main([str(saved) if word == "SAVED" else word.replace("gpt2-form", str(tmp_path / "g")) for word in arguments])
-        == 0
-    )
+    assert main([word.replace("gpt2-form", str(tmp_path / "g")) for word in shlex.split(command)[1:]]) == 0
     exec(gpt2.replace("gpt2-form", str(tmp_path / "g")), {})
 
 
-def test_the_models_name_on_the_hub_is_in_the_code(trained):
-    saved = trained.checkpoints[-1]
-    card = model_card(saved, trained.output_dir, repo_id="me/my-gpt")
+def test_the_models_name_on_the_hub_is_in_the_code(copied):
+    run_dir, saved = copied
+    unpublished = (saved / "README.md").read_text()
+    card = written(saved, run_dir, repo_id="me/my-gpt")
     assert UNPUBLISHED not in card
     assert 'from_pretrained("me/my-gpt")' in card
     assert "\n# my-gpt\n" in card
-    later = addressed((saved / "README.md").read_text(), "me/my-gpt")
+    later = with_repo_id(unpublished, "me/my-gpt")
     assert UNPUBLISHED not in later
-    assert code(later, "python") == code(card, "python")
+    assert code_blocks(later, "python") == code_blocks(card, "python")
     mine = merge(later, later.replace("With the package", "I say: with the package"))
-    assert "I say" in merge(later, mine)  # the marks know the text they are around
+    assert "I say" in merge(later, mine)  # the marks fit the changed text
 
 
 # What must not be in it
@@ -363,20 +309,20 @@ def test_private_things_stay_out(trained, tmp_path, monkeypatch):
 
 HOSTILE = (
     "```\n</details><script>alert(1)</script>\n<!-- hf_gpt: end samples -->\n<!-- hf_gpt: begin about 00000000 -->\n"
-    "````\n# Heading\n|a|b|\n---\n\x1b[31m\x00\u202e\u2028\r 東京 👩\u200d💻"
+    "````\n# Heading\n|a|b|\n---\n{{ 7 * 7 }}\n\x1b[31m\x00\u202e\u2028\r 東京 👩\u200d💻"
 )
 
 
 def test_samples_and_prompts_are_shown_and_break_nothing(copied):
     markdown_it = pytest.importorskip("markdown_it")
     run_dir, saved = copied
-    harmless = model_card(saved, run_dir)
+    harmless = written(saved, run_dir)
     lines = [{"step": step, "prompt": HOSTILE, "text": HOSTILE + str(step)} for step in (0, 6, 12)]
     (run_dir / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
     recipe["evaluation"]["prompts"] = [HOSTILE]
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    card = model_card(saved, run_dir)
+    card = written(saved, run_dir)
 
     tokens = markdown_it.MarkdownIt("commonmark").enable("table").parse(ModelCard(card).text)
     before = markdown_it.MarkdownIt("commonmark").enable("table").parse(ModelCard(harmless).text)
@@ -394,6 +340,20 @@ def test_samples_and_prompts_are_shown_and_break_nothing(copied):
     assert merge(harmless, card) == harmless
 
 
+@given(st.text(st.sampled_from("ab 1_*`|\\[]<>&!#$^@:{}=~.()-+'\"/\n\t\u202eé東"), max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_any_text_shows_as_it_is_in_a_line_and_in_a_table(text):
+    markdown_it = pytest.importorskip("markdown_it")
+    parser = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    for shown in (escape(text), code(text)):
+        tokens = parser.parse(f"a {shown} b\n\n| a | b |\n| --- | --- |\n| a {shown} b | c |\n")
+        assert [t.type for t in tokens].count("td_open") == 2
+        for cell in [t for t in tokens if t.type == "inline" and "b" in t.content[1:]]:
+            assert {child.type for child in cell.children} <= {"text", "text_special", "code_inline"}
+            found = "".join(child.content for child in cell.children)
+            assert found.split() == f"a {escape_unprintable(text, one_line=True)} b".split()
+
+
 def test_names_are_shown_and_break_nothing(copied):
     run_dir, saved = copied
 
@@ -403,20 +363,22 @@ def test_names_are_shown_and_break_nothing(copied):
         environment["device_name"] = "|\n---\n<!-- hf_gpt: end training -->"
 
     edit_json(run_dir / "environment.json", rename)
-    card = model_card(saved, run_dir)
+    card = written(saved, run_dir)
     assert "\n# no" not in card
     assert merge(card, card) == card
-    assert "| hardware | 1 x cpu (`\\|\\n---\\n<!-- hf_gpt: end training -->`)" in card
+    assert r"| hardware | 1 x cpu (\|\\n---\\n\<\!-- hf_gpt\: end training --\>)" in card
 
 
 # Whose words are whose
 
 
 OLD = compose(
-    "tags:\n- hf_gpt\nlibrary_name: transformers\nold: 1", {"about": "# Name\n\nOld.", "use": "Use it.", "gone": "G"}
+    {"tags": ["hf_gpt"], "library_name": "transformers", "old": 1},
+    {"about": "# Name\n\nOld.", "use": "Use it.", "gone": "G"},
 )
 NEW = compose(
-    "tags:\n- hf_gpt\n- new\nlibrary_name: transformers", {"about": "# Name\n\nNew.", "use": "Use it.", "samples": "S"}
+    {"tags": ["hf_gpt", "new"], "library_name": "transformers"},
+    {"about": "# Name\n\nNew.", "use": "Use it.", "samples": "S"},
 )
 
 
@@ -429,7 +391,7 @@ def data(card: str) -> dict:
 
 
 def test_a_card_that_nobody_touched_becomes_the_new_one():
-    assert merge(NEW, OLD).replace("\n\n\n\n", "\n\n") == NEW
+    assert re.sub("\n{3,}", "\n\n", merge(NEW, OLD)) == NEW
     assert merge(NEW, NEW) == NEW
     assert merge(NEW, "") == NEW
     assert data(merge(NEW, "---\nlicense: mit\n---\n")) == {"license": "mit", **data(NEW)}
@@ -439,8 +401,9 @@ def test_what_a_person_wrote_around_the_sections_stays_in_place():
     mine = OLD.replace("<!-- hf_gpt: begin use", "## My words\n\nbetween\n\n<!-- hf_gpt: begin use")
     mine = mine.replace("---\n\n<!--", "---\n\nbefore\n\n<!--", 1) + "\nafter\n"
     merged = merge(NEW, mine)
-    order = ["before", "New.", "## My words\n\nbetween", "Use it.", "\nS\n", "after"]
+    order = ["before", "New.", "## My words\n\nbetween", "Use it.", "after"]
     assert sorted(order, key=merged.index) == order
+    assert "\nS\n" in merged
     assert "Old." not in merged
     assert merge(NEW, merged) == merged
 
@@ -465,7 +428,7 @@ def test_without_one_of_its_marks_a_section_is_a_persons(mark):
     assert merge(NEW, merged) == merged
 
 
-def test_a_section_that_a_person_took_out_stays_out():
+def test_a_section_that_a_person_removed_stays_removed():
     mine = re.sub(r"<!-- hf_gpt: begin about.*?end about -->\n", "", OLD, flags=re.S)
     merged = merge(NEW, mine)
     assert "# Name" not in merged
@@ -476,80 +439,62 @@ def test_a_section_that_a_person_took_out_stays_out():
 
 def test_a_card_without_marks_is_all_a_persons():
     merged = merge(NEW, "---\nlicense: mit\n---\n# My model\n\nMy words.\n")
-    assert body(merged).startswith("# My model\n\nMy words.\n") or "# My model\n\nMy words.\n" in body(merged)
+    assert "# My model\n\nMy words.\n" in body(merged)
     assert merged.index("My words.") < merged.index("New.")
     assert merge(NEW, merged) == merged
 
 
-def test_copies_and_nested_marks_lose_nothing():
-    section = re.search(r"<!-- hf_gpt: begin use.*?end use -->\n", OLD, re.S)[0]
-    twice = merge(NEW, OLD + "\n" + section.replace("Use it.", "My copy."))
-    assert "Use it." in twice
-    assert "My copy." in twice
-    nested = OLD.replace("Old.", f"Old.\n{section}")
-    assert "Old." in merge(NEW, nested)
-
-
-def test_metadata_that_a_person_changed_added_or_took_out_is_theirs():
-    mine = OLD.replace(
-        "tags:\n- hf_gpt\n", "# a comment\nlicense: mit   # chosen by me\ntags:\n- hf_gpt\n- mine\nlanguage:\n- en\n"
-    )
+def test_metadata_that_a_person_changed_added_or_removed_is_theirs():
+    mine = OLD.replace("tags:\n- hf_gpt\n", "license: mit   # mine\ntags:\n- hf_gpt\n- mine\nlanguage:\n- en\n")
     mine = mine.replace("library_name: transformers\n", "")
     merged = merge(NEW, mine)
     assert data(merged) == {"license": "mit", "tags": ["hf_gpt", "mine"], "language": ["en"]}
-    assert "# a comment\nlicense: mit   # chosen by me\n" in merged
     assert merge(NEW, merged) == merged
-    untouched = merge(NEW, OLD)
-    assert data(untouched) == data(NEW)
-
-
-def test_a_comment_in_metadata_that_is_replaced_stays():
-    mine = OLD.replace("old: 1", "old: 1 # why").replace("- hf_gpt\n", "- hf_gpt # ours\n")
-    merged = merge(NEW, mine)
-    assert data(merged) == data(NEW)
-    assert "# why" in merged
-    assert "# ours" in merged
+    assert data(merge(NEW, OLD)) == data(NEW)
 
 
 def test_other_results_in_the_model_index_stay(copied):
     run_dir, saved = copied
-    published = model_card(saved, run_dir)
-    card = yaml.safe_load(published.split("---\n")[1])
+    published = written(saved, run_dir)
     result = {
         "task": {"type": "text-generation"},
         "dataset": {"type": "lambada", "name": "LAMBADA"},
         "metrics": [{"type": "accuracy", "value": 0.1}],
         "source": {"url": "https://example.com", "name": "me"},
     }
-    ours = card["model-index"][0]["results"][0]
-    card["model-index"][0]["results"].append(result)
-    card["model-index"].append({"name": "another", "results": [result]})
-    mine = f"---\n{yaml.safe_dump(card, sort_keys=False)}---\n" + body(published)
-    newer = published.replace(str(ours["metrics"][0]["value"]), "0.125")
-    newer = compose(newer.split("---\n")[1], {"about": "New."})
-    index = data(merge(newer, mine))["model-index"]
-    assert [entry["name"] for entry in index] == ["a run", "another"]
-    assert index[0]["results"][0]["metrics"][0] == {**ours["metrics"][0], "value": 0.125}
-    assert index[0]["results"][1:] == index[1]["results"] == [result]
-    assert merge(newer, merge(newer, mine)) == merge(newer, mine)
-    without = compose("tags: [a]", {"about": "New."})  # this step was not evaluated
-    assert [entry["results"] for entry in data(merge(without, mine))["model-index"]] == [[result], [result]]
-    del card["model-index"]
-    taken_out = merge(newer, f"---\n{yaml.safe_dump(card)}---\n" + body(published))
-    assert "model-index" not in data(taken_out)
+    metadata = data(published)
+    ours = metadata["model-index"][0]["results"][0]
+    newer = json.loads(json.dumps(metadata))
+    newer["model-index"][0]["results"][0]["metrics"][0]["value"] = 0.125
+    newer = compose(newer, {"about": "New."})
+    metadata["model-index"][0]["results"].append(result)
+    metadata["model-index"].append({"name": "another", "results": [result]})
+    mine = f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n" + body(published)
+
+    def results(card: str) -> list:
+        return [found for entry in data(card)["model-index"] for found in entry["results"]]
+
+    merged = merge(newer, mine)
+    assert {"name": "another", "results": [result]} in data(merged)["model-index"]
+    assert results(merged).count(result) == 2
+    assert ours not in results(merged)
+    assert results(newer)[0] in results(merged)
+    assert merge(newer, merged) == merged
+    unevaluated = compose({"tags": ["a"]}, {"about": "New."})
+    assert results(merge(unevaluated, mine)) == [result, result]
+    del metadata["model-index"]
+    removed = merge(newer, f"---\n{yaml.safe_dump(metadata)}---\n" + body(published))
+    assert "model-index" not in data(removed)
 
 
 @pytest.mark.parametrize("metadata", ["tags: [a\n", "- a\n- b\n", "a: b: c\n", "@\n"])
-def test_metadata_that_is_no_yaml_is_kept_in_the_text(metadata):
-    merged = merge(NEW, f"---\n{metadata}---\nMy words.\n")
-    assert data(merged) == data(NEW)
-    assert metadata.strip() in body(merged)
-    assert "My words." in merged
-    assert merge(NEW, merged) == merged
+def test_metadata_that_is_no_yaml_is_refused(metadata):
+    with pytest.raises(UserError, match=r"README\.md: its metadata on the Hub is not YAML"):
+        merge(NEW, f"---\n{metadata}---\nMy words.\n")
 
 
 @pytest.mark.parametrize("record", ["{", '{"metadata": 3, "results": {}, "sections": 1}', "{}"])
-def test_a_spoiled_record_loses_nothing(record):
+def test_a_damaged_record_loses_nothing(record):
     mine = re.sub(r"made \{.*\}", lambda _: f"made {record}", OLD).replace("old: 1", "mine: 1")
     merged = merge(NEW, mine)
     assert data(merged)["mine"] == 1
@@ -565,6 +510,8 @@ def test_no_line_that_a_person_writes_anywhere_in_the_text_is_lost(draw):
     )
     for word in words:
         lines.insert(draw.draw(st.integers(0, len(lines))), word)
+    if draw.draw(st.booleans()):  # a copy of a section or of the whole
+        lines += draw.draw(st.sampled_from([lines, body(OLD).split("\n")[6:12]]))
     for _ in range(draw.draw(st.integers(0, 3))):
         del lines[draw.draw(st.integers(0, len(lines) - 1))]
     words = [word for word in words if word in lines]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from figures import published
+
 SCRIPT = Path(__file__).parent.parent / "scripts" / "chapter5.py"
 
 
@@ -16,8 +18,9 @@ def test_the_chapter_runs_from_text_to_gpt2(tmp_path):
     printed = done.stdout
     assert "text again  Every effort moves you" in printed
     figures = dict(re.findall(r"^(loss|cross_entropy|perplexity) +([\d.,]+)", printed, re.M))
-    assert figures["loss"] == figures["cross_entropy"]
+    assert float(figures["loss"]) == published(figures["cross_entropy"])
     losses = [float(loss) for loss in re.findall(r"^step +\d+ +training [\d.]+ +validation ([\d.]+)", printed, re.M)]
     assert losses[0] > 6 > losses[-1]
-    assert "the same logits True" in printed
-    assert float(re.search(r"largest difference of a logit: (\S+)", printed)[1]) < 1e-4
+    differences = re.findall(r"largest difference of a logit:? ([^\s,]+)", printed)
+    assert len(differences) == 2  # loaded again, and as GPT-2
+    assert max(map(float, differences)) < 1e-4

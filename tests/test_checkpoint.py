@@ -38,7 +38,7 @@ def test_a_manifest_that_is_none_is_no_whole_checkpoint(tmp_path, manifest):
     (newer / checkpoint.MANIFEST).write_text(manifest)
     found, problems = checkpoint.newest_whole(tmp_path)
     assert found == older
-    assert "not a whole training checkpoint" in problems[newer]
+    assert "not a complete training checkpoint" in problems[newer]
 
 
 @pytest.mark.parametrize(

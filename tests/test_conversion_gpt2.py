@@ -476,7 +476,7 @@ def test_a_result_with_other_logits_is_not_kept(tmp_path, stock, monkeypatch, ca
             "neither a directory here nor to be had from the Hub: the Hub cannot be",
         ),
         (["nobody/nothing", "OUT", "--to", "gpt2"], "give a directory, or come back with a network"),
-        (["no body", "OUT", "--from", "gpt2"], "it is no Hub id either"),
+        (["no body", "OUT", "--from", "gpt2"], "it is no Hub id (OWNER/NAME)"),
         (["./nowhere", "OUT", "--to", "gpt2"], "no such directory"),
         (["STOCK", "OUT"], "one of the arguments --from --to is required"),
         (["STOCK", "OUT", "--from", "gpt3"], "invalid choice: 'gpt3'"),

@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_gpt.data.corpus import Corpus, _hub, cut, load_corpora, without_blank_lines
+from hf_gpt.data.corpus import Corpus, _hub, load_corpora, split_by_characters, without_blank_lines
 from hf_gpt.errors import UserError
 from hf_gpt.recipe import DataRecipe
 
@@ -232,9 +232,9 @@ def test_save_to_disk_folders_and_only_column_of_text(folder):
     assert documents(training(folder / "one", text_column="body")) == ["train", "x"]
 
 
-def test_wikitext_is_the_published_text(test_data):
+def test_wikitext_is_the_published_text(data_dir):
     recipe = DataRecipe(
-        source=str(test_data / "wikitext"),
+        source=str(data_dir / "wikitext"),
         config="wikitext-2-v1",
         train_split="test",
         validation_split="validation",
@@ -246,13 +246,6 @@ def test_wikitext_is_the_published_text(test_data):
     assert len(text) == 1_252_084
     assert text.startswith(" = Robert <unk> = \n Robert <unk> is an English film")
     assert test.name == "wikitext (wikitext-2-v1, test)"
-
-
-@pytest.fixture
-def test_data(monkeypatch) -> Path:
-    if "HF_GPT_TEST_DATA" not in os.environ:
-        pytest.skip("needs HF_GPT_TEST_DATA")
-    return Path(os.environ["HF_GPT_TEST_DATA"]).absolute()
 
 
 def test_builtin_documentation_is_documents_in_a_fixed_order():
@@ -330,14 +323,14 @@ def test_blank_lines_are_removed_wherever_pieces_end(pieces):
 def test_a_cut_by_characters_loses_nothing_and_falls_where_the_book_has_it(tmp_path_factory, pieces, fraction):
     os.environ["HF_GPT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     corpus = Corpus("c", "i", True, lambda: iter(pieces))
-    first, second = ("".join(p for p in part.pieces() if p) for part in cut(corpus, fraction))
+    first, second = ("".join(p for p in part.pieces() if p) for part in split_by_characters(corpus, fraction))
     text = "".join(p for p in pieces if p)
     assert (first, second) == (text[: int((1 - fraction) * len(text))], text[int((1 - fraction) * len(text)) :])
 
 
-def test_the_verdict_is_cut_as_in_the_book(test_data):
-    recipe = DataRecipe(source=str(test_data / "the-verdict.txt"), validation_fraction=0.1)
-    text = (test_data / "the-verdict.txt").read_text()
+def test_the_verdict_is_cut_as_in_the_book(data_dir):
+    recipe = DataRecipe(source=str(data_dir / "the-verdict.txt"), validation_fraction=0.1)
+    text = (data_dir / "the-verdict.txt").read_text()
     parts = ["".join(documents(corpus)) for corpus in load_corpora(recipe)]
     assert parts == [text[: int(0.90 * 20479)], text[int(0.90 * 20479) :]]
 
@@ -391,8 +384,8 @@ def test_what_cannot_work_says_so_in_one_line(folder, monkeypatch):
     assert "pip install 'hf_gpt[zstd]'" in refusal(folder / "a.txt.zst")
 
 
-def test_a_missing_configuration_or_split_of_a_dataset_names_those_there_are(test_data):
-    wikitext = test_data / "wikitext"
+def test_a_missing_configuration_or_split_of_a_dataset_names_those_there_are(data_dir):
+    wikitext = data_dir / "wikitext"
     assert "it has: wikitext-2-v1" in refusal(wikitext, config="wikitext-103-v1")
     assert "it has: validation, test" in refusal(wikitext, config="wikitext-2-v1")
 
@@ -400,4 +393,6 @@ def test_a_missing_configuration_or_split_of_a_dataset_names_those_there_are(tes
 def test_a_hub_dataset_that_cannot_be_reached_says_so(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     message = refusal("some-owner/some-dataset")
-    assert message.startswith("some-owner/some-dataset: no such file or folder, and as a dataset on the Hub")
+    assert message.startswith(
+        "some-owner/some-dataset: no such file or folder, and it cannot be loaded as a dataset from the Hub"
+    )

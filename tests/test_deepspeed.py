@@ -12,7 +12,7 @@ from forking import ForkServer, recipe_file
 from test_accelerate_configs import train_on_two
 from test_processes import Workers, everything, lines
 
-from hf_gpt.report.records import read_lines
+from hf_gpt.training.run_log import read_lines
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install 'hf_gpt[deepspeed]'"
@@ -64,7 +64,7 @@ def test_a_run_under_zero_goes_on_exactly(forks, short_batch, tmp_path, stage, p
     whole = everything(short_batch["output_dir"], 16)
     weights = Path(short_batch["output_dir"], "checkpoints", "step-00000016", "model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])  # damaged, so that step 8 is gone on from
-    assert "going on after step 8" in train(forks, recipe, stage=stage)
+    assert "resuming after step 8" in train(forks, recipe, stage=stage)
     assert everything(short_batch["output_dir"], 16) == whole
 
 
@@ -81,7 +81,7 @@ def test_a_run_goes_on_with_deepspeed_and_without_it_again(forks, short_batch, t
 
     alone(tmp_path / "alone")
     alone(moved, "--train.max_steps", "4")
-    assert "going on after step 4" in train(forks, recipe, "--output_dir", moved, "--train.max_steps", "12")
+    assert "resuming after step 4" in train(forks, recipe, "--output_dir", moved, "--train.max_steps", "12")
     alone(moved)
     ours, theirs = ([x for x in lines(run) if "train_loss" in x] for run in (moved, tmp_path / "alone"))
     assert [line["step"] for line in ours] == list(range(1, 17))

@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from test_book_model import book_model
+from figures import published
+from test_book_model import PROBABILITIES, book_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
@@ -29,6 +30,7 @@ def parts():
     return GPTForCausalLM(config).eval(), load_tokenizer("bytes")
 
 
+@pytest.mark.figures
 def test_the_books_six_steps_come_out():
     """Chapter 5's two sentences, whose ids stand for themselves: no data needed."""
     words = {"every": 16833, " effort": 3626, " moves": 6100, " you": 345}
@@ -39,14 +41,12 @@ def test_the_books_six_steps_come_out():
     model = book_model(context_length=256).eval()
     found = [explain(model, tokenizer, text) for text in ("every effort moves you", "I really like chocolate")]
     tokens = [token for explanation in found for token in explanation.tokens[1:]]
-    # Each within one unit of the last digit that the book prints.
-    for token, printed in zip(tokens, (7.4541e-05, 3.1061e-05, 1.1563e-05, 1.0337e-05, 5.6776e-05, 4.7559e-06)):
-        assert token.probability == pytest.approx(printed, abs=1e-9 if printed > 1e-5 else 1e-10)
+    assert [token.probability for token in tokens] == [published(probability) for probability in PROBABILITIES]
     assert [token.alternatives[0].id for token in tokens] == [16657, 339, 42826, 49906, 29669, 41751]
-    logs = [-9.5042, -10.3796, -11.3677, -11.4798, -9.7764, -12.2561]
-    assert [token.log_probability for token in tokens] == pytest.approx(logs, abs=1e-4)
+    logs = ["-9.5042", "-10.3796", "-11.3677", "-11.4798", "-9.7764", "-12.2561"]
+    assert [token.log_probability for token in tokens] == [published(log) for log in logs]
     mean = sum(explanation.mean for explanation in found) / 2
-    assert mean == pytest.approx(-10.7940, abs=1e-4)
+    assert mean == published("-10.7940")
     assert torch.tensor(-mean).exp().item() == pytest.approx(48725.82, abs=0.2)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hf_gpt
-from hf_gpt.modeling_gpt import chunked_cross_entropy
+from hf_gpt.loss import chunked_cross_entropy
 from hf_gpt.recipe import OptimizerRecipe
 from hf_gpt.training.optimizer import build_optimizer
 

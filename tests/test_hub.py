@@ -1,4 +1,4 @@
-"""Checkpoints go to the Hub and come back, over real HTTP; whatever the Hub does, nothing is lost or half shown."""
+"""Checkpoints go to the Hub and come back, over real HTTP; whatever the Hub does, nothing is lost or torn."""
 
 import json
 import os
@@ -12,12 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 from forking import ForkServer, recipe_file
-from hub_server import Fault, HubServer, wikitext_files
+from hub_repos import wikitext_files
+from hub_server import Fault, HubServer
 
 from hf_gpt import checkpoint
 from hf_gpt.hub.background import Publisher
 from hf_gpt.recipe import HubRecipe
-from hf_gpt.report.records import read_lines
+from hf_gpt.training.run_log import read_lines
 
 REPO = "someone/my-gpt"
 
@@ -160,8 +161,8 @@ def test_the_records_of_a_run_go_along_from_within_its_folder(hub, step, tmp_pat
     code = f"""
 import os
 os.chdir({str(step(8).parent)!r})
-from hf_gpt import hub
-print(int(hub.push("step-00000008", "someone/relative", with_training_state=True).revision == "main"))"""
+from hf_gpt.hub.push import push
+print(int(push("step-00000008", "someone/relative", with_training_state=True).revision == "main"))"""
     assert in_a_fresh_process(code, hub.environment(tmp_path)) == 1
     there = hub.files("someone/relative")
     assert {"training_state/run/recipe.yaml", "training_state/run/metrics.jsonl"} <= set(there)
@@ -182,7 +183,7 @@ except OSError:
     assert commands.run("push", step(4), "someone/open")[0] == 0
     code, printed = commands.run("push", step(8), "someone/open", "--private")
     assert code == 2
-    assert "someone/open: is public already" in printed
+    assert "someone/open is public already" in printed
     assert hub.commits("someone/open")[0]["title"] == "Step 4"
 
 
@@ -227,9 +228,9 @@ print(1)"""
     ("model", "repo_id", "options", "says"),
     [
         ("nowhere", REPO, [], "no such directory"),
-        (None, "not a name", [], "cannot be the name of a repository"),
-        (None, REPO, ["--as", "gpt2", "--with-training-state"], "goes without"),
-        (None, REPO, ["--tag", ""], "--tag: it is empty"),
+        (None, "not a name", [], "it is no Hub id (OWNER/NAME)"),
+        (None, REPO, ["--as", "gpt2", "--with-training-state"], "excludes with_training_state"),
+        (None, REPO, ["--tag", ""], "tag: it is empty"),
     ],
 )
 def test_what_cannot_be_pushed_is_one_line(commands, step, model, repo_id, options, says):
@@ -239,7 +240,9 @@ def test_what_cannot_be_pushed_is_one_line(commands, step, model, repo_id, optio
     assert len(printed.splitlines()) == 1
 
 
-def test_what_others_put_beside_the_model_stays_and_what_nobody_knows_of_takes_no_card(hub, commands, step, tmp_path):
+def test_what_others_put_beside_the_model_stays_and_a_model_without_a_card_claims_nothing(
+    hub, commands, step, tmp_path
+):
     repo, others = "someone/shared", ("lora/adapter_model.safetensors", "tokenizer_notes.md", "onnx/model.onnx")
     assert commands.run("push", step(4), repo)[0] == 0
     card = hub.files(repo)["README.md"].decode() + "\n\nThanks to all.\n"
@@ -267,7 +270,7 @@ def test_a_revision_is_a_branch(hub, commands, step):
     assert commands.run("push", step(4), "someone/tagged", "--tag", "v1")[0] == 0
     code, printed = commands.run("push", step(8), "someone/tagged", "--revision", "v1")
     assert code == 2
-    assert "is a tag of someone/tagged" in printed
+    assert "'v1' is a tag of someone/tagged" in printed
 
 
 def test_a_branch_that_holds_another_run_is_left_alone(hub, commands, recipe, step, tmp_path):
@@ -284,7 +287,7 @@ def test_a_branch_that_holds_another_run_is_left_alone(hub, commands, recipe, st
 
 FAULTS = {
     "401": (Fault("/commit/", status=401), "not accepted (401)"),
-    "403": (Fault("/commit/", status=403), "may not do this with someone/faulty (403)"),
+    "403": (Fault("/commit/", status=403), "someone/faulty: the token may not do this (403)"),
     "413": (Fault("/commit/", status=413), "too large"),
     "429": (Fault("/commit/", status=429, headers={"Retry-After": "77"}), "too many requests (429)"),
     "503": (Fault("/commit/", status=503), "a fault of its own (503)"),
@@ -334,7 +337,24 @@ def test_without_a_token_it_says_how_to_get_one(hub, commands, step):
     assert len(printed.splitlines()) == 1
 
 
-# While a run goes on ------------------------------------------------------------------------------------------------
+def test_a_model_that_the_hub_does_not_give_is_one_line(hub, commands, step):
+    assert commands.run("push", step(4), "someone/there")[0] == 0
+    says = {
+        "someone/nothing": "no such repository",
+        "someone/there@nowhere": "it has no such branch, tag or commit",
+        "not a name": "it is no Hub id (OWNER/NAME)",
+        "someone/closed": "accepts the conditions on its page",
+    }
+    hub.fail(Fault("/someone/closed", status=403, headers={"X-Error-Code": "GatedRepo"}))
+    for model, text in says.items():
+        code, printed = commands.run("generate", model, "--prompt", "Line")
+        assert code == 2
+        assert f"hf-gpt: {model}: neither a directory here nor to be had from the Hub: " in printed
+        assert text in printed
+        assert len(printed.splitlines()) == 1
+
+
+# During training ----------------------------------------------------------------------------------------------------
 
 
 def trained(commands, recipe: dict, folder: Path, **changes) -> tuple[int, str]:
@@ -411,13 +431,13 @@ def test_what_was_overtaken_is_not_sent_and_pauses_grow(hub, step, tmp_path, mon
     assert waits[1] - waits[0] > 0.9  # twice the first pause
     assert waits[2] - waits[1] > 2.9  # what the Hub asked for
     assert [line.partition("(")[0] for line in told] == [
-        "hub: the Hub has a fault of its own ",
-        "hub: too many requests ",
-        "hub: it works again; step-00000012 is at " + hub.url + f"/{repo}/tree/training",
+        f"hub: {repo}: the Hub has a fault of its own ",
+        f"hub: {repo}: too many requests ",
+        "hub: pushing works again; step-00000012 is at " + hub.url + f"/{repo}/tree/training",
     ]
 
 
-def test_the_two_places_take_turns(hub, step, tmp_path, monkeypatch):
+def test_the_two_branches_take_turns(hub, step, tmp_path, monkeypatch):
     repo = "someone/turns"
     for name, value in hub.environment(tmp_path).items():
         monkeypatch.setenv(name, value)
@@ -480,11 +500,11 @@ def test_without_a_network_it_says_so_and_waits(step, tmp_path, monkeypatch, hub
     publisher = Publisher(HubRecipe(repo_id="someone/nowhere"))
     publisher.offer(step(4), step(4))
     told = list(publisher.finish())
-    assert told.count("hub: 127.0.0.1 was not reached: Connection refused") == 1
+    assert told.count("hub: someone/nowhere: 127.0.0.1 was not reached: Connection refused") == 1
     assert told[-1].count("hf-gpt push") == 2
 
 
-def test_another_machine_goes_on_bit_for_bit(hub, commands, recipe, run, step, tmp_path):
+def test_another_machine_resumes_bit_for_bit(hub, commands, recipe, run, step, tmp_path):
     repo = "someone/moved"
     code, printed = commands.run(
         "push", step(8), repo, "--revision", "training", "--tag", "step-00000008", "--with-training-state"
@@ -492,7 +512,7 @@ def test_another_machine_goes_on_bit_for_bit(hub, commands, recipe, run, step, t
     assert code == 0, printed
     code, printed = trained(commands, recipe, tmp_path, hub={"repo_id": repo}, checkpoint={"resume": "hub"})
     assert code == 0, printed
-    assert "going on after step 8" in printed
+    assert "resuming after step 8" in printed
     here, there = tmp_path / "run", run
     for name in ("model.safetensors", "training_state/optimizer.safetensors", "training_state/random.safetensors"):
         last = Path("checkpoints", "step-00000012", name)
@@ -530,7 +550,7 @@ def test_a_best_checkpoint_that_is_not_this_runs_stays_away(hub, commands, recip
     assert [path.name for path in checkpoint.checkpoints(tmp_path / "here" / "run")] == ["step-00000012"]
 
 
-def test_one_hiccup_does_not_stop_a_run_that_goes_on_from_the_hub(hub, commands, recipe, tmp_path):
+def test_one_hiccup_does_not_stop_a_run_that_resumes_from_the_hub(hub, commands, recipe, tmp_path):
     hub.fail(Fault("/revision/", status=503, times=1))
     changes = {"hub": {"repo_id": "someone/hiccup"}, "checkpoint": {"resume": "hub"}, "train": {"max_steps": 1}}
     code, printed = trained(commands, recipe, tmp_path, **changes)
@@ -611,7 +631,7 @@ print(1)"""
     assert sources["model"] == {"hub": "someone/base", "revision": hub.refs("someone/base")["tags"]["wanted"]}
 
 
-def test_training_goes_on_from_a_gpt2(hub, commands, recipe, step, tmp_path):
+def test_training_continues_from_a_gpt2(hub, commands, recipe, step, tmp_path):
     assert commands.run("push", step(12), "someone/gpt2", "--as", "gpt2")[0] == 0
     ours = {"model": {"from_pretrained": str(step(12))}, "train": {**recipe["train"], "max_steps": 0}}
     stock = {**ours, "model": {"from_pretrained": "someone/gpt2"}}

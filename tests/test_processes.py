@@ -15,7 +15,7 @@ import psutil
 import pytest
 from forking import Forked, ForkServer, recipe_file
 
-from hf_gpt.report.records import read_lines
+from hf_gpt.training.run_log import read_lines
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
 CLOCKS = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
@@ -103,7 +103,7 @@ def test_a_killed_run_of_two_processes_repeats_the_uninterrupted_one(optimizer, 
                 assert "Traceback" not in workers[rank].printed
     workers = start(2, recipe, "--output_dir", killed)
     assert workers.wait() == [0, 0], workers[0].printed
-    assert "going on after step" in workers[0].printed
+    assert "resuming after step" in workers[0].printed
     assert everything(killed, 48) == everything(whole, 48), f"seed {seed}"
 
 
@@ -148,7 +148,7 @@ def test_a_signal_to_any_process_saves_all_of_them_at_one_step(start, tiny, tmp_
     saved = int((Path(tiny["output_dir"]) / "checkpoints" / "latest").read_text().removeprefix("step-"))
     assert before <= saved <= before + 15  # ten, and those made while the signal was on its way
     last = workers[0].printed.splitlines()[-1]
-    assert last.endswith(f"{number.name}: stopped and saved after step {saved}; the same command goes on from there")
+    assert last.endswith(f"{number.name}: stopped and saved after step {saved}; the same command resumes it")
     assert workers[1].printed == ""
 
 

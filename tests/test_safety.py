@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from forking import recipe_file
@@ -20,9 +21,8 @@ from test_training import changed, same_weights, timeless
 import hf_gpt
 from hf_gpt import checkpoint
 from hf_gpt.errors import RunStopped, UserError
-from hf_gpt.report.records import read_lines
 from hf_gpt.storage import write_json
-from hf_gpt.training import loop
+from hf_gpt.training.run_log import read_lines
 
 # Signals
 
@@ -87,7 +87,7 @@ def test_a_signal_before_the_first_step_ends_with_the_code_that_says_again(tiny,
     command.send(signal.SIGTERM)
     assert command.wait() == 75
     assert command.printed.splitlines()[-1] == (
-        "hf-gpt: SIGTERM: stopped before the first step; the same command goes on from there"
+        "hf-gpt: SIGTERM: stopped before the first step; the same command starts it again"
     )
 
 
@@ -173,17 +173,23 @@ def test_a_step_that_is_not_logged_reads_nothing_back_from_the_device(tiny, monk
             return original(self, *args)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
-    update = loop._Training.update
+    backward = accelerate.Accelerator.backward
 
-    def watched_update(self, step):
-        stepping.append(step)
-        loss = update(self, step)
-        stepping.clear()
-        return loss
+    def begins_with_backward(self, *args, **kwargs):
+        stepping.append(True)
+        return backward(self, *args, **kwargs)
 
-    monkeypatch.setattr(loop._Training, "update", watched_update)
-    hf_gpt.train(changed(tiny, train__skip_nonfinite=skip_nonfinite))
-    assert len(reads) == (12 if skip_nonfinite else 0)
+    class EndsWithTheStep(hf_gpt.Observer):
+        def stepped(self, training, step, metrics):
+            stepping.clear()
+            if step == 11:  # the last step is logged
+                self.reads = len(reads)
+
+    monkeypatch.setattr(accelerate.Accelerator, "backward", begins_with_backward)
+    recipe = changed(tiny, train__skip_nonfinite=skip_nonfinite, train__log_every=100)
+    observer = EndsWithTheStep()
+    hf_gpt.train(recipe, observers=[observer])
+    assert observer.reads == (11 if skip_nonfinite else 0)
 
 
 # Disks
@@ -243,7 +249,7 @@ def test_a_folder_without_permission_is_refused_in_one_line(tiny, request):
     tiny["output_dir"] = str(folder / "run")
     file = recipe_file(tiny, open_to_all / "recipe.yaml")
     code = (
-        "import os, sys, hf_gpt.cli, hf_gpt.training\n"
+        "import os, sys, hf_gpt.cli, hf_gpt.run, zoneinfo\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
         f"sys.exit(hf_gpt.cli.main(['train', {str(file)!r}]))"
     )
@@ -298,7 +304,7 @@ def test_a_damaged_file_is_named_and_the_newest_whole_checkpoint_gone_on_from(co
     hf_gpt.train(copied)
     printed = capsys.readouterr().err
     assert f"{name}: " in printed
-    assert "going on after step 8" in printed
+    assert "resuming after step 8" in printed
     assert (newest / "model.safetensors").read_bytes() == whole
     events = [e["event"] for e in read_lines(Path(copied["output_dir"], "events.jsonl"))]
     assert events == ["damaged checkpoint", "resumed"]
@@ -343,7 +349,7 @@ def test_a_hostile_checkpoint_runs_nothing(copied, tmp_path, kind, capsys):
     [
         ("environment.json", '{"vers', "environment.json: is damaged"),
         ("metrics.jsonl", '{"step": 0}\nnot json\n{"step": 1}\n', "metrics.jsonl: line 2 is damaged"),
-        ("recipe.yaml", None, "the run has no recipe.yaml to go on by"),
+        ("recipe.yaml", None, "the run has no recipe.yaml; put it back"),
         ("checkpoints/step-00000012/training_state/state.json", '{"progress": null}', "cannot be read"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a run promises: it learns, it can be repeated, watched and gone on with, and says when it cannot."""
+"""What a run promises: it learns, it can be repeated, watched and resumed, and says when it cannot."""
 
 import copy
 import json
@@ -14,8 +14,8 @@ import hf_gpt
 from hf_gpt import checkpoint
 from hf_gpt.errors import RunStopped, UserError
 from hf_gpt.recipe import Recipe
-from hf_gpt.training import setup
-from hf_gpt.training.setup import prepare_data
+from hf_gpt.training.data import prepare_data
+from hf_gpt.training.hardware import pays_to_compile
 
 CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
 
@@ -249,7 +249,7 @@ def test_only_models_of_this_kind_with_all_their_weights_are_gone_on_from(run, t
     other = tmp_path / "other"
     GPTNeoConfig(num_layers=1, attention_types=[[["global"], 1]]).save_pretrained(other)
     recipe = changed(tiny, output_dir=str(tmp_path / "more"), model={"from_pretrained": str(other)})
-    with pytest.raises(UserError, match="is a gpt_neo model; hf_gpt and gpt2 models can be gone on from"):
+    with pytest.raises(UserError, match="is a gpt_neo model; hf_gpt and gpt2 models can be continued"):
         hf_gpt.train(recipe)
     broken = shutil.copytree(run.checkpoints[-1], tmp_path / "broken")
     config = json.loads((broken / "config.json").read_text())
@@ -348,6 +348,6 @@ def test_a_compiled_run_compiles_once(tiny, one_thread):
 def test_compiling_is_decided_by_device_size_and_length(device, layers, width, steps, compiled, monkeypatch):
     config = hf_gpt.GPTConfig(n_layers=layers, emb_dim=width, n_heads=4)
     monkeypatch.setenv("CXX", "python3")  # any program that is there
-    assert setup._pays_to_compile(device, config, steps, 8 * 128) is compiled
+    assert pays_to_compile(device, config, steps, 8 * 128) is compiled
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert setup._pays_to_compile(device, config, steps, 8 * 128) is (compiled and device == "cuda")
+    assert pays_to_compile(device, config, steps, 8 * 128) is (compiled and device == "cuda")

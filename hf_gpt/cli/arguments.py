@@ -57,7 +57,7 @@ def add_json(parser: Parser) -> None:
 
 def add_top(parser: Parser, default: int) -> None:
     parser.add_argument(
-        "--top", type=int, default=default, metavar="N", help=f"how many of the likeliest tokens to show ({default})"
+        "--top", type=int, default=default, metavar="N", help=f"likeliest tokens to show (default: {default})"
     )
 
 

@@ -44,9 +44,9 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    for field in ("heads", "drop_rate"):
-        if getattr(arguments, field) is not None and arguments.from_ != "book":
-            raise UserError("is only for --from book; other sources contain it", field=field)
+    for flag, value in (("--heads", arguments.heads), ("--drop-rate", arguments.drop_rate)):
+        if value is not None and arguments.from_ != "book":
+            raise UserError(f"{flag} goes with --from book; other sources contain it")
     from .. import conversion
 
     source, dest, tokenizer = arguments.source, arguments.dest, arguments.tokenizer

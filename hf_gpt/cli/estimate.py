@@ -11,7 +11,7 @@ HELP = "forecast the parameters, FLOPs, memory and time of a run"
 
 
 def add_arguments(parser: Parser) -> None:
-    recipe = add_recipe(parser, "[--device NAME|list] [--devices N] [--utilization U] [--json]")
+    recipe = add_recipe(parser, "[--device NAME [--devices N]] [--json]")
     parser.epilog = (
         "Memory is counted while the run is tried with tensors that have a shape and no contents. Time is measured in"
         " some real steps on this machine, for about a minute at most. Nothing is written into the run's folder. With"

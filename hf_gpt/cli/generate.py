@@ -29,13 +29,8 @@ def run(arguments: argparse.Namespace) -> None:
     from ..checkpoint import load_model
     from ..generation import check_request, generate_text
 
-    settings = {
-        "max_new_tokens": arguments.max_new_tokens,
-        "temperature": arguments.temperature,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-        "seed": arguments.seed,
-    }
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    settings = {name: getattr(arguments, name) for name in names}
     check_request(arguments.prompt, **settings)  # before the seconds that loading takes
     hide_loading_bars()
     print(generate_text(*load_model(arguments.model), arguments.prompt, **settings))

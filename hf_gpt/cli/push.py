@@ -10,7 +10,7 @@ from ..errors import HubError, UserError
 from .arguments import Parser, add_json
 from .output import hide_loading_bars, print_json, say, set_up_hub
 
-HELP = "publish a model, a checkpoint or the best one of a run on the Hub"
+HELP = "publish a model, or the best checkpoint of a run, on the Hub"
 
 _EXAMPLES = """\
 examples:
@@ -38,7 +38,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--with-training-state", action="store_true", help="also send what checkpoint.resume: hub needs to resume"
     )
-    parser.add_argument("--as", dest="as_", choices=["gpt2"], help="send the model as a stock GPT-2")
+    parser.add_argument("--as", dest="as_gpt2", choices=["gpt2"], help="send the model as a stock GPT-2")
     add_json(parser)
 
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     set_up_hub(show_bars=not arguments.json)
     logging.set_verbosity_error()  # its warnings contain the signed addresses of uploads
-    if arguments.as_ is not None:
+    if arguments.as_gpt2 is not None:
         hide_loading_bars()
     try:
         done = push(
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
             tag=arguments.tag,
             message=arguments.message,
             with_training_state=arguments.with_training_state,
-            as_gpt2=arguments.as_ == "gpt2",
+            as_gpt2=arguments.as_gpt2 is not None,
         )
     except (HubError, UserError) as error:
         if arguments.json:

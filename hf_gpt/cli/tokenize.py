@@ -15,9 +15,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from ..recipe import Recipe
-    from ..training.setup import prepare_data
+    from ..run import find_pretrained
+    from ..training.data import prepare_data
 
-    data = prepare_data(Recipe.from_yaml(arguments.recipe, arguments.overrides))
+    recipe = Recipe.from_yaml(arguments.recipe, arguments.overrides)
+    data = prepare_data(recipe, find_pretrained(recipe.model))
     if arguments.json:
         print_json(data.facts())
         return

@@ -12,7 +12,10 @@ HELP = "train a model, or resume training"
 def add_arguments(parser: Parser) -> None:
     add_recipe(parser, "[--from RUN@STEP]")
     parser.add_argument(
-        "--from", dest="parent", metavar="RUN@STEP", help="start from this checkpoint of another run, state and all"
+        "--from",
+        dest="parent",
+        metavar="RUN@STEP",
+        help="start from this checkpoint of another run, with its optimizer state",
     )
     parser.epilog = (
         "A run that stopped is resumed by the same command. Exit codes: 0 done, 1 the run could not continue,"
@@ -22,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from ..recipe import Recipe
-    from ..training import train
+    from ..run import train
 
     recipe = Recipe.from_yaml(arguments.recipe, arguments.overrides)
     if recipe.hub.repo_id is not None:

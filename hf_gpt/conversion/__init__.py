@@ -23,3 +23,18 @@ from .openai import from_openai
 from .result import Conversion
 
 __all__ = ["Conversion", "from_book", "from_gpt2", "from_openai", "to_gpt2"]
+
+
+def converted_once(folder):
+    from filelock import FileLock
+
+    from ..data.files import cache_folder, content_hash, digest
+
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+    content = digest("gpt2", *(f"{path.name} {content_hash(path, is_text=False)}" for path in files))
+    kept = cache_folder() / "models" / f"gpt2-{content[:32]}"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{kept}.lock"):
+        if not (kept / "config.json").is_file():
+            from_gpt2(str(folder), str(kept), tokenizer="none")
+    return kept

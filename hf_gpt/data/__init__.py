@@ -1,1 +1,1 @@
-"""Text to batches in three steps: corpus (where text comes from), tokens (the store), batches (what a step sees)."""
+"""From text to batches: corpus, tokenizer, token store, windows. `README.md` here describes the way."""

@@ -1,14 +1,13 @@
-"""What a step sees: windows into the token store, in an order that is a function of (seed, epoch) and no list.
+"""What a step sees: windows into the token store, in an order that is computed from (seed, epoch).
 
-The one idea: nothing is iterated. The windows of step s are computed from s, so there is no state to save when a run
-is interrupted and none to lose, and every process of a run works out its own part of the same global batch without a
-word to the others. The order of an epoch is a keyed permutation computed point by point: an epoch of ten billion
-windows is set up as fast as one of ten.
+The one idea: there is no iterator. The windows of step s are a function of s, so a run has no data state to save or to
+lose, and every process computes its own part of the same global batch without communication. The order of an epoch is
+a keyed permutation, computed point by point: an epoch of ten billion windows is set up as fast as one of ten.
 
-The trade: such a permutation is not a uniformly drawn one (that needs a list), only one that shows no pattern to
-training, and reading windows in it jumps about in the store, which a memory map on a disk pays for at first touch.
+The trade: such a permutation is not drawn uniformly (that needs a list); it only shows no pattern to training. And
+windows are read from all over the store, which costs disk seeks the first time.
 
-What the tokens are is tokens.py's; moving batches to a device, and when, is the loop's.
+The tokens belong to token_store.py. Moving batches to a device is the loop's.
 """
 
 import dataclasses
@@ -23,19 +22,20 @@ from ..errors import UserError
 from .token_store import TokenStore
 
 IGNORED = -100
-"""Label of a position that is not trained on, as everywhere in transformers."""
+"""Label of a position that is not trained on, as in transformers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
     """The windows of a store: inputs `tokens[i : i + T]` and targets `tokens[i + 1 : i + T + 1]`, for every `stride`.
 
-    The rule is the book's: they start at `range(0, num_tokens - context_length, stride)`. With `isolate_documents`
-    each has positions too, which begin again at 0 on every separator: a document begins at the separator before it, so
-    the last token of one document predicts the separator, and the separator, alone in sight, the next one's first.
+    As in the book, they start at `range(0, num_tokens - context_length, stride)`; `stride` defaults to the context
+    length. With `isolate_documents` batches also have positions, which restart at 0 on every separator. A document
+    begins at the separator before it: the last token of a document predicts the separator, and the separator, without
+    any context, predicts the first token of the next document.
 
-    Raises :class:`UserError` if the store is shorter than one window; `remedy` is what the message says to do then,
-    beside lowering the context length.
+    Raises:
+        UserError: the store is shorter than one window. The message proposes to lower the context length or `remedy`.
     """
 
     store: TokenStore
@@ -65,7 +65,7 @@ class Windows:
     def batch(self, indices: np.ndarray, size: int | None = None) -> dict[str, torch.Tensor]:
         """`input_ids`, `shift_labels` (and `position_ids`) of some windows: int64 of shape (batch, time).
 
-        Up to `size` rows, windows without a target (all labels -100) are added.
+        If `size` is given, the batch is padded to that many rows with windows without targets (all labels -100).
         """
         num_rows = len(indices) if size is None else size
         tokens = np.zeros((num_rows, self.context_length + 1), np.int64)
@@ -82,12 +82,12 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
-    """Which windows each step sees: a pure function of (windows, seed, step), whatever the number of processes.
+    """Which windows each step sees: a pure function of (windows, seed, step), for any number of processes.
 
-    A step takes `batch_size` windows on each of `world_size` processes, `accumulation` times; only the product counts
-    for which windows these are. Steps are counted from 1 and run on through the epochs. An epoch's last global batch
-    may be short (or is left out with `drop_last`): then every process still runs the same number of micro-batches of
-    the same shape, filled up with windows without targets.
+    A step takes `batch_size` windows on each of `world_size` processes, `accumulation` times. Which windows these are
+    depends only on the product. Steps are counted from 1 and continue through the epochs. An epoch's last global batch
+    may be short (or is left out with `drop_last`). Then every process still runs the same number of micro-batches of
+    the same shape, padded with windows without targets.
     """
 
     windows: Windows
@@ -116,7 +116,7 @@ class BatchPlan:
         return full + (rest > 0 and not self.drop_last)
 
     def epoch(self, step: int) -> int:
-        """The epoch, counted from 0, that `step` belongs to."""
+        """The epoch of `step`, counted from 0."""
         if step < 1:
             raise IndexError(f"steps are counted from 1, found {step}")
         return (step - 1) // self.steps_per_epoch
@@ -128,31 +128,31 @@ class BatchPlan:
         return permuted(places, len(self.windows), f"{self.seed}/{self.epoch(step)}") if self.shuffle else places
 
     def num_targets(self, step: int) -> int:
-        """Target tokens of the global batch: what a summed loss is divided by. Every process knows it."""
+        """Target tokens of the global batch, over all processes: what a summed loss is divided by."""
         first = (step - 1) % self.steps_per_epoch * self.global_batch_size
         return min(self.global_batch_size, len(self.windows) - first) * self.windows.context_length
 
     def micro_batches(self, step: int, rank: int = 0) -> list[dict[str, torch.Tensor]]:
         """What process `rank` runs in `step`: batches of shape (batch_size, time), at most `accumulation` of them."""
         indices = self.indices(step)
-        # Micro-batch m of rank r takes block m * world_size + r: processes share each micro-step evenly, and the
-        # micro-steps for which nothing is left are left out by all of them.
+        # Micro-batch m of rank r takes block m * world_size + r. So processes share each micro-step evenly, and all of
+        # them leave out the micro-steps for which no windows are left.
         num_micro_steps = -(-len(indices) // (self.batch_size * self.world_size))
         starts = ((m * self.world_size + rank) * self.batch_size for m in range(num_micro_steps))
         return [self.windows.batch(indices[start : start + self.batch_size], self.batch_size) for start in starts]
 
 
 def permuted(places: np.ndarray, size: int, key: str) -> np.ndarray:
-    """Where a pseudo-random permutation of `range(size)` sends `places`: int64, elementwise, no table.
+    """Where a pseudo-random permutation of `range(size)` sends `places`: int64, elementwise, without a table.
 
     A generalised Feistel network with cycle walking (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
-    A place is written as a pair (left, right) with left < a, right < b and a * b just above `size`; each of eight
-    rounds adds to one half, modulo a or b, a function of the other half and of a key. A round can be undone by
-    subtracting the same, so no two places meet. Pairs that stand for no place are sent on until they come to one that
-    does. The function is the finalizer of SplitMix64 (Steele, Lea and Flood, 2014): a good mixer and no cipher, enough
-    to leave no pattern, not to hide the key. Integer arithmetic throughout: every platform gets the same order.
+    A place is written as a pair (left, right) with left < a, right < b and a * b just above `size`. Each of eight
+    rounds adds to one half, modulo a or b, a function of the other half and of a key. Subtracting the same undoes a
+    round, so no two places get the same result. A result that is no place (not below `size`) is permuted again until
+    it is one. The function is the finalizer of SplitMix64 (Steele, Lea and Flood, 2014): a good mixer, which leaves no
+    pattern, but not a cipher. Integer arithmetic gives every platform the same order.
     """
-    # At least 8 x 8: on fewer pairs the rounds have too little to work with to reach every order.
+    # At least 8 x 8: with fewer pairs the rounds do not reach every order.
     a = np.uint64(max(8, math.isqrt(size - 1) + 1))
     b = np.uint64(max(8, -(-size // int(a))))
     values = places.astype(np.uint64)
@@ -169,7 +169,7 @@ def permuted(places: np.ndarray, size: int, key: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _round_keys(key: str) -> np.ndarray:
-    """Keys of eight rounds, in pairs."""
+    """The keys of eight rounds, in pairs."""
     return np.frombuffer(hashlib.blake2b(key.encode()).digest(), "<u8").astype(np.uint64).reshape(4, 2)
 
 
@@ -181,7 +181,7 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 
 
 def _positions(input_ids: torch.Tensor, separator_id: int | None) -> torch.Tensor:
-    """Positions that begin again at 0 on each separator and at the start of each window. (batch, time) -> the same."""
+    """Positions that restart at 0 on each separator and at the start of each window. (batch, time) -> same shape."""
     places = torch.arange(input_ids.shape[1]).expand_as(input_ids)
     if separator_id is None:
         return places.contiguous()

@@ -1,17 +1,17 @@
-r"""Where text comes from: files, folders, datasets on disk and on the Hub, all as one kind of stream.
+r"""Where text comes from: files, folders, datasets on disk and on the Hub, each as a stream of text.
 
-The one idea: a :class:`Corpus` is a stream of pieces of text known by its *content*. Its `identity` is a hash of what
-the stream will give, found without reading the text a second time, so that whatever is made from a corpus (the token
-store) can be kept under that name and found again, from another path or another machine. Text is normalised nowhere:
-a lone carriage return, a byte order mark or `<|endoftext|>` written out all reach the tokenizer as they are.
+The one idea: a :class:`Corpus` is a stream of pieces of text that is identified by its *content*. Its `identity` is a
+hash of what the stream will give. Whatever is made from a corpus (the token store) is kept under that name, and found
+again from another path or on another machine. Text is never normalised: a lone carriage return, a byte order mark or a
+written `<|endoftext|>` reach the tokenizer unchanged.
 
-Tables (jsonl, parquet, csv, dataset folders, the Hub) are read through `datasets`; local ones are streamed, since the
-token store is already the copy worth keeping. Plain text is read here, because `datasets` opens it with universal
-newlines and would turn "\r\n" into "\n". The price of identity by content is that a new local file is read twice, once
-to be hashed (about 1 GB/s) and checked for UTF-8, once to be tokenised; an unchanged one is recognised by its size,
-times and inode and not opened at all.
+Tables (jsonl, parquet, csv, dataset folders, the Hub) are read through `datasets`. Local ones are streamed: the token
+store is already the copy worth keeping. Plain text is read here, because `datasets` opens it with universal newlines
+and would turn "\r\n" into "\n". The price of identity by content: a new local file is read twice, once to be hashed
+(about 1 GB/s) and checked for UTF-8, once to be tokenised. An unchanged file is recognised by its size, times and
+inode, and not opened.
 
-Tokens are tokens.py's; the `datasets` import takes two seconds and waits until a table is named.
+Tokens belong to token_store.py. `datasets` takes two seconds to import, so it is imported only when a table is named.
 """
 
 import dataclasses
@@ -42,18 +42,20 @@ from .files import (
 from .tables import are_lines, csv_options, one_line, text_rows
 
 Pieces = Iterator[str | None]
-"""Text in order; None ends a document. A document comes in any number of pieces."""
+"""Text in order; None ends a document. A document has any number of pieces."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """One split of one source.
 
-    `name` is what a person would call it; `identity` hashes the content of the stream and nothing else; `separated`
-    says whether its documents are to be joined with `<|endoftext|>` (False: it is one text). `pieces()` streams it.
-    `origin` says where to find it again, without a local path: the first of its `files` by name and SHA-256 of their
-    (decompressed) content and how many there are (`num_files`), or `dataset`, `config`, `split` and `revision` on the
-    Hub, or `builtin`; and the `part` that `cut` took of it.
+    - `name`: for people.
+    - `identity`: a hash of the content of the stream, and of nothing else.
+    - `separated`: whether its documents are joined with the separator. False: the stream is one text.
+    - `pieces()`: streams the text.
+    - `origin`: where to find it again, without a local path. For files: the names and SHA-256 hashes (of the
+      decompressed content) of the first `files` and their number, `num_files`. On the Hub: `dataset`, `config`,
+      `split` and `revision`. Or `builtin`. If the corpus is a part of that: which `part`.
     """
 
     name: str
@@ -66,8 +68,9 @@ class Corpus:
 def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
     """The training corpus and, where the recipe asks for one, the validation corpus.
 
-    Raises :class:`UserError` for everything about a source that cannot work: missing, empty, not UTF-8, malformed,
-    no such split, configuration or column, not reachable.
+    Raises:
+        UserError: a source is missing, empty, not UTF-8, malformed or not reachable, or has no such split,
+            configuration or column.
     """
     source = _open_source(recipe.source, recipe)
     training = source.corpus(recipe.train_split, "data.train_split", recipe.separator)
@@ -77,21 +80,21 @@ def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
         split = recipe.validation_split or (other.splits[0] if len(other.splits) == 1 else "validation")
         validation = other.corpus(split, "data.validation_split", recipe.separator)
     elif recipe.validation_split:
-        # Two splits of one source are the same kind of text: what was found out about one holds for the other.
+        # Two splits of one source are the same kind of text: both have separators, or none.
         validation = source.corpus(recipe.validation_split, "data.validation_split", training.separated)
     if recipe.drop_blank_lines:
         training = without_blank_lines(training)
         validation = validation and without_blank_lines(validation)
     if recipe.validation_fraction:
-        training, validation = cut(training, recipe.validation_fraction)
+        training, validation = split_by_characters(training, recipe.validation_fraction)
     return training, validation
 
 
 def without_blank_lines(corpus: Corpus) -> Corpus:
-    r"""The corpus without its lines (ended by "\n") that hold no visible character."""
+    r"""The corpus without the lines (ended by "\n") that hold no visible character."""
 
     def pieces() -> Pieces:
-        # White space at the start of a line is held back until the line shows a visible character or ends.
+        # Whitespace at the start of a line is held back until a visible character or the end of the line comes.
         held, visible = "", False
         for piece in corpus.pieces():
             if piece is None:
@@ -115,10 +118,10 @@ def without_blank_lines(corpus: Corpus) -> Corpus:
     return Corpus(name, identity, corpus.separated, pieces, corpus.origin)
 
 
-def cut(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus]:
-    """Training and validation text: the last `fraction` of the characters is cut off, as the book cuts it.
+def split_by_characters(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus]:
+    """Training and validation text: validation is the last `fraction` of the characters, as in the book.
 
-    `int((1 - fraction) * num_characters)` characters train, wherever in a document that falls.
+    The first `int((1 - fraction) * num_characters)` characters train, also where that ends inside a document.
     """
 
     def part(first: bool) -> Pieces:
@@ -149,7 +152,7 @@ def cut(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus]:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A source that was found: the names of its splits, and how to make a corpus of one (split, separator)."""
+    """A source that exists: the names of its splits, and a function (split, separator) that makes a corpus."""
 
     name: str
     splits: Sequence[str]
@@ -174,14 +177,14 @@ def _open_source(source: str, recipe: DataRecipe) -> _Source:
         if not found:
             raise UserError(f"data: no file matches {source!r}")
         return _files(source, {"train": found}, recipe)
-    # Only what looks like OWNER/NAME is ever asked of the network.
+    # The network is asked only for what looks like OWNER/NAME.
     if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", source) or kind_of(path) or is_compressed(path):
         raise UserError(f"{source}: no such file or folder (a dataset on the Hub is named OWNER/NAME)")
     return _hub(source, recipe)
 
 
 def _builtin(source: str) -> _Source:
-    """The documentation topics every CPython carries; their text differs between Python versions."""
+    """The documentation topics that come with CPython. Their text differs between Python versions."""
     if source != "builtin:python-docs":
         raise UserError(f"data.source: there is no {source!r}; the built-in corpus is builtin:python-docs")
 
@@ -200,7 +203,7 @@ def _builtin(source: str) -> _Source:
 
 
 def _folder(source: str, folder: Path, recipe: DataRecipe) -> _Source:
-    """A folder: what `save_to_disk` wrote, a dataset with a card, or simply files."""
+    """A folder: written by `save_to_disk`, a dataset with a card, or simply files."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _saved_to_disk(source, folder, recipe)
     card = folder / "README.md"
@@ -211,20 +214,17 @@ def _folder(source: str, folder: Path, recipe: DataRecipe) -> _Source:
     files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     if not files:
         raise UserError(f"{source}: holds no {', '.join(KINDS)} file; a glob such as '{source}/*' takes others")
-    # `datasets` leaves out files whose name matches no split once one does, which loses books; here a folder has
-    # splits only when every file names one.
+    # Once one file names a split, `datasets` leaves out the files that name none, which loses books. Here a folder
+    # has splits only if every file names one.
     named = [_SPLIT_IN_NAME.search(str(p.relative_to(folder)).lower()) for p in files]
     splits: dict[str, list[Path]] = {}
     for path, match in zip(files, named):
-        split = (
-            {"train": "train", "test": "test", "eval": "test"}.get(match[1], "validation") if all(named) else "train"
-        )
-        splits.setdefault(split, []).append(path)
+        splits.setdefault(_SPLITS[match[1]] if all(named) else "train", []).append(path)
     return _files(source, splits, recipe)
 
 
 def _files(source: str, splits: dict[str, list[Path]], recipe: DataRecipe) -> _Source:
-    """Files of one kind. A file of unknown kind that was asked for by name is plain text."""
+    """Files of one kind. A file of unknown kind that was named is plain text."""
     kinds = {kind_of(path) or "text" for paths in splits.values() for path in paths}
     if len(kinds) > 1:
         raise UserError(f"{source}: holds files of several kinds ({', '.join(sorted(kinds))}); choose with a glob")
@@ -243,7 +243,7 @@ def _files(source: str, splits: dict[str, list[Path]], recipe: DataRecipe) -> _S
             return builder.as_streaming_dataset(split="train")
 
         tables = [(name, partial(table, paths))]
-        if kind == "csv" and len(paths) > 1:  # each has a header of its own, in an order of its own
+        if kind == "csv" and len(paths) > 1:  # each has its own header, in its own order
             tables = [(str(path), partial(table, [path])) for path in paths]
         return _table_corpus(name, tables, recipe.text_column, separator, kind, paths)
 
@@ -284,13 +284,13 @@ def _saved_to_disk(source: str, folder: Path, recipe: DataRecipe) -> _Source:
 
 
 def _hub(source: str, recipe: DataRecipe) -> _Source:
-    """A dataset on the Hub, or the copy of it that `datasets` keeps; known by its commit, not by reading it.
+    """A dataset on the Hub, or the copy of it that `datasets` keeps. Its identity is its commit; nothing is read.
 
-    With `data.streaming` it is read as it arrives and no copy is kept: the same rows in the same order.
+    With `data.streaming` the same rows are read in the same order while they arrive, and no copy is kept.
     """
     problem = (
-        f"{source}: no such file or folder, and as a dataset on the Hub it cannot be had (is the name right, is there "
-        "a network, is HF_HUB_OFFLINE set?)"
+        f"{source}: no such file or folder, and it cannot be loaded as a dataset from the Hub (is the name right, is "
+        "there a network, is HF_HUB_OFFLINE set?)"
     )
     builder = _builder(source, problem, recipe.config, recipe.revision)
     splits = [str(split) for split in builder.config.data_files or builder.info.splits or ()]
@@ -339,7 +339,7 @@ def _name(source: str, split: str, splits: Iterable[str], config: str = "default
 
 
 def _text_corpus(name: str, paths: Sequence[Path], separator: Any) -> Corpus:
-    """Files of plain text, each one document: a folder of books."""
+    """Files of plain text. Each is one document: a folder of books."""
     stamps = [file_stamp(path) for path in paths]
     hashes = [content_hash(path, is_text=True) for path in paths]
     if all(found == EMPTY for found in hashes):
@@ -357,7 +357,7 @@ def _text_corpus(name: str, paths: Sequence[Path], separator: Any) -> Corpus:
 
 
 def _stream(texts: Iterable[str | None], separated: bool) -> Pieces:
-    """`texts` as they are; when they are documents, with the end of each marked."""
+    """`texts`, without the marks between documents unless `separated`."""
     for text in texts:
         if separated or text is not None:
             yield text
@@ -374,10 +374,11 @@ def _table_corpus(
     content: str,
     paths: Sequence[Path] = (),
 ) -> Corpus:
-    """The rows of a text column of `tables`, one after the other: what each is called, and how to open it.
+    """The rows of the text column of `tables`, one table after the other.
 
-    `content` is the kind of the files in `paths`, or what stands for their hashes.
-    With `separator: auto` rows are documents unless the first 1000 of them are lines of one text (`are_lines`).
+    A table is a name for people and a function that opens it. `content` is the kind of the files in `paths`; without
+    `paths` it identifies the content. With `separator: auto` rows are documents, unless the first 1000 are lines of
+    one text (`are_lines`).
     """
     stamps = [file_stamp(path) for path in paths]
     json_files = paths if content == "json" else ()
@@ -390,18 +391,18 @@ def _table_corpus(
         for place, open_table in tables:
             with one_line(f"{place}: cannot be read", paths):
                 for found, text in text_rows(place, open_table(), column, json_files):
-                    column = found  # in every table the same
+                    column = found  # the same in every table
                     yield column, text
         check_unchanged(paths, stamps)
 
-    note = digest("table", content, str(wanted))
-    facts = cache_get(note)
+    key = digest("table", content, str(wanted))
+    facts = cache_get(key)
     if facts is None:
         first = list(islice(rows(wanted), 1000))
         if not first:
             raise UserError(f"{name}: empty; there is nothing to train on")
         facts = {"column": first[0][0], "lines": are_lines([text for _, text in first])}
-        cache_put(note, facts)
+        cache_put(key, facts)
 
     def texts() -> Pieces:
         for _, text in rows(facts["column"]):
@@ -414,20 +415,21 @@ def _table_corpus(
 
 
 def _of_files(paths: Sequence[Path], hashes: Sequence[str], num_named: int = 8) -> dict[str, Any]:
-    """What `Corpus.origin` says of local files: a person can compare a few hashes, not thousands."""
+    """`Corpus.origin` of local files. A person can compare a few hashes, not thousands."""
     files = [[path.name, sha256] for path, sha256 in zip(paths[:num_named], hashes)]
     return {"files": files, "num_files": len(paths)}
 
 
-_ABOUT = ("readme", "license", "licence")
+_ABOUT = ("readme", "license", "licence")  # files about a folder's text
 _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|dev|test|eval)(?:ing|id|idation|uation|elopment)?(?![a-z])")
+_SPLITS = {"train": "train", "val": "validation", "dev": "validation", "test": "test", "eval": "test"}
 _BLANK_LINE = re.compile(r"^[^\S\n]*\n", re.M)
 
 
 def _num_characters(corpus: Corpus) -> int:
-    note = digest("characters", corpus.identity)
-    known = cache_get(note)
+    key = digest("characters", corpus.identity)
+    known = cache_get(key)
     if known is None:
         known = {"characters": sum(len(piece) for piece in corpus.pieces() if piece)}
-        cache_put(note, known)
+        cache_put(key, known)
     return known["characters"]

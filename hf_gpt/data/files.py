@@ -1,10 +1,10 @@
-"""Files known by their content, and the folder where what was found out about them is kept.
+"""Files, identified by their content, and the folder where facts about them are cached.
 
-The one idea: a hash of the content stands for a file, wherever it lies; it is remembered under the file's size, times
-and inode, so that an unchanged file is not opened to be recognised. Text is checked to be UTF-8 in the same pass.
-Everything in the cache can be made again, and nothing in it is trusted further than that.
+The one idea: a hash of the content identifies a file, wherever it lies. The hash is cached with the file's size, times
+and inode, so an unchanged file is recognised without opening it. Text is checked to be UTF-8 in the same pass.
+Everything in the cache can be made again.
 
-What the bytes mean is corpus.py's to say.
+What the bytes mean is in corpus.py.
 """
 
 import codecs
@@ -21,14 +21,21 @@ from typing import IO, Any
 from ..errors import UserError
 
 COMPRESSED = (".gz", ".zst")
-"""Endings of compressed files, in small letters or capitals."""
+"""Endings of compressed files. Capitals work too."""
 
-KINDS = {"txt": "text", "md": "text", "jsonl": "json", "ndjson": "json", "json": "json"}
-KINDS |= {"parquet": "parquet", "csv": "csv"}
+KINDS = {
+    "txt": "text",
+    "md": "text",
+    "jsonl": "json",
+    "ndjson": "json",
+    "json": "json",
+    "parquet": "parquet",
+    "csv": "csv",
+}
 """Ending of a file's name -> how it is read."""
 
 EMPTY = hashlib.sha256().hexdigest()
-"""`content_hash` of a file with nothing in it."""
+"""`content_hash` of an empty file."""
 
 
 def cache_folder() -> Path:
@@ -41,7 +48,7 @@ def cache_folder() -> Path:
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind of file that the name tells, `.gz` or `.zst` aside; None if it tells none."""
+    """The kind of a file by its name, not counting `.gz` or `.zst`; None if it is unknown."""
     name = path.name[: -len(path.suffix)] if is_compressed(path) else path.name
     return KINDS.get(name.lower().rpartition(".")[2])
 
@@ -52,7 +59,7 @@ def is_compressed(path: Path) -> bool:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """The file, decompressed on the way if its name ends in .gz or .zst."""
+    """The opened file, decompressed if its name ends in .gz or .zst."""
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")
     if path.suffix.lower() == ".zst":
@@ -60,7 +67,7 @@ def open_bytes(path: Path) -> IO[bytes]:
             import zstandard
         except ImportError:
             raise UserError(f"{path}: zstd files need the module zstandard: pip install 'hf_gpt[zstd]'") from None
-        return io.BufferedReader(zstandard.open(path, "rb"))  # zstandard's own has no lines
+        return io.BufferedReader(zstandard.open(path, "rb"))  # zstandard's reader has no lines
     return open(path, "rb")
 
 
@@ -77,9 +84,10 @@ def read_blocks(path: Path) -> Iterator[bytes]:
 
 
 def read_text(path: Path) -> Iterator[str]:
-    """The text, about 1 MiB at a time, exactly as it is.
+    """The text, unchanged, about 1 MiB at a time.
 
-    Raises :class:`UserError` with the offset of the first byte that is not UTF-8.
+    Raises:
+        UserError: with the offset of the first byte that is not UTF-8.
     """
     decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
     try:
@@ -94,10 +102,10 @@ def read_text(path: Path) -> Iterator[str]:
 
 
 def content_hash(path: Path, is_text: bool) -> str:
-    """SHA-256 of the decompressed content. `is_text` has it checked as :func:`read_text` does."""
+    """SHA-256 of the decompressed content. `is_text`: check that it is UTF-8, as :func:`read_text` does."""
     stamp = file_stamp(path)
-    note = digest("file", str(path.absolute()), str(is_text))
-    known = cache_get(note)
+    key = digest("file", str(path.absolute()), str(is_text))
+    known = cache_get(key)
     if known and known["stamp"] == stamp:
         return known["sha256"]
     sha256 = hashlib.sha256()
@@ -107,16 +115,16 @@ def content_hash(path: Path, is_text: bool) -> str:
     else:
         for block in read_blocks(path):
             sha256.update(block)
-    # A second change within one tick of the file system's clock would not show: a file that was written just now is
-    # hashed again next time.
+    # A second change within one tick of the file system's clock would not show. So the hash of a file that was written
+    # just now is not cached.
     tick = 2_000_000_000 if stamp[1] % 1_000_000_000 == 0 else 20_000_000
     if file_stamp(path) == stamp and time.time_ns() - stamp[1] > tick:
-        cache_put(note, {"stamp": stamp, "sha256": sha256.hexdigest()})
+        cache_put(key, {"stamp": stamp, "sha256": sha256.hexdigest()})
     return sha256.hexdigest()
 
 
 def file_stamp(path: Path) -> list[int]:
-    """What changes when a file does: size, times and inode."""
+    """What changes when the file changes: size, times and inode."""
     try:
         found = path.stat()
     except OSError as error:
@@ -125,23 +133,26 @@ def file_stamp(path: Path) -> list[int]:
 
 
 def check_unchanged(paths: Sequence[Path], stamps: Sequence[list[int]]) -> None:
-    """What is made of files is kept under their hash, so they must still be those that were hashed."""
+    """Raise a :class:`UserError` if a file has changed since its stamp was taken and its content was hashed."""
     for path, stamp in zip(paths, stamps):
         if file_stamp(path) != stamp:
             raise UserError(f"{path}: changed while it was read; run again when it is complete")
 
 
-def cache_get(note: str) -> dict[str, Any] | None:
-    """What was remembered under the name `note`; None if nothing was, or it cannot be read."""
+def cache_get(key: str) -> dict[str, Any] | None:
+    """What :func:`cache_put` stored under `key`; None if there is nothing, or it cannot be read."""
     try:
-        return json.loads((cache_folder() / "notes" / f"{note}.json").read_text())
+        return json.loads(_cache_file(key).read_text())
     except (OSError, ValueError):
         return None
 
 
-def cache_put(note: str, facts: dict[str, Any]) -> None:
-    """Keeps `facts` for :func:`cache_get`, whole or not at all."""
-    path = cache_folder() / "notes" / f"{note}.json"
+def cache_put(key: str, facts: dict[str, Any]) -> None:
+    """Store `facts` for :func:`cache_get`, atomically.
+
+    They are not forced to disk, which would take long for a folder of thousands of files: lost facts are made again.
+    """
+    path = _cache_file(key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -151,8 +162,12 @@ def cache_put(note: str, facts: dict[str, Any]) -> None:
         raise UserError(f"the cache {path.parent} cannot be written: {error.strerror}; set HF_GPT_CACHE") from error
 
 
+def _cache_file(key: str) -> Path:
+    return cache_folder() / "notes" / f"{key}.json"
+
+
 def digest(*parts: str) -> str:
-    """SHA-256 over the parts and where each ends."""
+    """SHA-256 (hex) of the parts, each with its length."""
     sha256 = hashlib.sha256()
     for part in parts:
         data = part.encode()

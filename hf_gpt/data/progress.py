@@ -1,6 +1,6 @@
-"""How far a long read has come, for whoever waits: a bar where there is a screen, else a plain line now and then.
+"""Progress of a long read: a bar in a terminal or notebook, a line now and then in a log file.
 
-It comes from the one process that works. Those that wait for it never call it, and so show nothing.
+Only the process that works reports progress, so processes that wait for it show nothing.
 """
 
 import contextlib
@@ -11,43 +11,23 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-# Seconds before anything is shown: most texts are done by then. And between two lines in a log file.
-_DELAY = 2.0
-_LINE_EVERY = 30.0
+_DELAY = 2.0  # seconds before anything is shown: most texts are done by then
+_LINE_EVERY = 30.0  # seconds between two lines in a log file
 
 
 class ReadingProgress:
-    """A function to call with the number of characters done since the last call; shows their sum on stderr.
+    """Call it with the number of characters done since the last call; it shows their sum on stderr.
 
-    In a terminal or notebook that is tqdm's bar, in a log file lines without control characters.
+    In a terminal or notebook it is tqdm's bar, in a log file it is lines without control characters.
     """
 
     def __init__(self, description: str):
         self._description = description
         self._num_characters = 0
-        self._bar: tqdm | None = None
-        self._started = self._next_line = 0.0
-
-    def __call__(self, num_characters: int) -> None:
-        self._num_characters += num_characters
-        if self._bar is None:
-            self._start()
-        self._bar.update(num_characters)
-        if self._bar.disable and time.monotonic() >= self._next_line:
-            self._line()
-
-    def __enter__(self) -> "ReadingProgress":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _start(self) -> None:
         self._started = time.monotonic()
         self._next_line = self._started + _DELAY
         self._bar = tqdm(
-            desc=self._description,
+            desc=description,
             unit=" characters",
             unit_scale=True,
             delay=_DELAY,
@@ -55,20 +35,27 @@ class ReadingProgress:
             disable=not shows_bar(),
         )
 
-    def _line(self) -> None:
+    def __call__(self, num_characters: int) -> None:
+        self._num_characters += num_characters
+        self._bar.update(num_characters)
         now = time.monotonic()
-        self._next_line = now + _LINE_EVERY
-        elapsed = tqdm.format_interval(now - self._started)
-        print(f"{self._description}: {self._num_characters:,} characters in {elapsed}", file=sys.stderr, flush=True)
+        if self._bar.disable and now >= self._next_line:
+            self._next_line = now + _LINE_EVERY
+            elapsed = tqdm.format_interval(now - self._started)
+            line = f"{self._description}: {self._num_characters:,} characters in {elapsed}"
+            print(line, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "ReadingProgress":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
 
 
 def shows_bar() -> bool:
-    """Whether somebody watches a notebook, or a terminal that has a width, where a bar can move."""
-    return tqdm.__name__ == "tqdm_notebook" or (sys.stderr.isatty() and _has_width())
-
-
-def _has_width() -> bool:
-    """Not all terminals do: in one of no columns a bar is nothing."""
-    with contextlib.suppress(OSError):  # nor do all say
+    """Whether stderr is a notebook, or a terminal that can show a bar: one that does not report zero columns."""
+    if tqdm.__name__ == "tqdm_notebook" or not sys.stderr.isatty():
+        return tqdm.__name__ == "tqdm_notebook"
+    with contextlib.suppress(OSError):  # a terminal that reports no size
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
     return True

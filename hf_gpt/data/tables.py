@@ -1,8 +1,8 @@
-"""A column of text out of a table: which column, its rows, and what is wrong with it, as one line.
+"""The text column of a table: which column it is, its rows, and one-line errors.
 
-The tables are `datasets`' (jsonl, parquet, csv, dataset folders, the Hub); this file chooses the text column, sees
-that it holds text and not what a parser made of it, and turns what `datasets`, pandas, pyarrow and fsspec raise into
-something a person can act on. Where tables come from is corpus.py's.
+Tables are read by `datasets` (jsonl, parquet, csv, dataset folders, the Hub). This file chooses the text column, makes
+sure that it holds the text as it was written and not a parser's interpretation of it, and translates the exceptions of
+`datasets`, pandas, pyarrow and fsspec into messages a person can act on. Where tables come from is in corpus.py.
 """
 
 import codecs
@@ -19,16 +19,16 @@ from typing import Any
 from ..errors import UserError
 from .files import kind_of, open_bytes
 
-_ROWS = 256  # made into Python strings at once
+_ROWS = 256  # converted to Python strings at once
 
 
 def text_rows(
     name: str, dataset: Any, wanted: str | None, json_files: Sequence[Path] = ()
 ) -> Iterator[tuple[str, str]]:
-    """(column, text) of every row of a `Dataset` or `IterableDataset` that has a text.
+    """(column, text) of every row of a `Dataset` or `IterableDataset` whose text is not null.
 
-    `json_files` are those the dataset is made of: pyarrow takes strings that look like dates for points in time and
-    forgets how they were written, so that such a text must be read from the files again.
+    `json_files` are the files of the dataset. pyarrow parses strings that look like dates and forgets how they were
+    written, so such a text is read from the files again.
     """
     from pyarrow.types import is_timestamp
 
@@ -47,8 +47,8 @@ def text_rows(
 def are_lines(rows: Sequence[str]) -> bool:
     """Whether rows are the lines of one text, as WikiText's are, and not documents.
 
-    They are if every row that shows a visible character is one line with its newline at the end, and some row shows
-    none: lines of a text have blank ones between them, and nobody keeps blank documents.
+    They are lines if every row with a visible character is one line with its newline at the end, and some row has no
+    visible character. The lines of a text have blank ones between them; nobody keeps blank documents.
     """
     shown = [row for row in rows if row.strip()]
     return 0 < len(shown) < len(rows) and all(row.find("\n") == len(row) - 1 for row in shown)
@@ -57,8 +57,8 @@ def are_lines(rows: Sequence[str]) -> bool:
 def csv_options(path: Path, wanted: str | None) -> dict[str, Any]:
     """Options for `datasets`' csv reader.
 
-    pandas would read `NA` as nothing and `001` as 1, and take the first column of a file with a field too many for row
-    names; here both are text, and columns are where the header has them.
+    pandas would read `NA` as null and `001` as 1; here both are text. If rows have a field more than the header, it
+    would take the first column for row names; here columns are where the header has them.
     """
     with open_bytes(path) as file:
         header = next(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline="")), [])
@@ -68,7 +68,7 @@ def csv_options(path: Path, wanted: str | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def one_line(problem: str, paths: Sequence[Path] = ()) -> Iterator[None]:
-    """Raises what is raised inside as a :class:`UserError` that begins with `problem`; the libraries keep quiet."""
+    """Turn exceptions raised inside into a :class:`UserError` that begins with `problem`; libraries log nothing."""
     loggers = [logging.getLogger(library) for library in ("datasets", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -77,7 +77,7 @@ def one_line(problem: str, paths: Sequence[Path] = ()) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # each library has its own exceptions, some of them plain `Exception`s
+    except Exception as error:  # each library has its own exceptions, some of them plain `Exception`
         for path in paths:
             if kind_of(path) == "json":
                 _find_malformed_line(path)
@@ -88,7 +88,7 @@ def one_line(problem: str, paths: Sequence[Path] = ()) -> Iterator[None]:
 
 
 def _text_column(name: str, schema: Any, wanted: str | None) -> str:
-    """The column that was asked for, `text`, or the only one that holds text."""
+    """The column that was asked for, else the only one that holds text, else `text`."""
     from pyarrow.types import is_large_string, is_string, is_string_view
 
     columns = {f.name: f.type for f in schema}
@@ -103,7 +103,7 @@ def _text_column(name: str, schema: Any, wanted: str | None) -> str:
 
 
 def _json_texts(paths: Sequence[Path], column: str) -> Iterator[str]:
-    """The strings under a key, as they are written, of files with an object a line or one list of objects."""
+    """The strings under a key, as written, in files that hold one object a line or one list of objects."""
     for path in paths:
         with open_bytes(path) as file:
             lines = iter(file)
@@ -122,7 +122,7 @@ def _json_texts(paths: Sequence[Path], column: str) -> Iterator[str]:
 
 
 def _find_malformed_line(path: Path) -> None:
-    """Names the first line that is no JSON object, which pyarrow does not."""
+    """Raise a :class:`UserError` that names the first line that is not a JSON object, which pyarrow does not name."""
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             if number == 1 and line.lstrip().startswith(b"["):

@@ -1,28 +1,27 @@
-"""Text -> the token store: tokenised once, in parallel, into a file that every later run maps into memory.
+"""Text to the token store: tokenised once, in parallel, into a file that every later run maps into memory.
 
-The one idea: the store's folder is named by a hash of all that decides its content (corpus, separators, cleaning,
-tokenizer, format), so finding it *is* knowing that it is right, and no recipe can get another's. It appears whole or
-not at all, and is checked before it is trusted.
+The one idea: the store's folder is named by a hash of everything that decides its content (corpus, separators,
+cleaning, tokenizer, format). So a store that is found is the right one, and no recipe can get another's. It appears
+atomically, and its checksum is compared before it is used.
 
-Text passes through in blocks of a few megabytes, so memory stays flat however long the corpus; cuts are made where
-it is proven that they change nothing, so the ids are those of each document encoded at once. Between documents goes
-the separator's *id*: `<|endoftext|>` written in a text stays text. It goes between them only, so that one document is
-exactly its text (the book's 5,145 tokens) and a store of n documents has n - 1 separators.
+- **Memory stays flat.** Text passes through in blocks of a few megabytes, cut only where a cut changes no token. The
+  ids are those of each document encoded at once.
+- **Separators are ids.** Between documents stands the *id* of the separator; `<|endoftext|>` written in a text stays
+  text. It stands between them only: one document is exactly its text (the book's 5,145 tokens), and a store of n
+  documents has n - 1 separators.
+- **Making it can be resumed.** The store grows in shards of some 8 million characters, in a `.part` folder. A finished
+  shard is forced to disk and then entered in `shards.jsonl` with its checksum. After a crash the next process checks
+  the shards, skips the text up to the end of the last good one, and continues to the same bytes.
+- **All cores are busy.** tiktoken and tokenizers release Python's lock. Two blocks are encoded at any time, while a
+  third is read and the one before is written. Reading a megabyte takes from a hundredth (plain text) to a fifteenth
+  (rows of parquet) of the time in which one core encodes it; that is how many cores can be kept busy this way.
 
-A store is made in shards of some 8 million characters: stretches of one file, each forced to disk and then entered
-in `shards.jsonl` with its checksum. A process that dies leaves those in a `.part` folder; the next one checks them,
-reads the text up to where they end without encoding it, and goes on, to the same bytes. One file needs no second copy
-to become one memory map; what keeps all cores busy is not several files but that both encoders (tiktoken and
-tokenizers) let go of Python's lock: two blocks are encoded at any time, by all cores together, while a third is read
-and the one before is written. Reading a megabyte takes from a hundredth (plain text) to a fifteenth (rows of parquet)
-of the time in which one core encodes it, which is how many cores can be kept busy this way.
-
-The trades: the whole corpus is tokenised before the first step. At tens of megabytes a second that is seconds for a
+The trades: the whole corpus is tokenised before the first step. At tens of megabytes a second that takes seconds for a
 book, minutes for what one machine trains on; in return, training never waits for text and can start at any position.
-And a store that is opened is read whole only up to 64 MiB, beyond that in 64 places, so that a second run starts at
-once; shards are checked whole when an unfinished store is gone on with.
+And an existing store is read whole only up to 64 MiB, beyond that in 64 places, so that a second run starts at once;
+the shards of an unfinished store are checked whole.
 
-Where text comes from is corpus.py's; windows and their order are batches.py's.
+Where text comes from is in corpus.py, windows and their order in batches.py.
 """
 
 import dataclasses
@@ -42,8 +41,9 @@ import numpy as np
 from ..errors import UserError
 from ..storage import flush_file, flush_path
 from .corpus import Corpus, Pieces
+from .encoding import Encoder, encoder_of
 from .files import cache_folder
-from .tokenizer import cut_exactly, encode_ordinary, fingerprint, separator_id, token_dtype
+from .tokenizer import fingerprint, separator_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -56,7 +56,7 @@ class TokenStore:
     """A tokenised corpus. `tokens` is a read-only memory map of shape (num_tokens,), of the smallest type that fits.
 
     `num_characters` and `num_bytes` (UTF-8) count the text without separators. `separator_id` is what stands between
-    documents, None if nothing does. `from_cache` says that no text was read to get it.
+    documents, None if nothing does. `origin` is that of the corpus.
     """
 
     name: str
@@ -66,8 +66,7 @@ class TokenStore:
     num_characters: int
     num_bytes: int
     num_documents: int
-    from_cache: bool = dataclasses.field(compare=False)
-    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)  # of its corpus
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_tokens(self) -> int:
@@ -82,13 +81,13 @@ def tokenize(
     corpus: Corpus,
     tokenizer: "PreTrainedTokenizerFast",
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda num_characters: None,
 ) -> TokenStore:
-    """The token store of `corpus`: from the cache, or made now.
+    """The token store of `corpus`, from the cache or made now.
 
-    `progress` is called with the number of characters done since its last call, those that an earlier attempt
-    tokenised included. Of several processes of a machine that want the same store at once, one makes it and the
-    others wait on a file lock, however long that takes; if the one dies, another goes on from its last shard.
+    `progress` is called with the number of characters done since its last call, including those that an earlier
+    attempt tokenised. If several processes of a machine want the same store at once, one makes it and the others wait
+    on a file lock, for as long as it takes. If that one dies, another resumes from its last shard.
 
     Raises:
         UserError: no text in the corpus, no separator in the tokenizer for several documents, no place for the cache.
@@ -96,35 +95,37 @@ def tokenize(
     separator = separator_id(tokenizer) if corpus.separated else None
     key = hashlib.sha256(f"{_FORMAT} {corpus.identity} {fingerprint(tokenizer)} {separator}".encode()).hexdigest()
     folder = cache_folder() / "tokens" / key[:32]
-    store = _open(folder, corpus.name)
-    if store is None:
-        from filelock import FileLock
+    store = _open(folder, corpus)
+    if store is not None:
+        return store
 
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_suffix(".lock")):
-                store = _open(folder, corpus.name)
-                if store is None:
-                    _write(folder, corpus, tokenizer, separator, progress or (lambda _: None))
-                    store = dataclasses.replace(_open(folder, corpus.name), from_cache=False)
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"cannot write the token store in {folder.parent}: {reason}; set HF_GPT_CACHE") from error
-    return dataclasses.replace(store, origin=corpus.origin)
+    from filelock import FileLock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            store = _open(folder, corpus)  # perhaps made while this process waited for the lock
+            if store is None:
+                _make(folder, corpus, encoder_of(tokenizer), separator, progress)
+                store = _open(folder, corpus)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write the token store in {folder.parent}: {reason}; set HF_GPT_CACHE") from error
+    return store
 
 
 def fraction_of_split_characters(
     store: TokenStore, tokenizer: "PreTrainedTokenizerFast", sample: int = 20_000
 ) -> float:
-    """The part of the first `sample` tokens that hold only some of a character's bytes.
+    """The fraction of the first `sample` tokens that hold only some of a character's bytes.
 
-    Near 0 for English under `gpt2`, over a half for Chinese: such a text wants a BPE trained on it (`tokenizer:
-    {train: {vocab_size: 4096}}`); 0.2 is a good place to say so. Byte-level tokenizers only: others give 0.
+    Near 0 for English under `gpt2`, above a half for Chinese. From about 0.2 on, training a BPE on the text is worth
+    suggesting (`tokenizer: {train: {vocab_size: 4096}}`). For byte-level tokenizers; for others it is 0.
     """
     ids = np.asarray(store.tokens[:sample])
     distinct, counts = np.unique(ids, return_counts=True)
     texts = tokenizer.batch_decode([[int(i)] for i in distinct], clean_up_tokenization_spaces=False)
-    # A token that is not whole UTF-8 decodes to U+FFFD; one that spells U+FFFD itself is rare enough.
+    # A token that is not complete UTF-8 decodes to U+FFFD. A token that spells U+FFFD itself is rare enough.
     split = np.array(["\ufffd" in text for text in texts])
     return float(counts[split].sum() / counts.sum())
 
@@ -133,24 +134,20 @@ def fraction_of_split_characters(
 
 _CHUNK = 1 << 18  # characters of one text given to the tokenizer
 _BATCH = 1 << 22  # characters encoded at once, by all threads together
-_SHARD = 1 << 23  # characters, at least, between two times that what is done is made safe
+_SHARD = 1 << 23  # characters, at least, of a shard
 
 
-def _write(
-    folder: Path,
-    corpus: Corpus,
-    tokenizer: "PreTrainedTokenizerFast",
-    separator: int | None,
-    progress: Callable[[int], None],
+def _make(
+    folder: Path, corpus: Corpus, encoder: Encoder, separator: int | None, progress: Callable[[int], None]
 ) -> None:
-    """Makes the store at `folder`, or goes on with making it, whole or not at all. Called with its lock held."""
+    """Make the store at `folder`, resuming from an earlier attempt. The caller holds the lock."""
     part = folder.with_suffix(".part")
     part.mkdir(exist_ok=True)
-    dtype = token_dtype(tokenizer).newbyteorder("<")
+    dtype = encoder.dtype.newbyteorder("<")
     try:
         with _Shards(part, dtype) as shards:
-            texts = _texts(corpus, tokenizer, shards.counts["num_characters"], progress)
-            encode = partial(_encode, corpus.name, tokenizer, separator, dtype)
+            texts = _texts(corpus, encoder, shards.counts["num_characters"], progress)
+            encode = partial(_encode, corpus.name, encoder, separator, dtype)
             for ids, counts in _in_background(encode, _batches(texts)):
                 shards.append(ids, counts)
                 progress(counts["num_characters"])
@@ -159,22 +156,22 @@ def _write(
             raise UserError(f"{corpus.name}: has no text; there is nothing to train on")
         meta = {"format": _FORMAT, "dtype": dtype.str, "separator_id": separator, **shards.counts}
         with open(part / "store.json", "w") as file:
-            json.dump({**meta, "checksum": _checksum(part / "tokens.bin")}, file)
+            json.dump({**meta, "checksum": _checksum_of_places(part / "tokens.bin")}, file)
             flush_file(file)
-        shutil.rmtree(folder, ignore_errors=True)  # a store that was not to be trusted
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged store
         part.rename(folder)
         flush_path(folder.parent)
     finally:
         lines = part / "shards.jsonl"
         if not (lines.is_file() and lines.stat().st_size):
-            shutil.rmtree(part, ignore_errors=True)  # nothing that would be gone on with
+            shutil.rmtree(part, ignore_errors=True)  # there is no shard to resume from
 
 
 class _Shards:
-    """A store in the making: ids appended to `tokens.bin`, and in `shards.jsonl` a line for what is safely there.
+    """A store in the making: ids are appended to `tokens.bin`, and each finished shard has a line in `shards.jsonl`.
 
     A line holds the counts from the beginning of the store to the end of its shard, and the shard's checksum. What
-    follows the last line whose shard is as it was written does not count, and is overwritten.
+    follows the last shard with a correct checksum is overwritten.
     """
 
     def __init__(self, folder: Path, dtype: np.dtype):
@@ -183,24 +180,24 @@ class _Shards:
         self._ids, self._lines = (_open_for_update(folder / name) for name in ("tokens.bin", "shards.jsonl"))
         flush_path(folder)
         flush_path(folder.parent)
-        self._recover()
-        self._characters_safe = self.counts["num_characters"]
+        self._seek_end_of_last_good_shard()
+        self._num_finished = self.counts["num_characters"]
         self._checksum = hashlib.blake2b(digest_size=16)
 
     def append(self, ids: bytes, counts: dict[str, int]) -> None:
-        """Adds ids, and what they add to the counts."""
+        """Add ids, and what they add to the counts."""
         self._ids.write(ids)
         self._checksum.update(ids)
         if not self.counts["num_documents"]:
             self.counts["num_documents"] = 1  # the first, which has no separator before it
         self.counts = {name: self.counts[name] + counts[name] for name in self.counts}
-        if self.counts["num_characters"] - self._characters_safe >= _SHARD:
-            self._make_safe()
+        if self.counts["num_characters"] - self._num_finished >= _SHARD:
+            self._finish_shard()
 
     def finish(self) -> None:
-        """Makes the last shard safe and leaves nothing behind it."""
-        if self.counts["num_characters"] > self._characters_safe:
-            self._make_safe()
+        """Finish the last shard, and cut off what an earlier attempt left behind it."""
+        if self.counts["num_characters"] > self._num_finished:
+            self._finish_shard()
         self._ids.truncate()
         flush_file(self._ids)
 
@@ -211,15 +208,14 @@ class _Shards:
         self._ids.close()
         self._lines.close()
 
-    def _recover(self) -> None:
-        """Goes to the end of the last shard that is as it was written."""
+    def _seek_end_of_last_good_shard(self) -> None:
         end_of_lines = 0
         for line in self._lines:
             try:
                 shard = json.loads(line)
                 counts = {name: int(shard[name]) for name in self.counts}
                 size = (counts["num_tokens"] - self.counts["num_tokens"]) * self._itemsize
-                if not line.endswith(b"\n") or _checksum_of(self._ids, size) != shard["checksum"]:
+                if not line.endswith(b"\n") or _checksum_of_next(self._ids, size) != shard["checksum"]:
                     break
             except (ValueError, KeyError, TypeError):
                 break
@@ -229,21 +225,17 @@ class _Shards:
         self._lines.truncate()
         self._ids.seek(self.counts["num_tokens"] * self._itemsize)
 
-    def _make_safe(self) -> None:
-        flush_file(self._ids)  # before the line that says it is there
+    def _finish_shard(self) -> None:
+        flush_file(self._ids)  # before the line that says that they are there
         line = json.dumps({**self.counts, "checksum": self._checksum.hexdigest()})
         self._lines.write(line.encode() + b"\n")
         flush_file(self._lines)
-        self._characters_safe = self.counts["num_characters"]
+        self._num_finished = self.counts["num_characters"]
         self._checksum = hashlib.blake2b(digest_size=16)
 
 
 def _encode(
-    name: str,
-    tokenizer: "PreTrainedTokenizerFast",
-    separator: int | None,
-    dtype: np.dtype,
-    batch: list[str | None],
+    name: str, encoder: Encoder, separator: int | None, dtype: np.dtype, batch: list[str | None]
 ) -> tuple[bytes, dict[str, int]]:
     """The ids of a batch as they stand in the file, and what they add to the counts of a store."""
     texts = [text for text in batch if text is not None]
@@ -252,7 +244,7 @@ def _encode(
             f"{name}: the tokenizer has no <|endoftext|> or EOS token to put between documents; "
             "set data.separator to false or choose another tokenizer"
         )
-    encoded = iter(encode_ordinary(tokenizer, texts))
+    encoded = iter(encoder.encode(texts))
     between = np.array([separator or 0], dtype)
     ids = np.concatenate([between if text is None else next(encoded) for text in batch])
     return ids.astype(dtype, copy=False).tobytes(), {
@@ -264,7 +256,7 @@ def _encode(
 
 
 def _in_background(function: Callable[[Any], Any], items: Iterator[Any], num_ahead: int = 2) -> Iterator[Any]:
-    """`map(function, items)` with `num_ahead` calls under way while an item is read or a result is used."""
+    """`map(function, items)`, with `num_ahead` calls running while an item is read or a result is used."""
     with ThreadPoolExecutor(num_ahead) as pool:
         ahead = deque()
         for item in items:
@@ -275,18 +267,16 @@ def _in_background(function: Callable[[Any], Any], items: Iterator[Any], num_ahe
             yield ahead.popleft().result()
 
 
-def _texts(
-    corpus: Corpus, tokenizer: "PreTrainedTokenizerFast", num_done: int, progress: Callable[[int], None]
-) -> Iterator[str | None]:
-    """The documents in chunks, None between two of them; documents without text are left out.
+def _texts(corpus: Corpus, encoder: Encoder, num_done: int, progress: Callable[[int], None]) -> Iterator[str | None]:
+    """The documents in chunks, None between two of them. Documents without text are left out.
 
-    The first `num_done` characters are left out too: they end inside a document, at the end of a chunk.
+    The first `num_done` characters are skipped: they end inside a document, at the end of a chunk.
     """
     pieces = corpus.pieces()
     begun = num_done > 0
     if begun:
-        pieces = _skipped(pieces, num_done, progress)
-        yield from cut_exactly(tokenizer, _rest_of_document(pieces), _CHUNK)
+        pieces = _skip(pieces, num_done, progress)
+        yield from encoder.cut(_rest_of_document(pieces), _CHUNK)
     for first in pieces:
         if not first:
             continue
@@ -298,11 +288,11 @@ def _texts(
             yield first
         else:
             rest = _rest_of_document(pieces) if second is not None else ()
-            yield from cut_exactly(tokenizer, chain([first, second or ""], rest), _CHUNK)
+            yield from encoder.cut(chain([first, second or ""], rest), _CHUNK)
 
 
-def _skipped(pieces: Pieces, num_characters: int, progress: Callable[[int], None]) -> Pieces:
-    """What follows the first `num_characters`, which are read and not looked at."""
+def _skip(pieces: Pieces, num_characters: int, progress: Callable[[int], None]) -> Pieces:
+    """Read the first `num_characters`, and return what follows them."""
     for piece in pieces:
         size = len(piece or "")
         if size >= num_characters:
@@ -329,31 +319,32 @@ def _batches(texts: Iterator[str | None]) -> Iterator[list[str | None]]:
         yield batch
 
 
-# Finding one --------------------------------------------------------------------------------------------------------
+# Opening a store ----------------------------------------------------------------------------------------------------
 
 
-def _open(folder: Path, name: str) -> TokenStore | None:
-    """The store at `folder`; None if there is none, or it is not what was written there."""
+def _open(folder: Path, corpus: Corpus) -> TokenStore | None:
+    """The store at `folder`; None if there is none or it is damaged."""
     try:
         meta = json.loads((folder / "store.json").read_text())
         path = folder / "tokens.bin"
         dtype = np.dtype(meta["dtype"])
-        whole = path.stat().st_size == meta["num_tokens"] * dtype.itemsize and _checksum(path) == meta["checksum"]
-        if meta["format"] != _FORMAT or not whole:
+        if meta["format"] != _FORMAT or path.stat().st_size != meta["num_tokens"] * dtype.itemsize:
+            return None
+        if _checksum_of_places(path) != meta["checksum"]:
             return None
         return TokenStore(
-            name=name,
+            name=corpus.name,
             path=folder,
             tokens=np.memmap(path, dtype=dtype, mode="r"),
-            from_cache=True,
+            origin=corpus.origin,
             **{key: meta[key] for key in ("separator_id", "num_characters", "num_bytes", "num_documents")},
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _checksum(path: Path, num_blocks: int = 64) -> str:
-    """Of up to 64 blocks of 1 MiB, spread evenly: all of a store below 64 MiB, a fixed cost for any other."""
+def _checksum_of_places(path: Path, num_blocks: int = 64) -> str:
+    """The checksum of up to 64 blocks of 1 MiB, spread evenly: a file below 64 MiB whole, others at a fixed cost."""
     size, block = path.stat().st_size, 1 << 20
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     last = max(0, -(-size // block) - 1)
@@ -364,8 +355,8 @@ def _checksum(path: Path, num_blocks: int = 64) -> str:
     return digest.hexdigest()
 
 
-def _checksum_of(file: IO[bytes], size: int) -> str | None:
-    """Of the next `size` bytes; None if there are fewer."""
+def _checksum_of_next(file: IO[bytes], size: int) -> str | None:
+    """The checksum of the next `size` bytes; None if there are fewer."""
     digest = hashlib.blake2b(digest_size=16)
     while size > 0:
         block = file.read(min(size, 1 << 20))
@@ -377,6 +368,6 @@ def _checksum_of(file: IO[bytes], size: int) -> str | None:
 
 
 def _open_for_update(path: Path) -> IO[bytes]:
-    """The file, made if there is none, to be read and written anywhere."""
+    """Open the file for reading and writing anywhere; make it if there is none."""
     path.touch()
     return open(path, "r+b")

@@ -96,7 +96,7 @@ class Answers:
             length = _length_in_words(model, tokenizer, prompt)
             return bars_html(logits, functools.partial(show_token, tokenizer), length, **settings)
         except Exception as error:
-            return render("demo/bars.html", problem=problem(error))
+            return render("demo/templates/bars.html", problem=problem(error))
 
     def texts(
         self,
@@ -195,7 +195,7 @@ def bars_html(
         for token, value in zip(ids, values)
     ]
     return render(
-        "demo/bars.html",
+        "demo/templates/bars.html",
         problem="",
         length=length,
         bars=bars,

@@ -68,7 +68,7 @@ def look() -> dict[str, Any]:
     theme = gradio.themes.Default(font=SANS, font_mono=MONO, primary_hue="blue", text_size="lg")
     return {
         "theme": theme.set(layout_gap="*spacing_lg"),
-        "css": render("demo/style.css"),
+        "css": render("demo/templates/style.css"),
         "footer_links": [],
         "run_history": False,
         "ssr_mode": False,

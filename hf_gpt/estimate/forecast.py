@@ -1,4 +1,4 @@
-"""`estimate(recipe)`: what a run takes, and how it is told to people.
+"""`estimate(recipe)`: what a run takes, as numbers and as lines for people.
 
 Sizes are counted on the model and on the tokenised text; memory and time come from trying the run out (`trial.py`), or
 time from the figures of another device (`devices.py`).
@@ -17,7 +17,9 @@ from ..data.batches import BatchPlan
 from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import Recipe
-from ..training.setup import batch_plan, num_steps, prepare_data, resolve_hardware
+from ..run import find_pretrained
+from ..training.data import batch_plan, num_steps, prepare_data
+from ..training.hardware import resolve_hardware
 from ..training.utilization import flops_per_token
 from .devices import DEVICES, Plan, check_plan, plan_run
 from .memory import HEAP_KEEPS, MIB, Memory
@@ -25,6 +27,14 @@ from .trial import MOST_SECONDS, memory_of_run, seconds_of_steps
 
 # A step of more operations than this may take too long. Then a step of one window is timed first.
 _LONG_STEP = 1e12
+
+_PARTS = {  # by what the names of their parameters contain
+    "embed_tokens": "embeddings",
+    "embed_positions": "positions",
+    "self_attn": "attention",
+    "mlp": "feed-forward",
+    "norm": "norms",
+}
 
 
 def estimate(
@@ -52,11 +62,11 @@ def estimate(
         recipe = dataclasses.replace(recipe, train=train)
     recipe = resolve_hardware(recipe, None)
     fused_dropout = not is_here or recipe.train.device != "cpu"
-    data = prepare_data(recipe)
-    plan = batch_plan(data.recipe, data.windows, devices)
-    model, memory = memory_of_run(recipe, data, plan, fused_dropout)
+    data = prepare_data(recipe, find_pretrained(recipe.model))
+    batches = batch_plan(data.recipe, data.windows, devices)
+    model, memory = memory_of_run(recipe, data, batches, fused_dropout)
     program = psutil.Process().memory_info().rss  # by now everything that a run needs is imported
-    steps = num_steps(recipe.train, plan)
+    steps = num_steps(recipe.train, batches)
     found = Estimate(
         parameters=parameters_by_part(model),
         num_layers=data.config.num_hidden_layers,
@@ -70,12 +80,23 @@ def estimate(
         windows=len(data.windows),
         context_length=data.windows.context_length,
         steps=steps,
-        windows_per_step=plan.global_batch_size,
-        steps_per_epoch=plan.steps_per_epoch,
-        tokens=_tokens(plan, steps),
+        windows_per_step=batches.global_batch_size,
+        steps_per_epoch=batches.steps_per_epoch,
+        tokens=_tokens(batches, steps),
     )
     if not is_here:
-        return found.planned(device, devices, utilization)
+        # With gradient checkpointing the forward pass, a third of the work, is done twice.
+        flops = found.tokens * found.flops_per_token * (4 / 3 if found.gradient_checkpointing else 1)
+        plan = plan_run(
+            device,
+            devices,
+            utilization,
+            flops=flops,
+            memory=memory,
+            parameters=found.parameters,
+            num_layers=found.num_layers,
+        )
+        return dataclasses.replace(found, plan=plan)
     if not measure or not found.fits or not steps:
         return found
     return _timed(found, recipe)
@@ -83,20 +104,11 @@ def estimate(
 
 def parameters_by_part(model: GPTForCausalLM) -> dict[str, int]:
     """How many parameters each kind of part has; together `model.num_parameters()`, since a tied head has none."""
-    parts = dict.fromkeys(("embeddings", "positions", "attention", "feed-forward", "norms", "output head"), 0)
+    counts = dict.fromkeys((*_PARTS.values(), "output head"), 0)
     for name, parameter in model.named_parameters():  # which names a tied parameter once
-        if "embed_tokens" in name:
-            part = "embeddings"
-        elif "embed_positions" in name:
-            part = "positions"
-        elif "self_attn" in name:
-            part = "attention"
-        elif "mlp" in name:
-            part = "feed-forward"
-        else:
-            part = "norms" if "norm" in name else "output head"
-        parts[part] += parameter.numel()
-    return parts
+        part = next((part for key, part in _PARTS.items() if key in name), "output head")
+        counts[part] += parameter.numel()
+    return counts
 
 
 @dataclass(frozen=True)
@@ -140,21 +152,6 @@ class Estimate:
     def fits(self) -> bool:
         """Whether the memory that is free here is enough; True if that is unknown."""
         return self.available is None or self.peak_memory - (self.program or 0) < self.available
-
-    def planned(self, device: str, devices: int, utilization: float) -> "Estimate":
-        """With a plan for `devices` of a `device`; `tokens` are those of all of them."""
-        # With gradient checkpointing the forward pass, a third of the work, is done twice.
-        flops = self.tokens * self.flops_per_token * (4 / 3 if self.gradient_checkpointing else 1)
-        plan = plan_run(
-            device,
-            devices,
-            utilization,
-            flops=flops,
-            memory=self.memory,
-            parameters=self.parameters,
-            num_layers=self.num_layers,
-        )
-        return dataclasses.replace(self, plan=plan)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON values."""

@@ -6,7 +6,7 @@ model. And with real ones, for its time: some steps on this machine.
 
 Fake tensors are always on the CPU, and stand in for those of another device. They are the same there but in attention,
 where GPUs have kernels for dropout, and in the loss, which makes no logits on a GPU only where there are more of them
-(`modeling_gpt.tokens_per_chunk`).
+(`loss.tokens_per_chunk`).
 """
 
 import dataclasses
@@ -21,8 +21,10 @@ from ..configuration_gpt import GPTConfig
 from ..data.batches import BatchPlan
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import CheckpointRecipe, EvaluationRecipe, ModelRecipe, Recipe, TrackingRecipe
-from ..training.loop import run
-from ..training.setup import Data, prepare
+from ..run import prepare_run
+from ..training.data import Data
+from ..training.loop import TrainingRun, run
+from ..training.observers import Observer
 from .memory import Memory, MemoryTracker
 
 # Two updates, the second of which finds the optimizer's state; then an evaluation.
@@ -56,39 +58,47 @@ def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, fused_dropout: bo
             evaluation=EvaluationRecipe(first=_UPDATES, tokens=1, prompts=[]),
         )
         with FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as tracker:
-            job = prepare(recipe)
+            job = prepare_run(recipe)
             job.max_steps = _UPDATES + 1
             job.accelerator.device_placement = False  # the model is there, and fake weights cannot be moved
-            run(job, until=_UPDATES, watch=lambda *_: None)
+            run(job, until=_UPDATES)
     return job.model, tracker.memory()
 
 
 def seconds_of_steps(recipe: Recipe) -> list[float]:
     """How long each of some real steps takes."""
-    times: list[float] = []
-
-    def watch(*_: Any) -> None:
-        times.append(time.monotonic())
-        if times[-1] - times[0] > MOST_SECONDS:
-            raise _TimeIsUp
-
+    clock = _Clock()
     with tempfile.TemporaryDirectory(prefix="hf_gpt-estimate-") as scratch:
         recipe = dataclasses.replace(
             _in_folder(recipe, scratch),
             train=dataclasses.replace(recipe.train, log_every=1),  # which waits for the device in each step
             evaluation=EvaluationRecipe(first=10**9),
         )
-        job = prepare(recipe)
+        job = prepare_run(recipe)
         job.max_steps = max(job.max_steps, _TIMED_STEPS + 2)  # the last step would be saved
-        times.append(time.monotonic())
+        clock.times.append(time.monotonic())
         try:
-            run(job, until=_TIMED_STEPS + 1, watch=watch)
+            run(job, [clock], until=_TIMED_STEPS + 1)
         except _TimeIsUp:
             pass
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; nothing was kept") from None
-    seconds = [end - start for start, end in itertools.pairwise(times)]
+    seconds = [end - start for start, end in itertools.pairwise(clock.times)]
     return seconds[1:] or seconds
+
+
+class _Clock(Observer):
+    """Notes when each step is done, and ends the run when time is up."""
+
+    required = True  # so that what it raises ends the run
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def stepped(self, training: TrainingRun, step: int, metrics: dict[str, Any] | None) -> None:
+        self.times.append(time.monotonic())
+        if self.times[-1] - self.times[0] > MOST_SECONDS:
+            raise _TimeIsUp
 
 
 class _TimeIsUp(Exception):

@@ -22,7 +22,7 @@ DARK_TEXT = 5 * ["#fff"] + 4 * ["#000"]
 def page(explanation: Explanation, model: str = "") -> str:
     """The whole page. `model` is named in it."""
     return render(
-        "explain/page.html",
+        "explain/templates/page.html",
         title="Loss of each token",
         subtitle=f"of a text under {model}" if model else "",
         explanation=explanation,

@@ -25,7 +25,7 @@ def comparison_page(runs: Sequence[RunRecord], x: str = "steps", log: bool = Fal
     losses = [_by_step(run, "validation_loss" if validated else "eval_train_loss") for run in runs]
     steps = sorted({step for found in losses for step in found})
     return render(
-        "report/comparison.html",
+        "report/templates/comparison.html",
         title=f"{len(runs)} runs compared",
         subtitle=", ".join(labels),
         runs=[

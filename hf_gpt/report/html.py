@@ -29,7 +29,7 @@ MONO = ("ui-monospace", "DejaVu Sans Mono", "PingFang SC", "Microsoft YaHei", "N
 
 
 def render(template: str, **values: Any) -> str:
-    """A filled template, named by its path in this package: `report/run.html`."""
+    """A filled template, named by its path in this package: `report/templates/run.html`."""
     return _environment().get_template(template).render(values)
 
 

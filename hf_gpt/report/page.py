@@ -1,24 +1,28 @@
 """`report.html`: where a run stands, its curves, what it wrote, what happened to it, and its recipe.
 
 A page is made from the files of a run alone, so it can be made while the run trains, after it died, and on another
-machine. What it shows is gathered here, how it looks is `run.html`'s; comparison.py has the page of several runs.
+machine. What it shows is gathered here; `templates/run.html` lays it out. comparison.py has the page of several runs.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median_high
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import name_of
 from ..display import duration, perplexity
-from ..errors import UserError
+from ..errors import RunPreempted, RunStopped, UserError
 from ..storage import write_text
+from ..training.observers import Observer
 from .comparison import comparison_page
 from .html import render
 from .overfitting import loss_trend
 from .plots import MOST_RUNS, as_image, draw_png, loss_plot, loss_plots, training_plots
 from .records import RunRecord, has_losses, is_number, read_run
+
+if TYPE_CHECKING:
+    from ..training.loop import TrainingRun
 
 REPORT = "report.html"
 
@@ -82,7 +86,7 @@ def run_page(run: RunRecord, x: str = "steps", log: bool = False) -> str:
     prompts = list(dict.fromkeys(str(line.get("prompt", "")) for line in run.samples))
     columns, evaluations = _evaluations(run)
     return render(
-        "report/run.html",
+        "report/templates/run.html",
         title=run.name,
         subtitle=_status(run),
         run=run,
@@ -216,8 +220,8 @@ def _numbers(lines: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     return [line[key] for line in lines if is_number(line.get(key))]
 
 
-class ReportWriter:
-    """Observer of a run: draws its report when it ends or stops, and at checkpoints where that costs next to nothing.
+class ReportWriter(Observer):
+    """Draws the report when a run ends or stops, and at checkpoints where that costs next to nothing.
 
     Whatever is wrong with a file that the report reads, the run continues: a failure is a message.
     """
@@ -225,14 +229,16 @@ class ReportWriter:
     def __init__(self) -> None:
         self._drawn_at, self._seconds = time.monotonic(), 0.5  # what drawing takes, about, until it is known
 
-    def saved(self, training: Any, checkpoint: Path) -> None:
-        if self._seconds <= _CHEAP * (time.monotonic() - self._drawn_at):
+    def saved(self, training: "TrainingRun", checkpoint: Path) -> None:
+        is_last = training.progress.step == training.max_steps
+        if not is_last and self._seconds <= _CHEAP * (time.monotonic() - self._drawn_at):
             self._draw(training)
 
-    def ended(self, training: Any, error: BaseException | None) -> None:
-        self._draw(training)
+    def ended(self, training: "TrainingRun", error: BaseException | None) -> None:
+        if error is None or isinstance(error, (RunStopped, RunPreempted, KeyboardInterrupt)):
+            self._draw(training)
 
-    def _draw(self, training: Any) -> None:
+    def _draw(self, training: "TrainingRun") -> None:
         started = time.monotonic()
         try:
             write_report(training.run_dir)

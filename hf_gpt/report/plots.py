@@ -18,9 +18,10 @@ import numpy as np
 from ..display import escape_unprintable, short_number
 from ..errors import UserError
 from ..storage import write_bytes
+from ..training.run_log import read_metrics
 from . import fonts
 from .html import PALETTE
-from .records import RunRecord, has_losses, is_number, read_metrics, with_step
+from .records import RunRecord, has_losses, is_number, with_step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

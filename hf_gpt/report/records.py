@@ -1,10 +1,8 @@
-"""The files of a run, read back: what reports, cards and replays are made from.
+"""All files of a run, read back: what its report is made from.
 
-A run may be training still, have died, or come from another machine, so nothing but `metrics.jsonl` must be there,
-and a torn last line (a process that died while writing) is left out.
+A run may be training still, have died, or come from another machine, so nothing but `metrics.jsonl` must be there.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,37 +15,9 @@ import yaml
 from .. import checkpoint
 from ..errors import UserError
 from ..storage import read_json
+from ..training.run_log import read_lines, read_metrics
 
 _LARGEST = 1e30  # a larger number cannot be drawn
-
-
-def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, oldest first.
-
-    Raises:
-        UserError: the directory holds no run.
-    """
-    path = Path(run_dir) / "metrics.jsonl"
-    if not path.is_file():
-        raise UserError(f"{run_dir}: not a run: there is no metrics.jsonl in it")
-    return read_lines(path)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file of a run; a torn last line is left out, a missing file has none.
-
-    Raises:
-        UserError: another line is damaged.
-    """
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            if line:
-                found.append(json.loads(line))
-        except ValueError:
-            raise UserError(f"{path}: line {number} is damaged; remove it, or the file") from None
-    return found
 
 
 @dataclass(frozen=True)

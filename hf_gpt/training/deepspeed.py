@@ -6,10 +6,10 @@ nothing then. An update whose gradient is not finite is not made, and its norm i
 looks for.
 
 The recipe stays the one source of what a step is: what it says is written into the engine's configuration, whatever
-the launch file says, and bf16 is torch's autocast over fp32 weights, as under DDP. DeepSpeed's own bf16 keeps weights
-in two bytes a parameter, this keeps four; for that the numbers are those of DDP, and a run may go on with DeepSpeed or
-without it. The engine also reads the gradient's norm back from the device in each step. Left out: fp16, whose scaler
-is the engine's; offloading, whose Adam is DeepSpeed's own; Muon, which needs matrices where ZeRO keeps flat pieces;
+the launch file says. bf16 is torch's autocast over fp32 weights, as under DDP. DeepSpeed's own bf16 keeps weights in
+two bytes a parameter, this keeps four; for that the numbers are those of DDP, and a run may be resumed with or without
+DeepSpeed. The engine also reads the gradient's norm back from the device in each step. Left out: fp16, whose scaler is
+the engine's; offloading, whose Adam is DeepSpeed's own; Muon, which needs matrices where ZeRO keeps flat pieces; and
 ZeRO-3, for which FSDP2 is there.
 """
 
@@ -103,7 +103,7 @@ def is_engine(model: nn.Module) -> bool:
 
 
 def optimizer_state(engine: nn.Module) -> dict[str, Any]:
-    """The optimizer's state by parameter name, as torch.distributed.checkpoint gives it.
+    """The optimizer's state by parameter name of the model inside, as torch.distributed.checkpoint gives it.
 
     All processes call it; the first has it, on the CPU, and the others have its groups alone.
     """
@@ -111,7 +111,7 @@ def optimizer_state(engine: nn.Module) -> dict[str, Any]:
 
     _make_state(engine)
     step = next(iter(engine.basic_optimizer.state.values()))["step"].cpu()
-    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    names = {parameter: name for name, parameter in engine.module.model.named_parameters()}
     state = {}
     for parameter, name in names.items():
         if parameter.requires_grad:
@@ -131,7 +131,7 @@ def set_optimizer_state(engine: nn.Module, state: dict[str, dict[str, torch.Tens
 
     engine.optimizer.refresh_fp32_params()
     _make_state(engine)
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in engine.module.model.named_parameters():
         if parameter.requires_grad:
             for kind in _MOMENTS:
                 safe_set_full_optimizer_state(parameter, state[name][kind].to(parameter.device), kind)

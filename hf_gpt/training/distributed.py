@@ -1,4 +1,4 @@
-"""The processes of a run, through accelerate: how many there are, and what each is on."""
+"""The processes of a run, through accelerate: how many there are, what each is on, and what they do together."""
 
 import contextlib
 import datetime
@@ -9,10 +9,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..errors import UserError
 from ..recipe import Recipe
 from . import deepspeed
+from .trackers import refuse_missing_trackers
 
 
 def start_accelerator(recipe: Recipe) -> Accelerator:
@@ -28,10 +31,11 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     options = {"cpu": recipe.train.device == "cpu", "mixed_precision": recipe.train.mixed_precision}
     if deepspeed.asked_for():
         options = deepspeed.accelerator_options(recipe)
+    refuse_missing_trackers(recipe.tracking.to)
     try:
         accelerator = Accelerator(
             **options,
-            log_with=_trackers(recipe) or None,
+            log_with=recipe.tracking.to or None,
             project_dir=str(Path(recipe.output_dir).expanduser()),
         )
     except ValueError as error:
@@ -55,16 +59,21 @@ def together(accelerator: Accelerator) -> Iterator[None]:
     torch.distributed.destroy_process_group(group)
 
 
-def _trackers(recipe: Recipe) -> list[str]:
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+@contextlib.contextmanager
+def whole_model(module: nn.Module) -> Iterator[None]:
+    """While the block runs, the model inside a prepared module can be called by itself, for `generate()`.
 
-    known, here = {str(name) for name in LOGGER_TYPE_TO_CLASS}, {str(name) for name in get_available_trackers()}
-    for name in recipe.tracking.to:
-        if name not in known:
-            raise UserError(f"tracking.to: unknown tracker {name!r}; valid names: {', '.join(sorted(known))}")
-        if name not in here:
-            raise UserError(f"tracking.to: {name} is not installed; pip install {name}")
-    return recipe.tracking.to
+    Under FSDP2 the weights outside of the blocks belong to the root module, which gathers them for its own forward
+    pass only. Every process enters the block.
+    """
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
 
 
 def _refuse_fewer_processes(num_processes: int) -> None:

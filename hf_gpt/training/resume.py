@@ -1,13 +1,14 @@
-"""Where a run comes from: the run that its folder holds, or the checkpoint of another that it branches off from.
+"""Whether a run can resume what its folder holds, or branch off from a checkpoint of another run.
 
-A folder holds one run. The same recipe goes on with it; what may change on the way is listed here, each change is
-told, and anything else is a different run and refused. A branch is a new run that begins with the weights, the
+A folder holds one run, and the same recipe resumes it. What may change on the way is listed here and each change is
+recorded; any other makes it a different run, which is refused. A branch is a new run that begins with the weights, the
 optimizer and the position of a step of another.
 """
 
 import dataclasses
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..errors import UserError
 from ..recipe import Recipe, differences
 from ..storage import read_json
 
-# What may change when a run goes on in the same folder; anything else makes it a different run.
+# What may change when a run is resumed; anything else makes it a different run.
 _CHANGEABLE = (
     "output_dir",
     "train.max_steps",
@@ -36,45 +37,42 @@ _CHANGEABLE = (
 )
 
 
+@dataclass(frozen=True)
+class Change:
+    """A field of the recipe that is not what it was when the run began or was last resumed."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.old} -> {self.new}"
+
+
 def earlier_recipe(run_dir: Path) -> Recipe | None:
     """The recipe of the run that `run_dir` holds."""
     path = run_dir / "recipe.yaml"
     return Recipe.from_yaml(path) if path.is_file() else None
 
 
-def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[str]:
-    """What is allowed to be different from the recipe that the run in `run_dir` began with; the rest is refused."""
+def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[Change]:
+    """What is different from the recipe of the run in `run_dir`.
+
+    Raises:
+        UserError: what must not be different.
+    """
     if recipe.checkpoint.resume == "never" and checkpoint.checkpoints(run_dir):
-        raise UserError(f"checkpoint.resume: never, but {run_dir} holds checkpoints; give another --output_dir")
-    words = canonical_field_names(earlier.model.config)
-    earlier = dataclasses.replace(earlier, model=dataclasses.replace(earlier.model, config=words))
-    shown = {key: f"{key} {old} -> {new}" for key, (old, new) in differences(earlier, recipe).items()}
-    different = [text for key, text in shown.items() if not key.startswith(_CHANGEABLE)]
+        raise UserError(f"checkpoint.resume: never, but {run_dir} holds checkpoints; give another output_dir")
+    names = canonical_field_names(earlier.model.config)
+    earlier = dataclasses.replace(earlier, model=dataclasses.replace(earlier.model, config=names))
+    changes = [Change(field, old, new) for field, (old, new) in differences(earlier, recipe).items()]
+    different = [str(change) for change in changes if not change.field.startswith(_CHANGEABLE)]
     if different:
         raise UserError(
-            f"{run_dir}: holds a different run ({', '.join(different[:5])}); give another --output_dir,"
-            " or go on from its own recipe.yaml"
+            f"{run_dir}: holds a different run ({', '.join(different[:5])}); give another output_dir,"
+            " or resume it with its own recipe.yaml"
         )
-    return [text for key, text in shown.items() if key != "output_dir"]
-
-
-def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[str]:
-    """What is different from where the run began, as lines to warn with."""
-    before = read_json(run_dir / "environment.json")
-    if not before:
-        return []
-    if before.get("text", environment["text"]) != environment["text"]:
-        raise UserError(
-            f"{run_dir}: the run there began with another text: the files of the corpus, or the Python that"
-            " builtin:python-docs comes from, have changed; give another --output_dir"
-        )
-    compared = [key for key in environment if key not in ("run_id", "versions", "text", "sources", "parent")]
-    flat = [(key, before.get(key), environment[key]) for key in compared]
-    flat += [(key, before["versions"].get(key), value) for key, value in environment["versions"].items()]
-    changed = [f"{key} was {old}, is {new}" for key, old, new in flat if old != new]
-    if not changed:
-        return []
-    return [f"not where this run began, so the last digits may differ: {'; '.join(changed)}"]
+    return [change for change in changes if change.field != "output_dir"]
 
 
 def find_checkpoint(name: str) -> Path:
@@ -135,7 +133,9 @@ def find_parent(
     if checkpoint.checkpoints(run_dir):
         if asked is not None and not (recorded and _is_the_same(asked, recorded)):
             began = f"{recorded['run']}@{recorded['step']}" if recorded else "nothing"
-            raise UserError(f"--from {asked}: the run in {run_dir} began from {began}; give another --output_dir")
+            raise UserError(
+                f"the run in {run_dir} began from {began}; give another output_dir", field="parent", value=asked
+            )
         return None
     if asked is None:
         if recorded is None:
@@ -144,26 +144,31 @@ def find_parent(
     parent = find_checkpoint(asked)
     if fingerprint(load_tokenizer(str(parent))) != fingerprint(tokenizer):
         raise UserError(
-            f"--from {asked}: its tokenizer is not the recipe's; go on with its own, --tokenizer.train null"
-            f" --tokenizer.name {parent}"
+            f"its tokenizer is not the recipe's; use its own: tokenizer.train null, tokenizer.name {parent}",
+            field="parent",
+            value=asked,
         )
     groups = read_json(parent / checkpoint.TRAINING_STATE / "state.json").get("param_groups", [])
     kept = "muon" if any(group.get("orthogonal") for group in groups) else "adamw"
     if kept != optimizer:
         raise UserError(
-            f"--from {asked}: it holds the state of {kept} and the recipe's optimizer is {optimizer}; begin with its"
-            f" weights alone by --model.from_pretrained {parent}"
+            f"it holds the state of {kept} and the recipe's optimizer is {optimizer}; to start from its weights alone,"
+            f" set model.from_pretrained to {parent}",
+            field="parent",
+            value=asked,
         )
     theirs = GPTConfig.from_pretrained(parent)
     for name in sorted(GPTConfig._own_names() - set(GPTConfig.attribute_map)):
         if getattr(theirs, name) != getattr(config, name) and not name.endswith(("dropout", "_id")):
             raise UserError(
-                f"--from {asked}: model.{name} is {getattr(theirs, name)!r} there and {getattr(config, name)!r} in the"
-                " recipe; a branch goes on with the same model"
+                f"model.{name} is {getattr(theirs, name)!r} there and {getattr(config, name)!r} in the recipe;"
+                " a branch continues with the same model",
+                field="parent",
+                value=asked,
             )
     return parent
 
 
 def canonical_field_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """One name for each field, so that a recipe in the book's words is the same run as one in the Hub's."""
+    """The Hub's name for each field, so that a recipe with the book's names is the same run as one with the Hub's."""
     return {GPTConfig.attribute_map.get(name, name): value for name, value in fields.items()}

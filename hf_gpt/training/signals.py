@@ -70,7 +70,7 @@ def exit_on_preemption() -> Iterator[None]:
 
     def on_signal(number: int, frame) -> None:
         name = signal.Signals(number).name
-        raise RunPreempted(f"{name}: stopped before the first step; the same command goes on from there")
+        raise RunPreempted(f"{name}: stopped before the first step; the same command starts it again")
 
     with _handling([number for number in _SIGNALS if number != signal.SIGINT], on_signal):
         yield

@@ -37,24 +37,28 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _WEIGHTS = StateDictOptions(full_state_dict=True, strict=False)  # a tied head is not in the file
 
 
-def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a model, gathered on the main process's CPU; empty on the others where they are sharded."""
-    weights = get_model_state_dict(_unwrapped(model), options=_WHOLE)
-    return {name: weight for name, weight in weights.items() if name not in _unwrapped(model).all_tied_weights_keys}
+def whole_weights(loss: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of the model in a prepared `CausalLMLoss`, under that model's names.
+
+    Gathered on the main process's CPU; empty on the others where they are sharded.
+    """
+    model = _model_inside(loss)
+    weights = get_model_state_dict(model, options=_WHOLE)
+    return {name: weight for name, weight in weights.items() if name not in model.all_tied_weights_keys}
 
 
 def save_training_state(
     checkpoint: Path | None,
     accelerator: Accelerator,
-    model: nn.Module,
+    loss: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: dict[str, Any],
 ) -> None:
     """Write every process's training state into `checkpoint`. All call it; the main one has the path and writes."""
-    if deepspeed.is_engine(model):
-        optimizer_state = deepspeed.optimizer_state(model)
+    if deepspeed.is_engine(loss):
+        optimizer_state = deepspeed.optimizer_state(loss)
     else:
-        optimizer_state = get_optimizer_state_dict(model, optimizer.optimizer, options=_WHOLE)
+        optimizer_state = get_optimizer_state_dict(_model_inside(loss), optimizer.optimizer, options=_WHOLE)
     random = gather_object([_random_state(accelerator.device)])
     if checkpoint is None:
         return
@@ -82,7 +86,7 @@ def save_training_state(
 
 
 def load_training_state(
-    checkpoint: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int
+    checkpoint: Path, accelerator: Accelerator, loss: nn.Module, optimizer: torch.optim.Optimizer, seed: int
 ) -> dict[str, Any]:
     """Restore the weights and what `save_training_state` wrote, on every process, and return its `progress`.
 
@@ -93,7 +97,7 @@ def load_training_state(
         UserError: something in the checkpoint is not what was written there.
     """
     try:
-        return _load(checkpoint, accelerator, model, optimizer, seed)
+        return _load(checkpoint, accelerator, loss, optimizer, seed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
@@ -101,25 +105,25 @@ def load_training_state(
 
 
 def _load(
-    checkpoint: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int
+    checkpoint: Path, accelerator: Accelerator, loss: nn.Module, optimizer: torch.optim.Optimizer, seed: int
 ) -> dict[str, Any]:
     directory = checkpoint / TRAINING_STATE
     state = json.loads((directory / "state.json").read_text())
     weights: dict[str, torch.Tensor] = {}
     for shard in checkpoint.glob("model*.safetensors"):
         weights |= load_file(shard)
-    whole = _unwrapped(model)
-    if missing := set(whole.state_dict()) - set(whole.all_tied_weights_keys) - set(weights):
+    model = _model_inside(loss)
+    if missing := set(model.state_dict()) - set(model.all_tied_weights_keys) - set(weights):
         raise UserError(f"{checkpoint}: lacks {min(missing)} and {len(missing) - 1} more of the model's weights")
-    set_model_state_dict(whole, weights, options=_WEIGHTS)
+    set_model_state_dict(model, weights, options=_WEIGHTS)
 
     hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.optimizer.param_groups]
     optimizer_state = {"state": {}, "param_groups": state["param_groups"]}
     for name, tensor in load_file(directory / "optimizer.safetensors").items():
         parameter, _, kind = name.rpartition("/")
         optimizer_state["state"].setdefault(parameter, {})[kind] = tensor
-    if deepspeed.is_engine(model):
-        deepspeed.set_optimizer_state(model, optimizer_state["state"])
+    if deepspeed.is_engine(loss):
+        deepspeed.set_optimizer_state(loss, optimizer_state["state"])
     else:
         set_optimizer_state_dict(model, optimizer.optimizer, optimizer_state, options=_WHOLE)
     for group, values in zip(optimizer.optimizer.param_groups, hyperparameters):
@@ -138,9 +142,9 @@ def _load(
     return state["progress"]
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DDP; FSDP2 wraps nothing."""
-    return getattr(model, "module", model)
+def _model_inside(loss: nn.Module) -> nn.Module:
+    """The transformers model; DDP and DeepSpeed wrap the loss once more, FSDP2 wraps nothing."""
+    return getattr(loss, "module", loss).model
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -7,15 +7,39 @@ matrix products in the run's precision, for a fifth of a second before the run b
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
+
+from .observers import Observer
+
+if TYPE_CHECKING:
+    from .loop import TrainingRun
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SECONDS = 0.2
 _SMALLEST, _TELLING, _LARGEST = 256, 1024, 8192  # width of the square matrices
 _SHORT = 0.05  # seconds
 _STATUS = Path("/proc/self/status")
+
+
+class Utilization(Observer):
+    """Adds to each train line `mfu`, of all devices together, and `peak_memory_bytes`, of the main process so far."""
+
+    def began(self, training: "TrainingRun") -> None:
+        device, processes = training.accelerator.device, training.accelerator.num_processes
+        if "peak_flops" not in training.environment:
+            peak = measured_peak(device, training.recipe.train.mixed_precision)
+            training.environment["peak_flops"] = peak
+        self._peak_flops = training.environment["peak_flops"] * processes
+        self._flops_per_token = flops_per_token(training.model, training.job.data.windows.context_length)
+
+    def stepped(self, training: "TrainingRun", step: int, metrics: dict[str, Any] | None) -> None:
+        if metrics is not None and "tokens_per_second" in metrics:
+            metrics["mfu"] = self._flops_per_token * metrics["tokens_per_second"] / self._peak_flops
+            if memory := peak_memory_bytes(training.accelerator.device):
+                metrics["peak_memory_bytes"] = memory
 
 
 def measured_peak(device: torch.device, mixed_precision: str, seconds: float = _SECONDS) -> float:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from hf_gpt.timing import Result, in_turn, seconds
-
-from hf_gpt.training import real_text
+from .timing import Result, in_turn, seconds
+from .training import real_text
 
 CONTEXT, BATCH = 1024, 8
 COPIES = 16  # of WikiText's rows, so that what is paid once does not count for much
@@ -45,7 +44,7 @@ def tokens(runs: int = 3) -> Result:
 
 def _our_first_batch(corpus: Path) -> Any:
     from hf_gpt.recipe import Recipe
-    from hf_gpt.training.setup import batch_plan, prepare_data
+    from hf_gpt.training.data import batch_plan, prepare_data
 
     recipe = Recipe(
         model={"preset": "gpt2-124m"}, data={"source": str(corpus)}, train={"batch_size": BATCH, "max_steps": 1}

@@ -10,11 +10,12 @@ import warnings
 from pathlib import Path
 
 import torch
-from hf_gpt.timing import PEAK_OF_THIS_PROCESS, Result, in_turn, process
 from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from hf_gpt import GPTConfig, GPTForCausalLM
+
+from .timing import PEAK_OF_THIS_PROCESS, Result, in_turn, process
 
 # GPT-2's activation, an approximation of GELU, costs eight kernels; GELU itself, which the small recipes use, one.
 ONE_KERNEL = {"hidden_act": "gelu"}

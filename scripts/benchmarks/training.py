@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hf_gpt.timing import PEAK_OF_THIS_PROCESS, Result, in_turn, process, say
+from .timing import PEAK_OF_THIS_PROCESS, Result, in_turn, process, say
 
 ROOT = Path(__file__).parent.parent.parent
 TARGET_LOSS = 1.8857  # what nanoGPT's recipe reaches after its 2000 steps
@@ -209,7 +209,7 @@ def same_loss() -> Result:
     """
     from unittest import mock
 
-    from hf_gpt import modeling_gpt, train
+    from hf_gpt import loss, train
     from hf_gpt.recipe import Recipe
 
     text = real_text("tinyshakespeare.txt")
@@ -222,7 +222,7 @@ def same_loss() -> Result:
                 words += f"--train.compile {'true' if kind == 'compiled' else 'false'} --evaluation.first 450".split()
                 recipe = Recipe.from_yaml(ROOT / "configs" / "shakespeare-char.yaml", words)
                 chunk = 256 if kind == "chunked" else None
-                with mock.patch.object(modeling_gpt, "tokens_per_chunk", lambda *_, chunk=chunk: chunk):
+                with mock.patch.object(loss, "tokens_per_chunk", lambda *_, chunk=chunk: chunk):
                     found.append(train(recipe).metrics[-1]["validation_loss"])
             say(f"same-loss: {kind}, seed {seed}: {found[-1]:.4f}")
         return found
@@ -263,11 +263,13 @@ def train_step_124m(runs: int = 3) -> Result:
 _OURS = """
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.recipe import OptimizerRecipe
-from hf_gpt.training.optim import build_optimizer
+from hf_gpt.training.optimizer import build_optimizer
+from hf_gpt.loss import CausalLMLoss
 model = GPTForCausalLM(GPTConfig.from_preset("gpt2-124m", drop_rate=0.0, hidden_act="gelu"))
+summed_loss = CausalLMLoss(model)
 optimizer = build_optimizer(model, OptimizerRecipe())
 def loss():
-    return model(inputs, shift_labels=targets, num_items_in_batch=1, use_cache=False, skip_logits=True).loss / 4096
+    return summed_loss(inputs, targets) / 4096
 """
 
 _PEER = """

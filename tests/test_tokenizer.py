@@ -1,33 +1,19 @@
-"""What `hf_gpt.tokenization` promises, with real tokenizers, real files and real processes."""
+"""Tokenizers of every origin: equal to tiktoken, saved for everybody, known by their content, refused in one line."""
 
 import json
 import os
-import random
 import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import tiktoken
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
-from hf_gpt.data import tokenizer as tokenization
-from hf_gpt.data.tokenizer import (
-    END_OF_TEXT,
-    cut_exactly,
-    encode_ordinary,
-    fingerprint,
-    load_tokenizer,
-    safe_cuts,
-    separator_id,
-    token_dtype,
-    train_tokenizer,
-    vocab_size,
-)
+from hf_gpt.data.encoding import encoder_of
+from hf_gpt.data.tokenizer import END_OF_TEXT, fingerprint, load_tokenizer, separator_id, train_tokenizer, vocab_size
 from hf_gpt.errors import UserError
 
 CORPUS = [
@@ -41,14 +27,14 @@ scripts = ["天地玄黃", "👩‍👩‍👧‍👦", "🇨🇳", "e\u0301\u03
 spaces = [" ", "  ", "\t", "\r", "\r\n", "\n\n", "\u00a0", "\u3000", "\u2028", "\x85", "\x1c", "\x00", "\ufeff"]
 snippets = st.sampled_from([*ends, *scripts, *spaces])
 unicode_text = st.lists(snippets | st.text(max_size=8), max_size=12).map("".join)
-examples = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+examples = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
 def gpt2():
     data = os.environ.get("HF_GPT_TEST_DATA")
     if not data:
-        pytest.skip("HF_GPT_TEST_DATA is not set: there is no copy of tiktoken's gpt2 files to test with")
+        pytest.skip("needs real data: set HF_GPT_TEST_DATA to its folder")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", os.path.join(data, "tiktoken"))
         yield load_tokenizer("gpt2")
@@ -71,7 +57,7 @@ def tokenizer(request):
 
 @pytest.fixture(scope="module", params=["gpt2", "bytewise"])
 def saved_and_original(request, tmp_path_factory):
-    """The tokenizer as a bare AutoTokenizer loads it, and the tiktoken encoding that it was made from."""
+    """The tokenizer as a bare AutoTokenizer loads it, the tiktoken encoding that it was made from, and its encoder."""
     made = request.getfixturevalue(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     made.save_pretrained(folder)
@@ -80,11 +66,12 @@ def saved_and_original(request, tmp_path_factory):
     else:
         ranks = {bytes([byte]): byte for byte in range(256)}
         encoding = tiktoken.Encoding("b", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 256})
-    return AutoTokenizer.from_pretrained(folder), encoding
+    saved = AutoTokenizer.from_pretrained(folder)
+    return saved, encoding, encoder_of(saved)
 
 
 def ordinary(tokenizer, text):
-    return encode_ordinary(tokenizer, [text])[0].tolist()
+    return tokenizer(text, split_special_tokens=True)["input_ids"]
 
 
 def reloaded(tokenizer, folder):
@@ -101,38 +88,23 @@ def run_python(code, *arguments, folder, **environment):
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
-REFUSALS = """
-import sys
-from hf_gpt.errors import UserError
-from hf_gpt.tokenization import load_tokenizer
-for name in sys.argv[1:]:
-    try:
-        load_tokenizer(name)
-    except UserError as error:
-        print(error)
-"""
-
-
-# Equal to tiktoken, and back to the text
-
-
 @examples
 @given(unicode_text)
 @example("天地 e\u0301 👩‍👩‍👧‍👦 \r \x00\x1b\u200d\ufffe " + END_OF_TEXT + " end")
 def test_the_saved_tokenizer_equals_tiktoken(saved_and_original, text):
-    saved, encoding = saved_and_original
+    saved, encoding, encoder = saved_and_original
     assert saved(text)["input_ids"] == encoding.encode(text, allowed_special="all")
-    assert saved(text, split_special_tokens=True)["input_ids"] == encoding.encode_ordinary(text)
-    assert ordinary(saved, text) == encoding.encode_ordinary(text)
+    ids = encoding.encode_ordinary(text)
+    assert ordinary(saved, text) == ids == encoder.encode([text])[0].tolist()
     assert saved.decode(saved(text)["input_ids"]) == text
 
 
 @pytest.mark.parametrize("unit", ["a", "好", "ab", "e\u0301", "\r", " ", "!", "\U0001f600"])
 def test_the_saved_tokenizer_equals_tiktoken_on_100_kb_without_a_break(saved_and_original, unit):
-    saved, encoding = saved_and_original
+    saved, encoding, encoder = saved_and_original
     text = unit * (100_000 // len(unit.encode()))
     ids = encoding.encode_ordinary(text)
-    assert saved(text)["input_ids"] == ids == ordinary(saved, text)
+    assert saved(text)["input_ids"] == ids == encoder.encode([text])[0].tolist()
     assert saved.decode(ids) == text
 
 
@@ -149,13 +121,6 @@ def test_text_survives_encoding_and_decoding(tokenizer, text):
     assert tokenizer.decode(ordinary(tokenizer, text)) == text
 
 
-@examples
-@given(unicode_text)
-def test_ordinary_ids_are_those_of_the_backend_without_special_tokens(tokenizer, text):
-    expected = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    assert ordinary(tokenizer, text) == expected
-
-
 def test_gpt2_is_the_published_vocabulary(gpt2):
     assert gpt2("Every effort moves you")["input_ids"] == [6109, 3626, 6100, 345]
     assert (len(gpt2), gpt2.eos_token_id, gpt2.bos_token_id, gpt2.pad_token) == (50257, 50256, 50256, None)
@@ -164,132 +129,6 @@ def test_gpt2_is_the_published_vocabulary(gpt2):
 def test_a_byte_is_its_own_id(bytewise):
     assert ordinary(bytewise, "aé") == list("aé".encode())
     assert (len(bytewise), separator_id(bytewise)) == (257, 256)
-
-
-# encode_ordinary
-
-
-def test_threads_and_division_change_nothing(tokenizer):
-    draw = random.Random(0)
-    texts = ["".join(draw.choices(CORPUS, k=draw.choice([0, 1, 3]))) for _ in range(40)]
-    texts += ["".join(draw.choices(CORPUS, k=2000)), "", "x" * 200_000]
-    for num_threads in (1, 3, None):
-        for text, ids in zip(texts, encode_ordinary(tokenizer, texts, num_threads)):
-            assert ids.dtype == token_dtype(tokenizer)
-            assert ids.tolist() == tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
-    assert encode_ordinary(tokenizer, []) == []
-
-
-@pytest.mark.parametrize("broken", ["a\ud800b", "\udc00", "\ud83d\ude00", " \ud83d", "x\ude00\ud83dy"])
-def test_surrogates_are_repaired_as_tiktoken_does(tokenizer, broken):
-    repaired = broken.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    assert ordinary(tokenizer, broken) == ordinary(tokenizer, repaired)
-    normalized = train_tokenizer(CORPUS, 300)
-    normalized.backend_tokenizer.normalizer = normalizers.NFC()
-    assert ordinary(normalized, broken) == ordinary(normalized, repaired)
-    train_tokenizer([broken], 300)
-
-
-def test_a_tokenizer_that_changes_is_read_again():
-    tokenizer = train_tokenizer(CORPUS, 320)
-    marks, ids = {fingerprint(tokenizer)}, ordinary(tokenizer, "the times")
-    assert ordinary(tokenizer, "THE times") != ids
-    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    assert ordinary(tokenizer, "THE times") == ids
-    marks.add(fingerprint(tokenizer))
-    tokenizer.add_tokens(["times"])
-    assert ordinary(tokenizer, "the times")[-1] == 320
-    assert (safe_cuts(tokenizer), vocab_size(tokenizer)) == ("never", 321)
-    assert len(marks | {fingerprint(tokenizer)}) == 3
-
-
-# Cuts
-
-
-@examples
-@given(st.lists(unicode_text, max_size=4), st.integers(1, 12))
-@example(["  a", " b ", "", "\x1c c\x1c", " \u3000"], 1)
-@example(["don", "'t ", "\n", "x\n\n y"], 2)
-def test_cutting_never_changes_the_tokens(tokenizer, texts, size):
-    assert safe_cuts(tokenizer) != "never"
-    pieces = list(cut_exactly(tokenizer, texts, size))
-    assert "".join(pieces) == "".join(texts)
-    assert all(pieces)
-    whole = tokenizer("".join(texts), split_special_tokens=True)["input_ids"]
-    assert [i for p in pieces for i in tokenizer(p, split_special_tokens=True)["input_ids"]] == whole
-
-
-@examples
-@given(unicode_text)
-def test_every_place_before_whitespace_is_safe(trained, text):
-    whole = ordinary(trained, text)
-    for place in re.finditer(r"(?<=\S)(?=[ \t\n\r\u00a0\u3000\u2028\x85])", text):
-        assert ordinary(trained, text[: place.start()]) + ordinary(trained, text[place.start() :]) == whole
-
-
-def test_pieces_come_while_the_text_is_still_being_read(tokenizer):
-    taken = []
-
-    def endless():
-        while True:
-            taken.append("some words and " * 10)
-            yield taken[-1]
-
-    pieces = cut_exactly(tokenizer, endless(), 1000)
-    lengths = [len(next(pieces)) for _ in range(5)]
-    assert all(1000 <= n <= 1010 for n in lengths)
-    assert len(taken) * 150 < 5 * 1010 + 300
-
-
-def test_a_surrogate_pair_is_not_cut_apart(bytewise):
-    assert list(cut_exactly(bytewise, ["ab\ud83d", "\ude00cd"], 3)) == ["ab\ud83d\ude00", "cd"]
-
-
-def test_no_cut_is_known_for_other_tokenizers(trained, tmp_path):
-    other = reloaded(trained, tmp_path)
-    other.backend_tokenizer.normalizer = normalizers.NFKC()
-    assert safe_cuts(other) == "never"
-    assert list(cut_exactly(other, ["a b ", "c d"], 1)) == ["a b c d"]
-
-
-# Recognised by content
-
-
-def test_the_fast_path_and_the_cuts_survive_saving(tokenizer, tmp_path, monkeypatch):
-    again = reloaded(tokenizer, tmp_path / "renamed")
-    from_file = load_tokenizer(str(tmp_path / "renamed" / "tokenizer.json"))
-    monkeypatch.setattr(tokenization, "_encode_with_backend", None)  # the slow path would now fail
-    tokenization._encoder_of_content.cache_clear()
-    for loaded in (again, from_file):
-        assert ordinary(loaded, CORPUS[0] + END_OF_TEXT) == ordinary(tokenizer, CORPUS[0] + END_OF_TEXT)
-        assert safe_cuts(loaded) == safe_cuts(tokenizer)
-        assert separator_id(loaded) == separator_id(tokenizer)
-
-
-def test_a_bpe_that_tiktoken_cannot_repeat_keeps_its_own_ids(trained, tmp_path):
-    """Merges in another order than the ids, as an edited or foreign vocabulary may have them."""
-    trained.save_pretrained(tmp_path)
-    content = json.loads((tmp_path / "tokenizer.json").read_text())
-    content["model"]["merges"].reverse()
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    edited = load_tokenizer(str(tmp_path))
-    texts = [*CORPUS, f"the {END_OF_TEXT} times"]
-    ids = [ordinary(edited, text) for text in texts]
-    assert ids == [edited(text, split_special_tokens=True)["input_ids"] for text in texts]
-    assert ids != [ordinary(trained, text) for text in texts]  # or the edit would have been none
-
-
-def test_a_tokenizer_saved_as_gpt2s_class_is_recognised(trained, tmp_path, monkeypatch):
-    """As the repositories of GPT-2 and its kin have it: `vocab.json` and `merges.txt`."""
-    model = json.loads(trained.backend_tokenizer.to_str())["model"]
-    vocab = {**model["vocab"], END_OF_TEXT: len(model["vocab"])}
-    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in model["merges"]) + "\n")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
-    monkeypatch.setattr(tokenization, "_encode_with_backend", None)
-    loaded = load_tokenizer(str(tmp_path))
-    assert ordinary(loaded, CORPUS[1]) == ordinary(trained, CORPUS[1])
-    assert fingerprint(reloaded(loaded, tmp_path / "again")) == fingerprint(loaded)
 
 
 def test_a_fingerprint_is_of_what_determines_the_ids(tokenizer, trained, bytewise, tmp_path):
@@ -304,9 +143,6 @@ def test_a_fingerprint_is_of_what_determines_the_ids(tokenizer, trained, bytewis
     assert fingerprint(again) != mark
     others = [bytewise, trained, train_tokenizer(CORPUS, 319), train_tokenizer(CORPUS[:2], 320)]
     assert len({fingerprint(other) for other in others}) == 4
-
-
-# Saved beside a model
 
 
 def test_a_bare_autotokenizer_loads_it_without_this_package(trained, tmp_path):
@@ -351,28 +187,20 @@ def test_a_trained_vocabulary_has_the_size_asked_for_and_ends_with_the_separator
     assert len(ordinary(trained, " times")) == 1  # a common word became one token
 
 
-def test_long_texts_are_cut_for_training_without_changing_the_result(monkeypatch):
-    whole = train_tokenizer(CORPUS, 320)
-    monkeypatch.setattr(tokenization, "_PIECE", 7)
-    assert fingerprint(train_tokenizer(CORPUS, 320)) == fingerprint(whole)
+def test_long_texts_are_cut_for_training_without_changing_the_result():
+    part = " " + CORPUS[0].strip()
+    assert fingerprint(train_tokenizer([part * 1000], 320)) == fingerprint(train_tokenizer([part] * 1000, 320))
 
 
-@pytest.mark.parametrize(("highest", "dtype"), [(2**16 - 1, np.uint16), (2**16, np.uint32)])
-def test_the_dtype_is_the_smallest_that_holds_every_id(trained, highest, dtype):
-    assert token_dtype(trained) == np.uint16
-    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": highest}, "a")))
-    assert (vocab_size(words), token_dtype(words)) == (highest + 1, dtype)  # whatever the number of words
-    assert ordinary(words, "b") == [highest]
-
-
-# Refusals
-
-
-def test_without_network_and_cache_the_refusal_is_one_line_with_the_ways_out(tmp_path):
-    done = run_python(REFUSALS, "gpt2", "some/thing", folder=tmp_path, TIKTOKEN_CACHE_DIR=str(tmp_path / "empty"))
-    gpt2_line, hub_line = done.stdout.splitlines()
-    assert all(way_out in gpt2_line for way_out in ("TIKTOKEN_CACHE_DIR", "bytes", "train: {vocab_size: 4096}"))
-    assert "'some/thing' is neither here nor to be had from the Hub" in hub_line
+def test_without_network_and_cache_the_refusal_is_one_line_with_the_ways_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    for proxy in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    with pytest.raises(UserError) as refused:
+        load_tokenizer("gpt2")
+    assert "\n" not in str(refused.value)
+    assert all(way in str(refused.value) for way in ("TIKTOKEN_CACHE_DIR", "bytes", "train: {vocab_size: 4096}"))
 
 
 def test_offline_means_that_no_download_is_tried(tmp_path, monkeypatch):
@@ -382,7 +210,7 @@ def test_offline_means_that_no_download_is_tried(tmp_path, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", None)  # a connection would now be a TypeError
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set.* TIKTOKEN_CACHE_DIR"):
         load_tokenizer("gpt2")
-    with pytest.raises(UserError, match="'some/thing' is neither here nor to be had from the Hub"):
+    with pytest.raises(UserError, match="'some/thing': no such file or directory, and it cannot be downloaded"):
         load_tokenizer("some/thing")
 
 
@@ -398,7 +226,7 @@ def test_a_hub_id_is_loaded_from_the_hubs_cache(trained, tmp_path, monkeypatch):
     loaded = load_tokenizer("someone/tiny", revision="v1")
     loaded.save_pretrained(tmp_path / "again")
     assert str(tmp_path) not in (tmp_path / "again" / "tokenizer_config.json").read_text()
-    with pytest.raises(UserError, match="'someone/tiny' is neither here"):
+    with pytest.raises(UserError, match="'someone/tiny': no such file or directory, and"):
         load_tokenizer("someone/tiny", revision="v2")
 
 

@@ -1,0 +1,244 @@
+"""The loss of a causal language model, without its logits where they are many.
+
+`CausalLMLoss` is a module around a model: token ids and targets in, the summed loss or the loss of each token out. It
+is what training prepares, compiles and calls, and what every evaluation calls; so DDP, FSDP2 and DeepSpeed see one
+forward pass. The parameters are those of the model inside, and checkpoints hold that model's names.
+
+The logits of 4 x 1024 tokens over GPT-2's vocabulary take 800 MB, and the plain loss makes three tensors of that size.
+Where that is the case (`tokens_per_chunk`) the loss is computed from the decoder's hidden states and the output
+embeddings, a chunk of tokens at a time: make their logits, use them, forget them. That is right only where
+`head(decoder(ids))` is all there is to the logits. A model may do more (scale them, cap them), so the two are compared
+once, on three tokens, when the module is made; where they differ, the loss is computed from the model's own logits.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, linear
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from .data.batches import IGNORED
+
+try:
+    from torch.nn import LinearCrossEntropyOptions
+    from torch.nn.functional import linear_cross_entropy
+except ImportError:  # torch before 2.13
+    linear_cross_entropy = None
+
+# Without gradients, chunks are so small that their logits (32 MiB in fp32) come from glibc's heap, which keeps them.
+# Larger blocks are mapped and faulted in anew for each chunk: with a vocabulary of 50,257 that took half of the time.
+_LOGITS_WITHOUT_GRADIENTS = 2**23
+
+
+class CausalLMLoss(nn.Module):
+    """The loss of `model` on given targets.
+
+    Accelerate, FSDP2 and DeepSpeed ask a model for `config`, `_no_split_modules` and `tie_weights`; they get those of
+    the model inside.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        self.head_makes_logits = head_makes_logits(model)
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def _no_split_modules(self) -> Any:
+        return self.model._no_split_modules
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model.tie_weights(*args, **kwargs)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        shift_labels: torch.LongTensor,
+        reduction: Literal["sum", "none"] = "sum",
+        **inputs: Any,
+    ) -> torch.Tensor:
+        """
+        Args:
+            input_ids: (batch, time).
+            shift_labels: (batch, time), the target of each position; `IGNORED` counts for nothing.
+            inputs: what else the model takes, such as `position_ids`.
+
+        Returns:
+            The cross entropy in nats, in float32: the sum over all targets, or for `"none"` (batch * time,), 0 where
+            the target is ignored.
+
+        Raises:
+            ValueError: `shift_labels` has another shape than `input_ids`.
+        """
+        if shift_labels.shape != input_ids.shape:
+            raise ValueError(f"targets of shape {tuple(shift_labels.shape)} for input of {tuple(input_ids.shape)}")
+        inputs = {"input_ids": input_ids, "use_cache": False, **inputs}
+        chunk = self._tokens_per_chunk(shift_labels)
+        if chunk is None:
+            logits = self.model(**inputs).logits
+            return _cross_entropy(logits.flatten(0, 1), shift_labels.flatten(), reduction)
+        hidden_states = self.model.get_decoder()(**inputs).last_hidden_state.flatten(0, 1)
+        head, targets = self.model.get_output_embeddings(), shift_labels.flatten().to(hidden_states.device)
+        if reduction == "sum":
+            return _sum_without_logits(hidden_states, head.weight, targets, chunk)
+        chunks = zip(hidden_states.split(chunk), targets.split(chunk))
+        return torch.cat([_cross_entropy(head(rows), of_rows, "none") for rows, of_rows in chunks])
+
+    def _tokens_per_chunk(self, targets: torch.Tensor) -> int | None:
+        """How many tokens' logits are made at once; None for all of them."""
+        if not self.head_makes_logits:
+            return None
+        head, num_tokens = self.model.get_output_embeddings(), targets.numel()
+        if not torch.is_grad_enabled():
+            chunk = max(1, _LOGITS_WITHOUT_GRADIENTS // head.weight.shape[0])
+            return chunk if chunk < num_tokens else None
+        if not _is_plain_linear(head):
+            return None
+        return tokens_per_chunk(num_tokens, head.weight.shape[0], targets.device.type)
+
+
+def head_makes_logits(model: PreTrainedModel) -> bool:
+    """Whether a model's logits are its output embeddings applied to its decoder's hidden states, and nothing more.
+
+    The hidden states are enlarged until logits reach 100: at initialisation they are so small that a soft cap or a
+    bias would not show. Nothing is drawn, and the model's mode is put back.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if decoder is None or head is None or decoder is model:
+        return False
+    ids = torch.arange(3, device=model.get_input_embeddings().weight.device).unsqueeze(0)
+    scale = 1.0
+
+    def enlarge(module: nn.Module, args: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state * scale
+        return output
+
+    with evaluating(model):
+        hook = decoder.register_forward_hook(enlarge)
+        try:
+            largest = head(decoder(input_ids=ids, use_cache=False).last_hidden_state).abs().max().item()
+            scale = 100.0 / largest if largest > 0 else 1.0
+            expected = head(decoder(input_ids=ids, use_cache=False).last_hidden_state)
+            logits = model(input_ids=ids, use_cache=False).logits
+        finally:
+            hook.remove()
+        return logits.shape == expected.shape and (logits - expected).abs().max().item() <= 0.01
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout), no gradients; the modes are put back after.
+
+    And nothing is compiled: what was compiled for the one shape of training would be compiled anew for each other one.
+    """
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for model, mode in zip(models, modes):
+            model.train(mode)
+
+
+def tokens_per_chunk(num_tokens: int, vocab_size: int, device_type: str) -> int | None:
+    """How many tokens' logits training makes at once; None for all, which is the plain loss.
+
+    A rule on shapes and device, never on a clock: a resumed run does the arithmetic of the one that stopped. It comes
+    from these ratios of medians, chunked / plain, of the CPU seconds of the loss forward and backward on one thread
+    (fp32, torch 2.13):
+
+        tokens x vocabulary x width    chunks of 128   256    512    1024
+        256 x 50257 x 768                       1.07   1.02
+        512 x 50257 x 768                       0.97   0.87   0.89
+        1024 x 1024 x 192                       0.89   0.82   0.78   0.84
+        2048 x 4096 x 192                       0.72   0.66   0.66   0.68
+        4096 x 4096 x 256                              0.63   0.61   0.65
+
+    Torch's own choice, chunks of 4 for the second, took 4.6. Below 2**25 logits (128 MiB) there is little memory to
+    gain, and the plain loss stays as it is to the bit. Other devices were not measured: there it is 2**28, where
+    memory decides.
+    """
+    few_logits = 2**25 if device_type == "cpu" else 2**28
+    return None if num_tokens < 512 or num_tokens * vocab_size < few_logits else 512
+
+
+def chunked_cross_entropy(
+    hidden_states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int
+) -> torch.Tensor:
+    """The summed cross entropy of `hidden_states @ weight.T`, of which there are never more than `chunk` rows.
+
+    Args:
+        hidden_states: (num_tokens, hidden), float32 or bfloat16.
+        weight: (vocab_size, hidden), of the same dtype.
+        targets: (num_tokens,).
+
+    Returns:
+        A float32 scalar. It has first derivatives and, where it is torch's, no second.
+    """
+    if linear_cross_entropy is None:
+        total = torch.zeros((), device=hidden_states.device)
+        for rows, of_rows in zip(hidden_states.split(chunk), targets.split(chunk)):
+            total = total + checkpoint(_linear_and_cross_entropy, rows, weight, of_rows, use_reentrant=False)
+        return total
+    # A bf16 sum comes back rounded to bf16, 2 to 5% off. Losses of single tokens are rounded as well, but these errors
+    # cancel out, to 6e-5 of the mean.
+    losses = linear_cross_entropy(
+        hidden_states,
+        weight,
+        targets,
+        reduction="sum" if hidden_states.dtype == torch.float32 else "none",
+        ignore_index=IGNORED,
+        options=LinearCrossEntropyOptions(
+            batch_chunk_size=chunk,
+            allow_retain_graph=torch.compiler.is_compiling(),  # which would set it, with a warning
+        ),
+    )
+    return losses.float().sum()
+
+
+def _sum_without_logits(
+    hidden_states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int
+) -> torch.Tensor:
+    """`chunked_cross_entropy` in the precision that autocast asks for; torch's function does not look at it."""
+    device_type = hidden_states.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
+    # On a CPU torch's function multiplies bf16 in fp32 anyway, so that the loss may keep its digits. It has no fp16.
+    if device_type == "cpu" or hidden_states.dtype not in (torch.float32, torch.bfloat16):
+        hidden_states, weight = hidden_states.float(), weight.float()
+    with torch.autocast(device_type, enabled=False):
+        return chunked_cross_entropy(hidden_states, weight, targets, chunk)
+
+
+def _linear_and_cross_entropy(rows: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return _cross_entropy(linear(rows, weight), targets, "sum")
+
+
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
+    """(num_tokens, vocab_size), (num_tokens,) -> a scalar, or (num_tokens,)."""
+    return cross_entropy(logits.float(), targets.to(logits.device), ignore_index=IGNORED, reduction=reduction)
+
+
+def _is_plain_linear(head: nn.Module) -> bool:
+    """Whether calling `head` multiplies by its weight and does nothing else, so that it need not be called.
+
+    Not so for LoRA and quantised layers, nor where the weight is sharded, or brought by a hook.
+    """
+    return (
+        type(head) is nn.Linear
+        and type(head.weight) in (nn.Parameter, torch.Tensor)
+        and head.bias is None
+        and "forward" not in vars(head)
+        and not (head._forward_hooks or head._forward_pre_hooks)
+        and not (head._backward_hooks or head._backward_pre_hooks)
+    )

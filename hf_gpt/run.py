@@ -1,0 +1,153 @@
+"""Train a recipe: the loop, with the satellites that a run has by default attached to it.
+
+The core ends here. What a run does beside training is a list of observers; `default_observers` puts it together, and
+`train(recipe, observers=[...])` adds a user's own.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from . import checkpoint
+from .configuration_gpt import GPTConfig
+from .conversion import converted_once
+from .display import escape_unprintable
+from .errors import UserError
+from .hub.background import BackgroundPush
+from .hub.card import CardWriter
+from .hub.fetch import fetch_run
+from .recipe import ModelRecipe, Recipe
+from .report.page import ReportWriter
+from .storage import refuse_unwritable
+from .training.loop import run
+from .training.model import Pretrained
+from .training.observers import Observer
+from .training.run_log import RunLog, read_lines, read_metrics
+from .training.setup import Job, prepare
+from .training.signals import exit_on_preemption, lost_process_ends_run
+from .training.terminal import Terminal
+from .training.trackers import Trackers
+from .training.utilization import Utilization
+
+
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | Path, *, parent: str | None = None, observers: Iterable[Observer] = ()
+) -> "TrainingResult":
+    """Train as `recipe` says, or resume such a run: the same call continues what its `output_dir` holds.
+
+    Args:
+        recipe: a `Recipe`, a nested dictionary, or the path of a YAML file.
+        parent: `RUN@STEP`: begin with the weights, the optimizer and the position of that step of another run.
+        observers: your own (`hf_gpt.Observer`), notified on every process, before the records are written.
+
+    Raises:
+        UserError: something in the recipe cannot work here.
+        RunStopped: the loss is no longer finite, or another process of the run is gone.
+        KeyboardInterrupt: Ctrl-C; the run was saved first.
+        RunPreempted: SIGTERM or SIGUSR1; the run was saved first.
+    """
+    if isinstance(recipe, (str, Path)):
+        recipe = Recipe.from_yaml(recipe)
+    elif isinstance(recipe, Mapping):
+        recipe = Recipe.from_dict(recipe)
+    with lost_process_ends_run():
+        with exit_on_preemption():
+            job = prepare_run(recipe, parent)
+        run(job, [*observers, *default_observers(job)])
+    return TrainingResult(
+        output_dir=job.run_dir,
+        recipe=job.recipe,
+        model=job.model.eval(),
+        tokenizer=job.data.tokenizer,
+        is_main_process=job.accelerator.is_main_process,
+    )
+
+
+def prepare_run(recipe: Recipe, parent: str | None = None) -> Job:
+    """`training.setup.prepare`, after what needs a satellite: fetching a run from the Hub, converting a GPT-2."""
+    if recipe.checkpoint.resume == "hub":
+        run_dir = Path(recipe.output_dir).expanduser()
+        refuse_unwritable(run_dir, "output_dir")
+        fetch_run(recipe.hub.repo_id, recipe.hub.branch, run_dir)
+    return prepare(recipe, parent, find_pretrained(recipe.model))
+
+
+def find_pretrained(recipe: ModelRecipe) -> Pretrained | None:
+    """The model that `model.from_pretrained` names; a GPT-2 is converted once and kept in the cache.
+
+    Raises:
+        UserError: it is not there, or neither ours nor a GPT-2 that can be converted.
+    """
+    if not recipe.from_pretrained:
+        return None
+    try:
+        folder = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
+        kind = GPTConfig.get_config_dict(folder)[0].get("model_type")
+        if kind not in (GPTConfig.model_type, "gpt2"):
+            raise ValueError(
+                f"{recipe.from_pretrained} is a {kind} model; {GPTConfig.model_type} and gpt2 models can be continued"
+            )
+        in_our_layout = folder if kind == GPTConfig.model_type else converted_once(folder)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"model: {error}") from None
+    return Pretrained(in_our_layout, folder.name if folder.parent.name == "snapshots" else None)  # the Hub's cache
+
+
+def default_observers(job: Job) -> list[Observer]:
+    """What a run has unless something else is asked for: on the main process, and nothing on the others.
+
+    The first adds to a line of metrics, the log writes it, and those after it read what was written.
+    """
+    if not job.accelerator.is_main_process:
+        return []
+    observers: list[Observer] = [Utilization(), RunLog(job.run_dir), Terminal()]
+    if job.recipe.tracking.to:
+        observers.append(Trackers())
+    if job.recipe.hub.repo_id is not None:
+        observers.append(BackgroundPush(job.recipe.hub))
+    return [*observers, CardWriter(), ReportWriter()]
+
+
+@dataclass
+class TrainingResult:
+    """A finished run: the model in memory, and what is on disk."""
+
+    output_dir: Path
+    recipe: Recipe
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    is_main_process: bool = True  # the one of several that writes and prints
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`."""
+        return read_metrics(self.output_dir)
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The lines of `samples.jsonl`: `{"step", "prompt", "text"}`."""
+        return read_lines(self.output_dir / "samples.jsonl")
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that were kept, oldest first; each loads with `from_pretrained`."""
+        return checkpoint.checkpoints(self.output_dir)
+
+    def summary(self) -> Iterator[str]:
+        """The last sample and where things are, for people."""
+        if self.samples:
+            step, text = self.samples[-1]["step"], escape_unprintable(self.samples[-1]["text"])
+            yield f"\nsample     after step {step}:\n\n{text}\n"
+        best = checkpoint.pointed(self.output_dir, "best")
+        yield f"model      {self.checkpoints[-1]}" + (f"   (best on validation text: {best.name})" if best else "")
+        if (plot := self.output_dir / "loss.png").is_file():
+            yield f"loss plot  {plot}"
+        if (report := self.output_dir / "report.html").is_file():
+            yield f"report     {report}"
+
+
+Run = TrainingResult
+"""The name of this class in version 0.1."""

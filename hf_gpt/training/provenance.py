@@ -1,0 +1,88 @@
+"""What decides a run beside its recipe: versions, hardware, and its text, tokenizer and model by hash or revision.
+
+It is written to `environment.json`. A resumed run compares: another text is refused, other versions or hardware are
+warned of, since the last digits may differ.
+"""
+
+import importlib.metadata
+import platform
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from .. import checkpoint
+from ..data.tokenizer import vocab_size
+from ..errors import UserError
+from ..storage import read_json
+from . import deepspeed
+from .data import Data, text_facts
+
+
+def describe_environment(run_dir: Path, accelerator: Accelerator, data: Data) -> dict[str, Any]:
+    """Versions and hardware, the content of the text by its hash, and the id of the run in `run_dir` or a new one."""
+    run_id = read_json(run_dir / "environment.json").get("run_id") or uuid.uuid4().hex[:8]
+    packages = ("hf_gpt", "torch", "transformers", "accelerate", "datasets", "tokenizers", "tiktoken", "safetensors")
+    versions = {p: importlib.metadata.version(p) for p in packages} | {"deepspeed": deepspeed.version()}
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "run_id": run_id,  # by which trackers recognise the run
+        "versions": {"python": platform.python_version(), **versions},
+        "platform": platform.platform(),
+        "device": device.type,
+        "device_name": name,
+        "processes": accelerator.num_processes,
+        "cpu_threads": torch.get_num_threads(),
+        "text": {name: windows.store.path.name for name, windows in data.evaluated.items()},
+        "sources": describe_sources(data),
+    }
+
+
+def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[str]:
+    """What is different from where the run began, as lines to warn with."""
+    before = read_json(run_dir / "environment.json")
+    if not before:
+        return []
+    if before.get("text", environment["text"]) != environment["text"]:
+        raise UserError(
+            f"{run_dir}: the run there began with another text: the files of the corpus, or the Python that"
+            " builtin:python-docs comes from, have changed; give another output_dir"
+        )
+    compared = [key for key in environment if key not in ("run_id", "versions", "text", "sources", "parent")]
+    flat = [(key, before.get(key), environment[key]) for key in compared]
+    flat += [(key, before["versions"].get(key), value) for key, value in environment["versions"].items()]
+    changed = [f"{key} was {old}, is {new}" for key, old, new in flat if old != new]
+    if not changed:
+        return []
+    return [f"not where this run began, so the last digits may differ: {'; '.join(changed)}"]
+
+
+def describe_sources(data: Data) -> dict[str, Any]:
+    """What a run was made from, in words that hold on another machine: no paths, but names, revisions and hashes."""
+    sources: dict[str, Any] = {
+        {"eval_train": "training"}.get(name, name): {**text_facts(windows), **windows.store.origin}
+        for name, windows in data.evaluated.items()
+    }
+    tokenizer, model = data.recipe.tokenizer, data.recipe.model
+    sources["tokenizer"] = {"trained": True} if tokenizer.train else _named(tokenizer.name, tokenizer.revision)
+    sources["tokenizer"]["entries"] = vocab_size(data.tokenizer)
+    if model.from_pretrained:
+        sources["model"] = _named(checkpoint.resolve_model(model.from_pretrained), data.pretrained.commit)
+    return sources
+
+
+def _named(name: str, revision: str | None) -> dict[str, Any]:
+    """A model or tokenizer: a Hub id with its revision, or what is on this disk by its name, if a run's with that."""
+    if name in ("gpt2", "bytes"):
+        return {"name": name}
+    path = Path(name).expanduser()
+    if not path.exists():
+        return {"hub": name, "revision": revision}
+    path = path.absolute()
+    if path.parent.name != "checkpoints":
+        return {"local": path.name}
+    weights = read_json(path / checkpoint.MANIFEST).get("files", {}).get("model.safetensors", {})
+    return {"local": f"{path.parent.parent.name} {path.name}", "sha256": weights.get("sha256")}

@@ -1,0 +1,62 @@
+"""A run that an earlier version began is resumed, repeated and drawn (`fixtures/earlier_run`)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import hf_gpt
+from hf_gpt.replay import replay
+from hf_gpt.report.page import write_report
+from hf_gpt.training.run_log import read_events, read_metrics
+
+EARLIER = Path(__file__).parent / "fixtures" / "earlier_run"
+CLOSE = 1e-4  # the processor at hand may round otherwise than the one that trained it
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HF_GPT_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(EARLIER, tmp_path / "earlier_run")
+    monkeypatch.chdir(tmp_path / "earlier_run")
+    return Path("run")
+
+
+def test_it_resumes_to_the_same_weights(run_dir):
+    expected = load_file(EARLIER / "run" / "checkpoints" / "step-00000008" / "model.safetensors")
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000008")
+    run = hf_gpt.train("run/recipe.yaml")
+    found = load_file(run.checkpoints[-1] / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert (found[name] - weight).abs().max() < CLOSE, name
+    earlier = {line["step"]: line for line in read_metrics(EARLIER / "run") if "train_loss" in line}
+    for line in run.metrics:
+        if "train_loss" in line:
+            assert line["lr"] == earlier[line["step"]]["lr"]
+            assert line["train_loss"] == pytest.approx(earlier[line["step"]]["train_loss"], abs=CLOSE)
+
+
+def test_its_steps_are_repeated_under_the_recipe_that_each_had(run_dir):
+    steps = replay(run_dir, 4, 8)
+    assert [*steps] == [5, 6, 7, 8]
+    for compared in steps.values():
+        values = {one.what: (one.published, one.repeated) for one in compared}
+        assert values["lr"][0] == values["lr"][1]  # until step 6 the run was to have 6 steps
+        published, repeated = map(float, values["train_loss"])
+        assert repeated == pytest.approx(published, abs=CLOSE)
+
+
+def test_its_changes_are_read_as_those_of_today(run_dir):
+    changed = next(event for event in read_events(run_dir) if event["event"] == "changed")
+    assert (changed["field"], changed["old"], changed["new"]) == ("train.max_steps", 6, 8)
+
+
+def test_its_report_is_drawn(run_dir):
+    page = write_report(run_dir).read_text()
+    for line in read_metrics(run_dir):
+        if "validation_loss" in line:
+            assert f"{line['validation_loss']:.3f}"[:4] in page
+    assert json.loads((run_dir / "environment.json").read_text())["versions"]["torch"] in page
