@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..display import duration, escape_unprintable, perplexity, short_number
+from ..display import escape_unprintable, perplexity
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -49,13 +49,7 @@ def _environment() -> "Environment":
     for family, names in (("sans", SANS), ("mono", MONO)):
         environment.globals[family] = Markup(", ".join(f'"{name}"' if " " in name else name for name in names))
     environment.globals["palette"] = PALETTE
-    environment.filters.update(
-        {
-            "count": lambda number: f"{number:,}",
-            "duration": duration,
-            "perplexity": perplexity,
-            "short_number": short_number,
-            "cut": lambda text, limit: escape_unprintable(str(text), limit=limit),
-        }
-    )
+    environment.filters["count"] = lambda number: f"{number:,}"
+    environment.filters["cut"] = lambda text, limit: escape_unprintable(str(text), limit=limit)
+    environment.filters["perplexity"] = perplexity
     return environment
