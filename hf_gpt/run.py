@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from . import checkpoint
 from .configuration_gpt import GPTConfig
-from .conversion import converted_once
+from .conversion import convert_into_cache
 from .display import escape_unprintable
 from .errors import UserError
 from .hub.background import BackgroundPush
@@ -90,7 +90,7 @@ def find_pretrained(recipe: ModelRecipe) -> Pretrained | None:
             raise ValueError(
                 f"{recipe.from_pretrained} is a {kind} model; {GPTConfig.model_type} and gpt2 models can be continued"
             )
-        in_our_layout = folder if kind == GPTConfig.model_type else converted_once(folder)
+        in_our_layout = folder if kind == GPTConfig.model_type else convert_into_cache(folder)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"model: {error}") from None
     return Pretrained(in_our_layout, folder.name if folder.parent.name == "snapshots" else None)  # the Hub's cache

@@ -7,9 +7,12 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 from .errors import UserError
 
@@ -93,6 +96,38 @@ def refuse_unwritable(folder: Path, field: str) -> None:
         raise UserError(f"{nearest} cannot be written to", field=field)
 
 
+@contextlib.contextmanager
+def new_directory(name: str) -> Iterator[Path]:
+    """A directory to fill; when the block ends without an error it becomes the one that the user calls `name`.
+
+    Raises:
+        UserError: something is there, before the block or when it ends, or nothing can be written there.
+    """
+    what_works = "name a directory that is not there yet, or an empty one"
+    try:
+        final = Path(name).expanduser().resolve()
+        if _is_occupied(final):
+            raise UserError(f"{name}: {'is not empty' if final.is_dir() else 'is a file'}; {what_works}")
+        if final == Path.cwd() or final.is_mount():
+            raise UserError(f"{name or repr(name)}: cannot be replaced by another directory; name a new one in it")
+        final.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=final.parent).close()  # now, not after minutes; access rights alone do not tell
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, or a home that nobody has
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{name}: nothing can be written there: {why}; {what_works}") from None
+    with replacing_directory(final) as temporary:
+        yield temporary
+        flush_tree(temporary)  # first, so that nothing can come there between the look and the rename
+        if _is_occupied(final):
+            raise UserError(
+                f"{name}: something has come there in the meantime; it was left alone, nothing was written"
+            )
+
+
+def _is_occupied(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
 def flush_file(file: IO[Any]) -> None:
     """Force what was written to an open file to disk."""
     file.flush()
@@ -114,6 +149,14 @@ def flush_tree(directory: Path) -> None:
     """Force a directory and all that is in it to disk."""
     for path in (*directory.rglob("*"), directory):
         flush_path(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove from `folder` what processes of this machine that are gone left half-written."""
+    for path in folder.glob(".writing-*-*"):
+        process = path.name.split("-")[1]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from accelerate.utils.launch import (
     prepare_deepspeed_cmd_env,
     prepare_multi_gpu_env,
@@ -18,7 +19,8 @@ from forking import recipe_file
 from test_processes import SCRIPT, free_port, lines
 from torch.distributed.fsdp import CPUOffloadPolicy
 
-from hf_gpt import GPTForCausalLM
+from hf_gpt import GPTConfig, GPTForCausalLM
+from hf_gpt.loss import CausalLMLoss
 
 CONFIGS = SCRIPT.parent.parent / "configs" / "accelerate"
 NAMES = ["cpu", "gpu", "ddp", "fsdp2", "deepspeed-zero2", "machines"]
@@ -85,7 +87,10 @@ def test_fsdp2_shards_each_decoder_layer_and_saves_whole_weights(monkeypatch):
     plugin = FullyShardedDataParallelPlugin()  # as Accelerator builds it in each process
     assert plugin.fsdp_version == 2
     assert plugin.reshard_after_forward
-    assert plugin.transformer_cls_names_to_wrap == GPTForCausalLM._no_split_modules
+    loss = CausalLMLoss(GPTForCausalLM(GPTConfig(emb_dim=16, n_layers=2, n_heads=2, vocab_size=32)))
+    is_unit = fsdp2_prepare_auto_wrap_policy(plugin, loss)
+    units = [name for name, module in loss.named_modules() if is_unit(module)]
+    assert units == ["model.model.layers.0", "model.model.layers.1"]
     assert not isinstance(plugin.cpu_offload, CPUOffloadPolicy)
 
 

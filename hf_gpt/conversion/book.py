@@ -5,10 +5,11 @@ configuration. All sizes are read from the shapes. What shapes cannot tell: the 
 width and has to be given, and the dropout rate, which matters for training further. Both are taken from the book's
 `GPT_CONFIG` dictionary if the file holds it beside the weights.
 
-`_VARIANTS` brings the names that the companion code and its readers use to the book's; `_TABLE` has the book's names
-and ours.
+`_VARIANTS` brings the names that the companion code and its readers use to the book's, which `table.TABLE` has. No
+stock model computes the source's logits here: a forward pass in the book's names does.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,36 +17,19 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase
 
+from ..configuration_gpt import GPTConfig
 from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
-from .destination import Destination
-from .result import Conversion, Logits, gpt_config, made_of, shapes_of, token_ids, tokenizer_for, write
-from .weights import WRAPPERS, Row, Weights, as_ours, check, expanded, freeing_at_once, open_file, their_shapes
+from ..storage import new_directory
+from .files import WRAPPERS, can_be_mapped, read_file
+from .result import Conversion, Source, choose_tokenizer, convert, our_config, shapes_of, token_ids
+from .table import Row, StateDict, free_memory, rows_between
 
 _GPT2_VOCAB_SIZE = 50257
 _DROP_RATE = 0.1
-
-_EMBEDDING = Row("tok_emb.weight", ("model.embed_tokens.weight",))
-_HEAD = Row("out_head.weight", ("lm_head.weight",))
-_TABLE = (
-    Row("pos_emb.weight", ("model.embed_positions.weight",)),
-    Row("trf_blocks.{}.norm1.scale", ("model.layers.{}.input_layernorm.weight",)),
-    Row("trf_blocks.{}.norm1.shift", ("model.layers.{}.input_layernorm.bias",)),
-    Row("trf_blocks.{}.att.out_proj.weight", ("model.layers.{}.self_attn.o_proj.weight",)),
-    Row("trf_blocks.{}.att.out_proj.bias", ("model.layers.{}.self_attn.o_proj.bias",)),
-    Row("trf_blocks.{}.norm2.scale", ("model.layers.{}.post_attention_layernorm.weight",)),
-    Row("trf_blocks.{}.norm2.shift", ("model.layers.{}.post_attention_layernorm.bias",)),
-    Row("trf_blocks.{}.ff.layers.0.weight", ("model.layers.{}.mlp.up_proj.weight",)),
-    Row("trf_blocks.{}.ff.layers.0.bias", ("model.layers.{}.mlp.up_proj.bias",)),
-    Row("trf_blocks.{}.ff.layers.2.weight", ("model.layers.{}.mlp.down_proj.weight",)),
-    Row("trf_blocks.{}.ff.layers.2.bias", ("model.layers.{}.mlp.down_proj.bias",)),
-    Row("final_norm.scale", ("model.norm.weight",)),
-    Row("final_norm.shift", ("model.norm.bias",)),
-)
-_QKV = ("q_proj", "k_proj", "v_proj")
-_SEPARATE = tuple(zip(("W_query", "W_key", "W_value"), _QKV))
+_EMBEDDING, _HEAD = "tok_emb.weight", "out_head.weight"
 
 # What others call it, and the book's name.
 _VARIANTS = (
@@ -57,12 +41,10 @@ _VARIANTS = (
     (re.compile(r"\b(norm1|norm2|final_norm)\.weight$"), r"\1.scale"),  # nn.LayerNorm
     (re.compile(r"\b(norm1|norm2|final_norm)\.bias$"), r"\1.shift"),
 )
-_MASK = re.compile(r"\.att\.mask$")
 # Where training scripts put the state dict when they save more than that.
 _SECTIONS = ("model_state_dict", "state_dict", "model")
 
 
-@freeing_at_once()
 def from_book(
     source: str, out: str, heads: int | None = None, tokenizer: str | None = None, drop_rate: float | None = None
 ) -> Conversion:
@@ -76,161 +58,142 @@ def from_book(
     Raises:
         UserError: it is not such a file, weights are missing or unknown, or the number of heads is.
     """
-    if drop_rate is not None and not 0 <= drop_rate < 1:
-        raise UserError(f"--drop-rate {drop_rate}: it must be at least 0 and less than 1")
-    destination = Destination.of(out)
-    weights = open_file(Path(source), _SECTIONS)
-    said = _said_beside(weights)
-    weights = weights.renamed(_book_name)
-    is_safetensors = source.endswith(".safetensors")  # which holds tied weights once, under either name
-    if is_safetensors and _EMBEDDING.theirs not in weights:
-        weights = weights.renamed(lambda name: _EMBEDDING.theirs if name == _HEAD.theirs else name)
-    fields = _sizes(weights) | {"num_attention_heads": _heads(weights, heads, said)}
-    fields["dropout"] = _drop_rate(weights, drop_rate, said)
-
-    rows = [_EMBEDDING, _HEAD, *expanded(_table(weights), fields["num_hidden_layers"])]
-    shapes = shapes_of(source, GPTForCausalLM, gpt_config(source, fields), untied=True)
-    check(weights, their_shapes(rows, shapes), optional=[_HEAD.theirs] if is_safetensors else [])
-
-    chosen, tokenizer_note = _tokenizer(tokenizer, fields["vocab_size"])
-    if chosen is not None:
-        fields |= {"bos_token_id": chosen.bos_token_id, "eos_token_id": chosen.eos_token_id}
-        fields |= {"pad_token_id": chosen.pad_token_id}
-    ids = token_ids(fields["vocab_size"], fields["max_position_embeddings"])
-    source_logits = Logits(ids, _book_logits(weights, fields["num_hidden_layers"], fields["num_attention_heads"], ids))
-    notes: list[str] = []
-
-    def make_model() -> PreTrainedModel:
-        state = as_ours(weights, [row for row in rows[:2] if row.theirs in weights])
-        head, embedding = state.get(_HEAD.ours[0]), state[_EMBEDDING.ours[0]]
-        tied = head is None or torch.equal(head, embedding)
-        if tied:
-            state.pop(_HEAD.ours[0], None)
+    with new_directory(out) as directory:
+        path = Path(source)
+        weights, said = _read(path)
+        fields = _sizes(source, weights)
+        fields["num_attention_heads"] = _heads(source, fields["hidden_size"], heads, said)
+        fields["dropout"] = _drop_rate(source, drop_rate, said)
+        config = our_config(source, fields)
+        rows = _rows(source, weights, config)
+        notes = []
+        # Safetensors hold tied weights once.
+        config.tie_word_embeddings = _HEAD not in weights or torch.equal(weights[_HEAD], weights[_EMBEDDING])
+        if config.tie_word_embeddings:
             notes.append("out_head is tok_emb: saved once, as a tied head (tie_word_embeddings)")
-        del head
-        state |= as_ours(weights, rows[2:])
-        return made_of(GPTForCausalLM, gpt_config(source, {**fields, "tie_word_embeddings": tied}), state)
-
-    return write(
-        destination,
-        make_model,
-        source=source,
-        source_logits=source_logits,
-        tokenizer=chosen,
-        tokenizer_note=tokenizer_note,
-        notes=notes,
-    )
+            rows = [row for row in rows if row.sources != (_HEAD,)]
+        chosen = _tokenizer(tokenizer, config.vocab_size)
+        if chosen[0] is not None:
+            for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                setattr(config, token, getattr(chosen[0], token))
+        logits = _book_logits(weights, config.num_hidden_layers, config.num_attention_heads, token_ids(config))
+        del weights
+        free_memory()
+        book = Source(source, lambda: _read(path)[0], can_be_mapped(path), chosen)
+        return convert(book, rows, logits, GPTForCausalLM, config, directory, out, notes)
 
 
-def _book_name(name: str) -> str | None:
-    """The book's name of a weight; None for a mask, which says nothing that the sizes do not."""
-    for pattern, replacement in _VARIANTS:
-        name = pattern.sub(replacement, name)
-    return None if _MASK.search(name) else name
+def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
+    """The weights under the book's names, and a dictionary like its `GPT_CONFIG_124M` if the file holds one."""
+    content, others = read_file(path, _SECTIONS)
+    weights: StateDict = {}
+    came_from: dict[str, str] = {}
+    for name, weight in content.items():
+        new = name
+        for pattern, replacement in _VARIANTS:
+            new = pattern.sub(replacement, new)
+        if new in weights:
+            raise UserError(f"{path}: {came_from[new]} and {name} are two weights for one place")
+        weights[new], came_from[new] = weight, name
+    if path.suffix == ".safetensors" and _EMBEDDING not in weights and _HEAD in weights:
+        weights[_EMBEDDING] = weights.pop(_HEAD)  # tied weights are there once, under either name
+    said = (value for value in others.values() if isinstance(value, Mapping) and type(value.get("n_heads")) is int)
+    return weights, next(said, {})
 
 
-def _table(weights: Weights) -> list[Row]:
-    """`_TABLE` and the rows of query, key and value as the first block has them: apart or fused, biased or not."""
-    rows = list(_TABLE)
-    for kind in ("weight", "bias"):
-        ours = tuple(f"model.layers.{{}}.self_attn.{part}.{kind}" for part in _QKV)
-        if "trf_blocks.0.att.qkv.weight" in weights:
-            apart = [Row(f"trf_blocks.{{}}.att.qkv.{kind}", ours)]
-        else:
-            apart = [Row(f"trf_blocks.{{}}.att.{book}.{kind}", (our,)) for (book, _), our in zip(_SEPARATE, ours)]
-        if kind == "weight" or _has_qkv_bias(weights):
-            rows += apart
+def _rows(source: str, weights: StateDict, config: GPTConfig) -> list[Row]:
+    """The rows of the table for these weights, once it is sure that they are those of a whole model.
+
+    Raises:
+        UserError: weights are missing, there are others, or one has another shape. It names the first.
+    """
+    layout = "book_fused" if "trf_blocks.0.att.qkv.weight" in weights else "book"
+    shapes = shapes_of(source, GPTForCausalLM, config)
+    rows = rows_between(layout, "ours", config.num_hidden_layers, shapes)
+    needed = {}
+    for row in rows:
+        first, *rest = shapes[row.targets[0]]
+        needed[row.sources[0]] = [len(row.targets) * first, *rest]
+    missing = [name for name in needed if name not in weights]
+    unexpected = [name for name in weights if name not in needed]
+    if missing and not (missing == [_HEAD] and source.endswith(".safetensors")):
+        also = f"; it has {unexpected[0]}, which is not known" if unexpected else ""
+        raise UserError(f"{source}: lacks {missing[0]}{also}")
+    if unexpected:
+        raise UserError(f"{source}: holds {unexpected[0]}, which this model has no place for")
+    for name, weight in weights.items():
+        if list(weight.shape) != needed[name]:
+            raise UserError(f"{source}: {name} has the shape {list(weight.shape)}, the model needs {needed[name]}")
     return rows
 
 
-def _has_qkv_bias(weights: Weights) -> bool:
-    return any(re.search(r"\.att\.(qkv|W_query|W_key|W_value)\.bias$", name) for name in weights)
-
-
-def _sizes(weights: Weights) -> dict[str, Any]:
+def _sizes(source: str, weights: StateDict) -> dict[str, Any]:
     """The fields of our configuration that the shapes tell."""
-    layers = {int(found[1]) for name in weights if (found := re.match(r"trf_blocks\.(\d+)\.", name))}
-    for name in ("tok_emb.weight", "pos_emb.weight", "trf_blocks.0.ff.layers.0.weight"):
-        if name not in weights or len(weights.shape(name)) != 2:
-            has = ", ".join(list(weights)[:2])
+    for name in (_EMBEDDING, "pos_emb.weight", "trf_blocks.0.ff.layers.0.weight"):
+        if name not in weights or weights[name].dim() != 2:
             raise UserError(
-                f"{weights.where}: not a state dict of the book's GPTModel: {name} is missing or no matrix; "
-                f"it has {has}"
+                f"{source}: not a state dict of the book's GPTModel: {name} is missing or no matrix; "
+                f"it has {', '.join(list(weights)[:2])}"
             )
+    layers = {int(found[1]) for name in weights if (found := re.match(r"trf_blocks\.(\d+)\.", name))}
     if layers != set(range(len(layers))):
-        raise UserError(f"{weights.where}: lacks blocks between trf_blocks.0 and trf_blocks.{max(layers)}")
+        raise UserError(f"{source}: lacks blocks between trf_blocks.0 and trf_blocks.{max(layers)}")
     return {
-        "vocab_size": weights.shape("tok_emb.weight")[0],
-        "hidden_size": weights.shape("tok_emb.weight")[1],
-        "max_position_embeddings": weights.shape("pos_emb.weight")[0],
+        "vocab_size": weights[_EMBEDDING].shape[0],
+        "hidden_size": weights[_EMBEDDING].shape[1],
+        "max_position_embeddings": weights["pos_emb.weight"].shape[0],
         "num_hidden_layers": len(layers),
-        "intermediate_size": weights.shape("trf_blocks.0.ff.layers.0.weight")[0],
-        "qkv_bias": _has_qkv_bias(weights),
+        "intermediate_size": weights["trf_blocks.0.ff.layers.0.weight"].shape[0],
+        "qkv_bias": any(re.search(r"\.att\.(qkv|W_query|W_key|W_value)\.bias$", name) for name in weights),
         "initialization": "pytorch",
         "tie_word_embeddings": False,
     }
 
 
-def _said_beside(weights: Weights) -> Mapping[str, Any]:
-    """A dictionary like the book's `GPT_CONFIG_124M`, if the file holds one beside the weights."""
-    for value in weights.others():
-        if isinstance(value, Mapping) and type(value.get("n_heads")) is int:
-            return value
-    return {}
-
-
-def _heads(weights: Weights, heads: int | None, said: Mapping[str, Any]) -> int:
-    width = weights.shape("tok_emb.weight")[1]
-    if heads is not None and said.get("n_heads", heads) != heads:
-        raise UserError(f"--heads {heads}: {weights.where} itself says n_heads={said['n_heads']}; leave --heads out")
-    given = heads is not None
-    heads = heads if given else said.get("n_heads")
-    if heads is None:
+def _heads(source: str, width: int, heads: int | None, said: Mapping[str, Any]) -> int:
+    in_file = said.get("n_heads")
+    if heads is None and in_file is None:
         # Every GPT-2 has heads of 64; a hint, no more: with another number the model would be another function.
-        hint = f", such as --heads {width // 64}, GPT-2's for this width" if width >= 64 and width % 64 == 0 else ""
+        hint = f", such as heads={width // 64}, GPT-2's for this width" if width >= 64 and width % 64 == 0 else ""
         raise UserError(
-            f"{weights.where}: weights do not tell the number of attention heads: give n_heads of your model "
-            f"with --heads{hint}"
+            f"{source}: weights do not tell the number of attention heads: give n_heads of your model as heads{hint}"
         )
-    if heads < 1 or width % heads:
-        flag = f"--heads {heads}: it" if given else f"{weights.where}: it says n_heads={heads}, which"
-        raise UserError(f"{flag} must divide the width of {weights.where if given else 'the model'}, emb_dim {width}")
-    return heads
+    if heads is not None and in_file not in (None, heads):
+        raise UserError(f"heads={heads}: {source} itself says n_heads={in_file}; leave heads out")
+    number = in_file if heads is None else heads
+    if number < 1 or width % number:
+        what = f"{source}: it says n_heads={number}, which" if heads is None else f"heads={number}: it"
+        raise UserError(f"{what} must divide the width of the model, emb_dim {width}")
+    return number
 
 
-def _drop_rate(weights: Weights, drop_rate: float | None, said: Mapping[str, Any]) -> float:
-    if drop_rate is not None:
-        return drop_rate
-    rate = said.get("drop_rate", _DROP_RATE)
+def _drop_rate(source: str, drop_rate: float | None, said: Mapping[str, Any]) -> float:
+    rate = said.get("drop_rate", _DROP_RATE) if drop_rate is None else drop_rate
     if not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise UserError(
-            f"{weights.where}: it says drop_rate={rate!r}, which must be at least 0 and less than 1; "
-            "--drop-rate gives another"
-        )
+        whose = f"{source}: its " if drop_rate is None else ""
+        raise UserError(f"{whose}drop_rate={rate!r} must be at least 0 and less than 1; give another as drop_rate")
     return rate
 
 
-def _tokenizer(asked_for: str | None, num_embeddings: int):
-    if asked_for is not None:
-        return tokenizer_for(asked_for, None, num_embeddings)
-    if num_embeddings != _GPT2_VOCAB_SIZE:
-        return None, f"none: {num_embeddings:,} ids are not GPT-2's; --tokenizer names the one it was trained with"
+def _tokenizer(asked_for: str | None, num_embeddings: int) -> tuple[PreTrainedTokenizerBase | None, str]:
+    if asked_for is None and num_embeddings != _GPT2_VOCAB_SIZE:
+        return None, f"none: {num_embeddings:,} ids are not GPT-2's; name the tokenizer that it was trained with"
     try:
-        return tokenizer_for("gpt2", None, num_embeddings)
+        return choose_tokenizer(asked_for or "gpt2", lambda: None, num_embeddings)
     except UserError:
-        return None, "none: gpt2 cannot be had here; convert again with a network or --tokenizer PATH to have one"
+        if asked_for is not None:
+            raise
+        return None, "none: gpt2 cannot be had here; convert again with a network or another tokenizer to have one"
 
 
 @torch.inference_mode()
-def _book_logits(weights: Weights, num_layers: int, num_heads: int, ids: torch.LongTensor) -> torch.Tensor:
-    """The book's forward pass, chapter 4, on the file's own weights, each read when it is needed.
-
-    (1, time) -> (time * vocab), in the widest dtype of the weights.
-    """
-    time, dtype = ids.shape[1], weights.widest_dtype
+def _book_logits(weights: StateDict, num_layers: int, num_heads: int, ids: torch.LongTensor) -> torch.Tensor:
+    """The book's forward pass, chapter 4: (1, time) -> (time * vocab), in the widest dtype of the weights."""
+    time = ids.shape[1]
+    dtype = functools.reduce(torch.promote_types, {weight.dtype for weight in weights.values()})
 
     def read(name: str) -> torch.Tensor | None:
-        return weights.read(name).to(dtype) if name in weights else None
+        return weights[name].to(dtype) if name in weights else None
 
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         return F.linear(x, read(f"{name}.weight"), read(f"{name}.bias"))
@@ -244,12 +207,10 @@ def _book_logits(weights: Weights, num_layers: int, num_heads: int, ids: torch.L
         if f"{block}.att.qkv.weight" in weights:
             qkv = linear(y, f"{block}.att.qkv").chunk(3, dim=-1)
         else:
-            qkv = [linear(y, f"{block}.att.{part}") for part, _ in _SEPARATE]
+            qkv = [linear(y, f"{block}.att.{part}") for part in ("W_query", "W_key", "W_value")]
         query, key, value = (part.view(1, time, num_heads, -1).transpose(1, 2) for part in qkv)
         context = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + linear(context.transpose(1, 2).reshape(time, -1), f"{block}.att.out_proj")
         y = F.gelu(linear(norm(x, f"{block}.norm2"), f"{block}.ff.layers.0"), approximate="tanh")
         x = x + linear(y, f"{block}.ff.layers.2")
-    x = norm(x, "final_norm")
-    head = "out_head" if _HEAD.theirs in weights else "tok_emb"
-    return linear(x, head).flatten()
+    return linear(norm(x, "final_norm"), "out_head" if _HEAD in weights else "tok_emb").flatten()

@@ -1,23 +1,24 @@
 """Stock GPT-2 into our model and back, bit for bit.
 
-The two are the same function with other names, with one matrix for query, key and value instead of three, and with
-matrices on their side: GPT-2's `Conv1D` has the shape (in, out). `_TABLE` is all there is to it. What one of the two
-cannot say is refused by name; the language model and the three heads that both have are converted.
-
-Checkpoints on the Hub differ: without the prefix `transformer.` (saved from `GPT2Model`, as OpenAI's own four are),
-with the masks that old versions kept as `attn.bias` and `attn.masked_bias`, with the tied head written out, saved from
-within `torch.compile` or DistributedDataParallel, in shards, in `.bin`. All of them are read.
+transformers' own GPT-2 reads the source, so every layout that it knows is read: with and without the prefix
+`transformer.`, with old masks, with the tied head written out, in shards, in `.bin`. `table.TABLE` then has the names.
+What one of the two models cannot express is refused by name; the language model and the three heads that both have are
+converted.
 """
 
+import functools
 import json
+import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
-    GenerationConfig,
     GPT2Config,
     GPT2ForQuestionAnswering,
     GPT2ForSequenceClassification,
@@ -29,6 +30,7 @@ from transformers import (
 
 from ..checkpoint import model_folder
 from ..configuration_gpt import GPTConfig
+from ..data.files import cache_folder, content_hash, digest
 from ..errors import UserError
 from ..modeling_gpt import (
     GPTForCausalLM,
@@ -36,63 +38,29 @@ from ..modeling_gpt import (
     GPTForSequenceClassification,
     GPTForTokenClassification,
 )
-from .destination import Destination
-from .result import Conversion, gpt_config, logits_of, made_of, shapes_of, token_ids, tokenizer_for, write
-from .weights import (
-    WRAPPERS,
-    Row,
-    as_ours,
-    as_theirs,
-    check,
-    check_num_layers,
-    expanded,
-    freeing_at_once,
-    open_folder,
-    their_shapes,
+from ..storage import new_directory
+from .files import MASK, WRAPPERS, can_be_mapped, read_file
+from .result import (
+    Conversion,
+    Source,
+    choose_tokenizer,
+    convert,
+    logits_of,
+    our_config,
+    quiet,
+    shapes_of,
+    token_ids,
+    tokenizer_in,
 )
+from .table import Layout, free_memory, rows_between
 
-_QKV = ("q_proj", "k_proj", "v_proj")
-_EMBEDDING = Row("transformer.wte.weight", ("model.embed_tokens.weight",))
-_LM_HEAD = Row("lm_head.weight", ("lm_head.weight",))
-_TABLE = (
-    _EMBEDDING,
-    Row("transformer.wpe.weight", ("model.embed_positions.weight",)),
-    Row("transformer.h.{}.ln_1.weight", ("model.layers.{}.input_layernorm.weight",)),
-    Row("transformer.h.{}.ln_1.bias", ("model.layers.{}.input_layernorm.bias",)),
-    Row(
-        "transformer.h.{}.attn.c_attn.weight",
-        tuple(f"model.layers.{{}}.self_attn.{part}.weight" for part in _QKV),
-        transposed=True,
-    ),
-    Row("transformer.h.{}.attn.c_attn.bias", tuple(f"model.layers.{{}}.self_attn.{part}.bias" for part in _QKV)),
-    Row("transformer.h.{}.attn.c_proj.weight", ("model.layers.{}.self_attn.o_proj.weight",), transposed=True),
-    Row("transformer.h.{}.attn.c_proj.bias", ("model.layers.{}.self_attn.o_proj.bias",)),
-    Row("transformer.h.{}.ln_2.weight", ("model.layers.{}.post_attention_layernorm.weight",)),
-    Row("transformer.h.{}.ln_2.bias", ("model.layers.{}.post_attention_layernorm.bias",)),
-    Row("transformer.h.{}.mlp.c_fc.weight", ("model.layers.{}.mlp.up_proj.weight",), transposed=True),
-    Row("transformer.h.{}.mlp.c_fc.bias", ("model.layers.{}.mlp.up_proj.bias",)),
-    Row("transformer.h.{}.mlp.c_proj.weight", ("model.layers.{}.mlp.down_proj.weight",), transposed=True),
-    Row("transformer.h.{}.mlp.c_proj.bias", ("model.layers.{}.mlp.down_proj.bias",)),
-    Row("transformer.ln_f.weight", ("model.norm.weight",)),
-    Row("transformer.ln_f.bias", ("model.norm.bias",)),
+# GPT-2's class, ours.
+_CLASSES: tuple[tuple[type[PreTrainedModel], type[PreTrainedModel]], ...] = (
+    (GPT2LMHeadModel, GPTForCausalLM),
+    (GPT2ForSequenceClassification, GPTForSequenceClassification),
+    (GPT2ForTokenClassification, GPTForTokenClassification),
+    (GPT2ForQuestionAnswering, GPTForQuestionAnswering),
 )
-# Their class, ours, and the rows of the head.
-_HEADS: tuple[tuple[type[PreTrainedModel], type[PreTrainedModel], tuple[Row, ...]], ...] = (
-    (GPT2LMHeadModel, GPTForCausalLM, (_LM_HEAD,)),
-    (GPT2ForSequenceClassification, GPTForSequenceClassification, (Row("score.weight", ("score.weight",)),)),
-    (
-        GPT2ForTokenClassification,
-        GPTForTokenClassification,
-        (Row("classifier.weight", ("score.weight",)), Row("classifier.bias", ("score.bias",))),
-    ),
-    (
-        GPT2ForQuestionAnswering,
-        GPTForQuestionAnswering,
-        (Row("qa_outputs.weight", ("qa_outputs.weight",)), Row("qa_outputs.bias", ("qa_outputs.bias",))),
-    ),
-)
-_HEAD_NAMES = ("lm_head.", "score.", "classifier.", "qa_outputs.")
-
 # GPT-2's field, ours.
 _FIELDS = {
     "vocab_size": "vocab_size",
@@ -113,78 +81,52 @@ _FIELDS = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
 }
-# What GPT-2 always has, or what says how weights once started.
-_FIELDS_WITHOUT_A_WORD = {"qkv_bias", "initialization"}
+# Ours that GPT-2 has no field for and needs none: what it always has, and how weights once started.
+_FIELDS_NOT_NEEDED = {"qkv_bias", "initialization"}
+# GPT-2's that our model has no field for, and the value that it always has.
+_FIELDS_FIXED = {"add_cross_attention": False, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 # What both take from all of transformers' configurations, and a classifier needs.
-_COMMON_FIELDS = ("id2label", "label2id", "problem_type", "classifier_dropout")
-
-_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")
+_LABEL_FIELDS = ("id2label", "label2id", "problem_type", "classifier_dropout")
 
 
-@freeing_at_once()
 def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion:
     """Convert a GPT-2 checkpoint, a directory or a Hub id, into our model in the new directory `out`.
 
     `tokenizer`: instead of the source's (see `load_tokenizer`), or `"none"`.
 
-    A head that is tied in config.json but written out with other values becomes a head of its own, as stock
-    transformers loads it.
+    A head that is tied in config.json but written out with other values becomes a head of its own, as transformers
+    loads it.
 
     Raises:
-        UserError: it is not GPT-2, or a GPT-2 that our model cannot express, or not whole.
+        UserError: it is not GPT-2, or a GPT-2 that our model cannot express, or damaged.
     """
-    destination = Destination.of(out)
-    folder = model_folder(source)
-    generation_file = _generation_file(folder, source)
-    config = _config(folder, source, GPT2Config, "GPT-2")
-    for field, usual in (
-        ("add_cross_attention", False),
-        ("scale_attn_weights", True),
-        ("scale_attn_by_inverse_layer_idx", False),
-    ):
-        if getattr(config, field) is not usual:
-            raise UserError(
-                f"{source}: config.json has {field}={getattr(config, field)}, which our model cannot express; "
-                f"only {usual} can be converted"
-            )
-    their_class, our_class, head = _head(config, source, ours=False)
-    fields = {ours: getattr(config, theirs) for theirs, ours in _FIELDS.items()}
-    fields |= {"qkv_bias": True, "initialization": "gpt2"}
-    fields |= _labels(config, our_class)
-
-    saved = open_folder(folder)
-    weights = saved.renamed(lambda name: None if _MASK.search(name) else _whole_name(name, "transformer."))
-    check_num_layers(weights, "transformer.h.{}.", config.n_layer, "config.json has n_layer=")
-    rows = expanded(_TABLE, config.n_layer)
-    where = f"{source}: config.json"
-    shapes = shapes_of(where, our_class, gpt_config(where, fields), untied=True)
-    check(weights, their_shapes([*rows, *head], shapes), optional=_optional(config))
-
-    ids = token_ids(config.vocab_size, config.n_positions)
-    is_wrapped = any(map(WRAPPERS.match, saved))
-    source_logits, generation_config = logits_of(their_class, folder, ids, weights.widest_dtype, is_wrapped)
-    chosen, tokenizer_note = tokenizer_for(tokenizer, folder, config.vocab_size)
-    notes: list[str] = []
-
-    def make_model() -> PreTrainedModel:
-        state = as_ours(weights, [rows[0], *(row for row in head if row.theirs in weights)])
-        fields["tie_word_embeddings"] = _settle_head(config, state, _EMBEDDING.ours[0], notes)
-        state |= as_ours(weights, rows[1:])
-        return made_of(our_class, gpt_config(where, fields), state)
-
-    return write(
-        destination,
-        make_model,
-        source=source,
-        source_logits=source_logits,
-        tokenizer=chosen,
-        tokenizer_note=tokenizer_note,
-        generation_config=generation_file or generation_config,
-        notes=notes,
-    )
+    with new_directory(out) as directory:
+        folder = model_folder(source)
+        config = _config(folder, source, GPT2Config, "GPT-2")
+        for field, fixed in _FIELDS_FIXED.items():
+            if getattr(config, field) is not fixed:
+                raise UserError(
+                    f"{source}: config.json has {field}={getattr(config, field)}, which our model cannot express; "
+                    f"only {fixed} can be converted"
+                )
+        their_class, our_class = _classes(config, source)
+        ours = our_config(source, fields_from_gpt2(config) | _labels(config, our_class))
+        stock = _source(folder, source, their_class, config, tokenizer)
+        return convert_model(stock, ("gpt2", "ours"), our_class, ours, directory, out)
 
 
-@freeing_at_once()
+def convert_into_cache(folder: Path) -> Path:
+    """The GPT-2 in `folder` as our model, without a tokenizer: converted once and kept under the hash of its files."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+    content = digest("gpt2", *(f"{path.name} {content_hash(path, is_text=False)}" for path in files))
+    kept = cache_folder() / "models" / f"gpt2-{content[:32]}"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{kept}.lock"):
+        if not (kept / "config.json").is_file():
+            from_gpt2(str(folder), str(kept), tokenizer="none")
+    return kept
+
+
 def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
     """Convert our model, a directory, a run or a Hub id, into a stock GPT-2 checkpoint in the new directory `out`.
 
@@ -192,156 +134,167 @@ def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
     `tokenizer`: instead of the source's (see `load_tokenizer`), or `"none"`.
 
     Raises:
-        UserError: it is not our model, or one that GPT-2 cannot express, or not whole.
+        UserError: it is not our model, or one that GPT-2 cannot express, or damaged.
     """
-    destination = Destination.of(out)
-    folder = model_folder(model)
-    generation_file = _generation_file(folder, model)
-    config = _config(folder, model, GPTConfig, "a model of this package")
-    _refuse_what_gpt2_cannot_say(config, model)
-    their_class, our_class, head = _head(config, model, ours=True)
-    fields = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
-    for rate in ("attn_pdrop", "embd_pdrop"):
-        fields[rate] = config.dropout if fields[rate] is None else fields[rate]
-    if fields["n_inner"] == 4 * config.hidden_size:
-        fields["n_inner"] = None
-    fields["n_ctx"] = fields["n_positions"]  # which older configurations had, and llama.cpp's converter reads
-    their_config = GPT2Config(**fields, **_labels(config, our_class))
+    with new_directory(out) as directory:
+        folder = model_folder(model)
+        config = _config(folder, model, GPTConfig, "a model of this package")
+        if config.is_heterogeneous:
+            raise UserError(
+                f"{model}: its layers have configurations of their own (per_layer_config), GPT-2's have one"
+            )
+        our_class, their_class = _classes(config, model)
+        fields = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
+        for rate in ("attn_pdrop", "embd_pdrop"):
+            fields[rate] = config.dropout if fields[rate] is None else fields[rate]
+        if fields["n_inner"] == 4 * config.hidden_size:
+            fields["n_inner"] = None
+        fields["n_ctx"] = fields["n_positions"]  # which older configurations had, and llama.cpp's converter reads
+        theirs = GPT2Config(**fields, **_labels(config, our_class))
+        ours = _source(folder, model, our_class, config, tokenizer)
+        shapes_of(model, our_class, config)  # refuses what no model can have
+        zeros = "query, key and value biases, which GPT-2 has and the model lacks, are zeros"
+        notes = [] if config.qkv_bias else [zeros]
+        return convert_model(ours, ("ours", "gpt2"), their_class, theirs, directory, out, notes)
 
-    saved = open_folder(folder)
-    weights = saved.renamed(lambda name: _whole_name(name, "model."))
-    check_num_layers(weights, "model.layers.{}.", config.num_hidden_layers, "config.json has num_hidden_layers=")
-    rows = expanded(_TABLE, config.num_hidden_layers)
-    where = f"{model}: config.json"
-    check(weights, shapes_of(where, our_class, config, untied=True), optional=_optional(config))
 
-    ids = token_ids(config.vocab_size, config.max_position_embeddings)
-    is_wrapped = any(map(WRAPPERS.match, saved))
-    source_logits, generation_config = logits_of(our_class, folder, ids, weights.widest_dtype, is_wrapped)
-    chosen, tokenizer_note = tokenizer_for(tokenizer, folder, config.vocab_size)
-    notes = [] if config.qkv_bias else ["query, key and value biases, which GPT-2 has and the model lacks, are zeros"]
+def fields_from_gpt2(config: GPT2Config) -> dict[str, Any]:
+    """The fields of our configuration that say what GPT-2's says."""
+    fields = {ours: getattr(config, theirs) for theirs, ours in _FIELDS.items()}
+    return fields | {"qkv_bias": True, "initialization": "gpt2"}
 
-    def make_model() -> PreTrainedModel:
-        state = as_theirs(weights, [rows[0], *head])
-        their_config.tie_word_embeddings = _settle_head(config, state, _EMBEDDING.theirs, notes)
-        state |= as_theirs(weights, rows[1:])
-        for name, shape in shapes_of(where, their_class, their_config).items():
-            if name not in state:  # a bias that ours lacks: check() has found everything else
-                state[name] = torch.zeros(shape, dtype=state[_EMBEDDING.theirs].dtype)
-        return made_of(their_class, their_config, state)
 
-    return write(
-        destination,
-        make_model,
-        source=model,
-        source_logits=source_logits,
-        tokenizer=chosen,
-        tokenizer_note=tokenizer_note,
-        generation_config=generation_file or generation_config,
-        notes=notes,
+def convert_model(
+    source: Source,
+    layouts: tuple[Layout, Layout],
+    target_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    directory: Path,
+    out: str,
+    notes: Sequence[str] = (),
+) -> Conversion:
+    """Convert `source`, which loads a model, from one layout into the other (see `convert`)."""
+    shapes_of(source.name, target_class, config)  # refuses what no model can have, before weights are read
+    model = source.load()
+    if config.tie_word_embeddings and isinstance(model, GPT2LMHeadModel | GPTForCausalLM):
+        config.tie_word_embeddings = model.lm_head.weight is model.get_input_embeddings().weight
+        if not config.tie_word_embeddings:
+            notes = [
+                *notes,
+                "lm_head is not the embedding, although config.json ties them: it stays a head of its own",
+            ]
+    targets = shapes_of(source.name, target_class, config)
+    rows = rows_between(*layouts, config.num_hidden_layers, targets, model.state_dict())
+    logits = logits_of(model, token_ids(config))
+    del model
+    free_memory()
+    return convert(source, rows, logits, target_class, config, directory, out, notes)
+
+
+def _source(
+    folder: Path, name: str, model_class: type[PreTrainedModel], config: PreTrainedConfig, tokenizer: str | None
+) -> Source:
+    """The model in `folder`, loaded in the dtype of its weights: the one in config.json may be another."""
+    files, dtypes, layers, is_wrapped = _weight_files(folder), set(), set(), False
+    for file in files:
+        weights, _ = read_file(file)
+        dtypes |= {weight.dtype for weight in weights.values()}
+        layers |= {found[0] for weight in weights if (found := re.search(r"\b(h|layers)\.\d+\.", weight))}
+        is_wrapped = is_wrapped or any(map(WRAPPERS.match, weights))
+        del weights
+    if len(layers) != config.num_hidden_layers:  # before a model of that many is thought of
+        raise UserError(f"{name}: its weights have {len(layers)} layers, config.json says {config.num_hidden_layers}")
+    how = {"key_mapping": {WRAPPERS.pattern: ""}} if is_wrapped else {}
+    how["dtype"] = functools.reduce(torch.promote_types, dtypes)  # the widest holds the others as they are
+    generation_config = folder / "generation_config.json"
+    if generation_config.is_file():
+        _read_json(generation_config, name)  # transformers would pass over one that it cannot read
+    return Source(
+        name,
+        load=lambda: load(model_class, folder, name, **how),
+        is_mapped=all(map(can_be_mapped, files)),
+        tokenizer=choose_tokenizer(tokenizer, lambda: tokenizer_in(folder), config.vocab_size),
+        generation_config=generation_config if generation_config.is_file() else None,
     )
 
 
-def _whole_name(name: str, prefix: str) -> str:
-    """A weight's name in `_TABLE`, whether it was saved with the `prefix` of the model below the head or without."""
-    name = WRAPPERS.sub("", name)
-    return name if name.startswith((prefix, *_HEAD_NAMES)) else prefix + name
+def load(model_class: type[PreTrainedModel], folder: Path | None, name: str, **how: Any) -> PreTrainedModel:
+    """`from_pretrained`, which must fill the model and leave nothing over. `name`: what the user calls it.
+
+    Raises:
+        UserError: it cannot be loaded, weights are missing, there are others, or one has another shape.
+    """
+    how |= {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        with quiet():
+            model, report = model_class.from_pretrained(folder, **how)
+    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        raise UserError(f"{name}: {model_class.__name__} cannot load it: {error}") from None
+    unexpected = {weight for weight in report["unexpected_keys"] if not MASK.search(weight)}
+    for weights, what in ((report["missing_keys"], "lacks"), (unexpected, "holds what this model has no place for:")):
+        if weights:
+            more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
+            raise UserError(f"{name}: {what} {min(weights)}{more}")
+    for weight, found, needed in sorted(report["mismatched_keys"]):
+        raise UserError(f"{name}: {weight} has the shape {list(found)}, the model needs {list(needed)}")
+    return model
 
 
-def _head(
-    config: PreTrainedConfig, source: str, ours: bool
-) -> tuple[type[PreTrainedModel], type[PreTrainedModel], tuple[Row, ...]]:
-    """The line of `_HEADS` that `architectures` of config.json means; a bare model gets its tied head."""
-    named = config.architectures
-    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
-        example = _HEADS[0][int(ours)].__name__
-        raise UserError(f'{source}: config.json has architectures={named!r}; a list is needed, such as ["{example}"]')
-    architecture = named[0] if named else None
-    if architecture in (None, "GPT2Model", "GPTModel"):
-        return _HEADS[0]
-    known = {classes[int(ours)].__name__: (*classes, rows) for *classes, rows in _HEADS}
-    if architecture not in known:
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads: one or its shards, `.safetensors` before `.bin`."""
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        files = [folder / (stem + suffix)]
+        if not files[0].is_file():
+            files = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
+        if files:
+            return files
+    raise UserError(
+        f"{folder}: no weights in it: neither model.safetensors nor pytorch_model.bin, nor shards of one of them"
+    )
+
+
+def _classes(config: PreTrainedConfig, source: str) -> tuple[type[PreTrainedModel], type[PreTrainedModel]]:
+    """The class that `architectures` of config.json names, and the other's; a bare model gets its tied head."""
+    pairs = _CLASSES if isinstance(config, GPT2Config) else [pair[::-1] for pair in _CLASSES]
+    known = {pair[0].__name__: pair for pair in pairs}
+    named = config.architectures[0] if isinstance(config.architectures, list) and config.architectures else None
+    if config.architectures and named not in {*known, "GPT2Model", "GPTModel"}:
         raise UserError(
-            f"{source}: config.json has architectures={config.architectures}, which cannot be converted; "
-            f"what can: {', '.join(known)}"
+            f"{source}: config.json has architectures={config.architectures!r}, which cannot be converted; "
+            f"what can: a list of one of {', '.join(known)}"
         )
-    return known[architecture]
-
-
-def _optional(config: PreTrainedConfig) -> list[str]:
-    """A tied head may be written out, as `.bin` files have it, or not."""
-    return [_LM_HEAD.theirs] if config.tie_word_embeddings else []
-
-
-def _settle_head(config: PreTrainedConfig, state: dict[str, torch.Tensor], embedding: str, notes: list[str]) -> bool:
-    """Drop a tied head that was written out from `state`, or note that it is none, and return whether it is tied."""
-    name = _LM_HEAD.theirs
-    if not config.tie_word_embeddings or name not in state:
-        return config.tie_word_embeddings
-    if torch.equal(state[name], state[embedding]):
-        del state[name]
-        return True
-    notes.append("lm_head.weight is not the embedding, although config.json ties them: it stays a head of its own")
-    return False
-
-
-def _refuse_what_gpt2_cannot_say(config: GPTConfig, source: str) -> None:
-    if config.is_heterogeneous:
-        raise UserError(f"{source}: its layers have configurations of their own (per_layer_config), GPT-2's have one")
-    own = set(GPTConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
-    without_word = own - set(_FIELDS.values()) - _FIELDS_WITHOUT_A_WORD
-    for field in sorted(without_word):
-        if getattr(config, field) != getattr(GPTConfig(), field):
-            raise UserError(f"{source}: config.json has {field}={getattr(config, field)!r}, GPT-2 has no such field")
+    return known.get(named, pairs[0])
 
 
 def _labels(config: PreTrainedConfig, our_class: type[PreTrainedModel]) -> dict[str, Any]:
     if our_class is GPTForCausalLM:
         return {}
-    return {name: getattr(config, name) for name in _COMMON_FIELDS if getattr(config, name, None) is not None}
+    return {name: getattr(config, name) for name in _LABEL_FIELDS if getattr(config, name, None) is not None}
 
 
 def _config(folder: Path, source: str, config_class: type[PreTrainedConfig], what: str) -> PreTrainedConfig:
     """The configuration in `folder`, which must be of the class that is to be converted."""
-    _refuse_other_json(folder / "config.json", source)
+    content = _read_json(folder / "config.json", source)
+    if content.get("model_type", config_class.model_type) != config_class.model_type:
+        raise UserError(
+            f"{source}: config.json has model_type={content.get('model_type')!r}, which is not {what} "
+            f"({config_class.model_type!r})"
+        )
+    if content.get("quantization_config"):
+        raise UserError(f"{source}: config.json has a quantization_config; convert the model it was made from")
     try:
-        content, _ = config_class.get_config_dict(folder, local_files_only=True)
-        if content.get("model_type", config_class.model_type) != config_class.model_type:
-            raise UserError(
-                f"{source}: config.json has model_type={content.get('model_type')!r}, which is not {what} "
-                f"({config_class.model_type!r})"
-            )
-        if content.get("quantization_config"):
-            raise UserError(f"{source}: config.json has a quantization_config; convert the model it was made from")
         return config_class.from_dict(content)
-    except UserError:
-        raise
     except StrictDataclassError as error:  # two lines that name the validator; its cause names the field
         raise UserError(f"{source}: config.json cannot be used: {error.__cause__ or error}") from None
-    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise UserError(f"{source}: config.json cannot be used: {error}") from None
 
 
-def _generation_file(folder: Path, source: str) -> Path | None:
-    """The file where there is one, which then comes along as it is: it may say more than the class that reads it.
-
-    transformers passes over one that it cannot read.
-    """
-    file = folder / "generation_config.json"
-    if not file.is_file():
-        return None
-    _refuse_other_json(file, source)
-    try:
-        GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{source}: {file.name} cannot be used: {error}; remove or mend it") from None
-    return file
-
-
-def _refuse_other_json(file: Path, source: str) -> None:
+def _read_json(file: Path, source: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: {file.name} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{source}: {file.name} holds a {type(content).__name__}; a JSON object is needed: {{...}}")
+    return content

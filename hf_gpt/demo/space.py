@@ -12,9 +12,8 @@ from pathlib import Path
 import yaml
 
 from ..checkpoint import model_folder, pointed, resolve_model
-from ..conversion.destination import Destination
 from ..errors import UserError
-from ..storage import write_text
+from ..storage import new_directory, write_text
 from .answers import stages_of
 from .page import import_gradio
 
@@ -32,14 +31,13 @@ def write_space(model: str, dest: str) -> list[str]:
             written then.
     """
     gradio_version = import_gradio().__version__
-    destination = Destination.of(dest)
     local = {name: Path(source) for name, source in stages_of(model).items() if Path(source).is_dir()}
     if not local:
         model_folder(model)
     if len(local) > 1 and sum(map(_size, local.values())) > _LARGE:
         local = {Path(resolve_model(model)).name: Path(resolve_model(model))}
     requirements = _requirements(gradio_version)
-    with destination.writing() as folder:
+    with new_directory(dest) as folder:
         if len(local) > 1:
             for source in local.values():
                 _copy_model(source, folder / "model" / "checkpoints" / source.name)

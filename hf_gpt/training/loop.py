@@ -34,7 +34,7 @@ from ..errors import RunPreempted, RunStopped, UserError
 from ..evaluation import bits_per_byte, loss_on_windows, perplexity, targets_and_bytes
 from ..generation import generate_text
 from ..loss import CausalLMLoss
-from ..storage import read_json, write_json, write_text
+from ..storage import read_json, remove_leftovers, write_json, write_text
 from .distributed import whole_model
 from .nonfinite import NonFiniteWatch
 from .observers import Observer, Observers
@@ -181,6 +181,7 @@ class TrainingRun:
                 self.say(line)
         self.accelerator.wait_for_everyone()  # until every process has read the folder
         if main:
+            remove_leftovers(self.run_dir)
             for path in damaged:
                 checkpoint.set_aside(path)
         recorded = read_json(self.run_dir / "environment.json")
