@@ -49,7 +49,7 @@ _DEFINED_IN = {
     "evaluate_corpus": "evaluation",
     "generate_text": "generation",
     "load_tokenizer": "data.tokenizer",
-    "loss_plot": "report.records",
+    "loss_plot": "report.plots",
     "train": "run",
     "train_tokenizer": "data.tokenizer",
 }

@@ -14,7 +14,7 @@ import hf_gpt
 from hf_gpt import checkpoint
 from hf_gpt.errors import UserError
 from hf_gpt.replay import replay
-from hf_gpt.report.records import read_lines
+from hf_gpt.training.run_log import read_lines
 
 STEPS = 12
 

@@ -12,7 +12,7 @@ from forking import ForkServer, recipe_file
 from test_accelerate_configs import train_on_two
 from test_processes import Workers, everything, lines
 
-from hf_gpt.report.records import read_lines
+from hf_gpt.training.run_log import read_lines
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install 'hf_gpt[deepspeed]'"

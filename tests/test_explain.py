@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_gpt import GPTConfig, GPTForCausalLM, UserError, load_tokenizer
 from hf_gpt.cli import main
-from hf_gpt.explain.page import DARK, LIGHT, LOSS_STEPS, loss_step, page
+from hf_gpt.explain.page import DARK, DARK_TEXT, LIGHT, LIGHT_TEXT, LOSS_STEPS, loss_step, page
 from hf_gpt.explain.scores import explain
 from hf_gpt.explain.token_text import width
 
@@ -123,14 +123,15 @@ class Seen(HTMLParser):
 
 
 def luminance(colour: str) -> float:
-    """WCAG's relative luminance of `#rrggbb`."""
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    """WCAG's relative luminance of `#rrggbb` or `#rgb`."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear))
 
 
 def test_colours_can_be_read_and_their_order_seen_in_grey():
-    for steps, falling in ((LIGHT, True), (DARK, False)):
+    for steps, falling in (([*zip(LIGHT, LIGHT_TEXT)], True), ([*zip(DARK, DARK_TEXT)], False)):
         assert len(steps) == len(LOSS_STEPS)
         for back, text in steps:
             dark, bright = sorted((luminance(back), luminance(text)))
@@ -160,7 +161,7 @@ def test_as_many_of_the_likeliest_tokens_are_shown_as_were_asked_for(folder, tmp
     assert main(["explain", folder, "--text", "Once", "--html", str(file), "--top", "8"]) == 0
     row = capsys.readouterr().out.split("\n")[2]
     assert len(re.findall(r"\S+ 0\.\d{3}(?:  |$)", row)) == 8
-    assert file.read_text(encoding="utf-8").count("<span class=alt>") == 3 * 8
+    assert file.read_text(encoding="utf-8").count('<span class="alternative">') == 3 * 8
     assert folder in file.read_text(encoding="utf-8")
 
 

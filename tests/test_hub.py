@@ -18,7 +18,7 @@ from hub_server import Fault, HubServer
 from hf_gpt import checkpoint
 from hf_gpt.hub.background import Publisher
 from hf_gpt.recipe import HubRecipe
-from hf_gpt.report.records import read_lines
+from hf_gpt.training.run_log import read_lines
 
 REPO = "someone/my-gpt"
 

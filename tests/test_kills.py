@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from forking import ForkServer, recipe_file
 
-from hf_gpt.report.records import read_lines
+from hf_gpt.training.run_log import read_lines
 
 CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
 KILLS_EACH = 7

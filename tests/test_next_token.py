@@ -12,13 +12,17 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 from hf_gpt import GPTConfig, GPTForCausalLM, UserError, generate_text
 from hf_gpt.cli import main
 from hf_gpt.explain.chart import chart, missing_characters
-from hf_gpt.explain.decoding import compare, count_draws, distribution, next_token_distribution, next_token_logits
+from hf_gpt.explain.decoding import NextToken, compare, count_draws, distribution, next_token_logits
 from hf_gpt.explain.scores import explain
 from hf_gpt.generation import _request
 from hf_gpt.report import fonts
 
 BOOK_LOGITS = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
 BOOK_WORDS = ["closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward", "you"]
+
+
+def next_token_distribution(model, tokenizer, prompt: str, *settings, **others) -> NextToken:
+    return distribution(next_token_logits(model, tokenizer, prompt), *settings, **others)
 
 
 def drawn(counts: torch.Tensor) -> dict[str, int]:
@@ -241,7 +245,7 @@ def test_the_charts_bars_are_the_probabilities_and_its_dots_the_draws():
 
 def test_the_chart_has_a_bar_for_each_temperature(tmp_path):
     colours = {colour for _, colour in pixels(chart(book()), tmp_path / "chart.png")}
-    assert {(0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00), (0x00, 0x9E, 0x73)} <= colours
+    assert {(0x00, 0x72, 0xB2), (0xB5, 0x7F, 0x00), (0x00, 0x9E, 0x73)} <= colours
     assert "top-k 3, top-p 0.9" in str([text.get_text() for text in chart(book(top_k=3, top_p=0.9)).legends[0].texts])
 
 
@@ -255,9 +259,7 @@ def test_the_chart_draws_any_name(tmp_path, names):
 
 
 def test_a_character_without_a_font_is_shown_by_its_number(monkeypatch):
-    usual = fonts.known_fonts()[:1]
-    monkeypatch.setattr(fonts, "known_fonts", lambda: usual)
-    monkeypatch.setattr(fonts, "newer_fonts", lambda: [])
+    monkeypatch.setattr(fonts, "other_families", list)
     fonts.font_of.cache_clear()
     try:
         decoding = compare(torch.tensor([1.0, 2.0]), "中a".__getitem__, "文")
@@ -268,16 +270,15 @@ def test_a_character_without_a_font_is_shown_by_its_number(monkeypatch):
         fonts.font_of.cache_clear()
 
 
-def test_a_font_that_came_since_matplotlib_looked_is_found(monkeypatch):
+def test_a_font_that_was_installed_after_matplotlib_looked_is_found(monkeypatch):
     from matplotlib.font_manager import fontManager
 
     serif = next(entry.fname for entry in fontManager.ttflist if entry.name == "DejaVu Serif")
-    without = [entry for entry in fontManager.ttflist if entry.fname != serif]
-    monkeypatch.setattr(fontManager, "ttflist", without)
-    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [serif])
-    assert "DejaVu Serif" in dict(fonts.newer_fonts.__wrapped__())
-    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [])
-    assert fonts.newer_fonts.__wrapped__() == []
+    without = [entry for entry in fontManager.ttflist if entry.name != "DejaVu Serif"]
+    for found, families in (([serif], {"DejaVu Serif"}), ([], set())):
+        monkeypatch.setattr(fontManager, "ttflist", [*without])
+        monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda found=found: found)
+        assert {"DejaVu Serif"} & set(fonts.other_families.__wrapped__()) == families
 
 
 def test_the_command_prints_a_table_or_json_and_draws(folder, tmp_path, capsys):

@@ -1,11 +1,11 @@
-"""Over-fitting is marked where validation turns while training falls, and not before it can be told."""
+"""A run overfits where validation loss turns while training loss falls, and that is not said before it is clear."""
 
 import math
 import random
 
 import pytest
 
-from hf_gpt.report.overfitting import course, turning_point
+from hf_gpt.report.overfitting import LossTrend, loss_trend
 
 
 def evaluations(validation: list[float], training: list[float] | None = None) -> list[dict]:
@@ -14,6 +14,11 @@ def evaluations(validation: list[float], training: list[float] | None = None) ->
         {"step": 10 * number, "validation_loss": v, "eval_train_loss": t}
         for number, (v, t) in enumerate(zip(validation, training))
     ]
+
+
+def turning_point(metrics: list[dict]) -> LossTrend | None:
+    found = loss_trend(metrics)
+    return found if found is not None and found.kind == "overfitting" else None
 
 
 def test_a_loss_that_falls_for_ever_is_not_marked():
@@ -54,14 +59,14 @@ def test_a_turn_is_found_in_noise():
         assert abs(turning_point(evaluations(turns)).step - 200) <= 20
 
 
-def test_a_run_that_diverges_does_not_over_fit():
+def test_a_run_that_diverges_does_not_overfit():
     turns = [3 + abs(step - 20) / 10 for step in range(40)]
     assert turning_point(evaluations(turns)) is not None
     assert turning_point(evaluations(turns, training=turns)) is None
-    assert course(evaluations(turns, training=turns)).trend == "diverges"
+    assert loss_trend(evaluations(turns, training=turns)).kind == "diverging"
 
 
-def test_a_run_that_has_learned_its_text_by_heart_still_over_fits():
+def test_a_run_that_has_memorized_its_text_still_overfits():
     turns = [7.0, 5.0, 4.0, 3.9, 4.2, 4.5, 4.9]
     assert turning_point(evaluations(turns, training=[7.0, 5.0, 4.0, 1.0, 1.005, 1.0, 1.002])).step == 30
 
@@ -73,7 +78,7 @@ def test_a_run_that_has_learned_its_text_by_heart_still_over_fits():
         ([7, 5, 4, 3.5, 3.2, 3.0, 3.5, 4.0, 4.4, 3.8, 3.8, 3.9], 5),  # a dip while it rose
     ],
 )
-def test_one_mishap_hides_no_turn(losses, at):
+def test_one_spike_hides_no_turn(losses, at):
     assert turning_point(evaluations(losses)).step == 10 * at
 
 
@@ -82,15 +87,15 @@ def test_one_mishap_hides_no_turn(losses, at):
     [
         ([7], "too early"),
         ([7, 8], "too early"),
-        ([7, 5, 4], "falls"),
-        ([7, 5, 4, 4.02], "falls"),
-        ([7, 5, 4, 4.3], "unsettled"),  # one evaluation is no turn
-        ([7, 5, 4, 3.5, 3.2, 3.0, 4.0, 3.1], "unsettled"),  # it has almost come back
-        ([7, 5, 4, 4.5, 5], "over-fits"),
+        ([7, 5, 4], "falling"),
+        ([7, 5, 4, 4.02], "falling"),
+        ([7, 5, 4, 4.3], "unclear"),  # one evaluation is no turn
+        ([7, 5, 4, 3.5, 3.2, 3.0, 4.0, 3.1], "unclear"),  # it has almost come back
+        ([7, 5, 4, 4.5, 5], "overfitting"),
     ],
 )
-def test_what_cannot_be_told_is_said(losses, trend):
-    assert course(evaluations(losses)).trend == trend
+def test_the_trend_of_a_few_evaluations(losses, trend):
+    assert loss_trend(evaluations(losses)).kind == trend
 
 
 def test_lines_that_are_no_evaluation_do_not_count():

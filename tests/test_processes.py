@@ -15,7 +15,7 @@ import psutil
 import pytest
 from forking import Forked, ForkServer, recipe_file
 
-from hf_gpt.report.records import read_lines
+from hf_gpt.training.run_log import read_lines
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
 CLOCKS = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")

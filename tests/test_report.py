@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from hf_gpt.errors import UserError
-from hf_gpt.report.records import loss_plot, read_metrics
+from hf_gpt.report.plots import loss_plot
+from hf_gpt.training.run_log import read_metrics
 
 
 def write_metrics(run_dir, num_lines: int, torn: bool = False) -> None:

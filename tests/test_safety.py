@@ -20,8 +20,8 @@ from test_training import changed, same_weights, timeless
 import hf_gpt
 from hf_gpt import checkpoint
 from hf_gpt.errors import RunStopped, UserError
-from hf_gpt.report.records import read_lines
 from hf_gpt.storage import write_json
+from hf_gpt.training.run_log import read_lines
 
 # Signals
 

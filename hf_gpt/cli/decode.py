@@ -81,7 +81,7 @@ def _draw(found: "Decoding", file: str, top: int) -> None:
     import logging
 
     from ..explain.chart import chart, missing_characters
-    from ..report.records import write_png
+    from ..report.plots import write_png
 
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a font without a regular weight will do
     write_png(Path(file), chart(found, top))

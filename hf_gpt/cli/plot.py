@@ -14,10 +14,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--output", metavar="DIR", help="folder to write to (default: the run's; of several runs: comparison)"
     )
+    parser.add_argument("--x", choices=("steps", "tokens", "seconds"), default="steps", help="axis (default: steps)")
+    parser.add_argument("--log", action="store_true", help="logarithmic axes for loss and perplexity")
 
 
 def run(arguments: argparse.Namespace) -> None:
     from ..report.page import plot
 
-    for path in plot(arguments.run_dirs, arguments.output):
+    for path in plot(arguments.run_dirs, arguments.output, x=arguments.x, log=arguments.log):
         print(path)

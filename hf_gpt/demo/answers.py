@@ -1,14 +1,14 @@
-"""What the demo's page answers to what is typed, moved and clicked: without Gradio, and so to be tested without it.
+"""What the demo shows for a prompt and settings: the bars of the next token, and text as it is generated.
 
-Continuations are written one at a time, for all tabs. What goes wrong is a line in the page: in the card of the
-checkpoint that it happened to, or in place of the text where the request itself cannot work.
+Nothing is computed in a way of its own. Text is `generation.stream_text`, bars are `explain.decoding.distribution` on
+the logits of one forward pass for each prompt. There is no Gradio here: page.py connects this to its controls.
 """
 
 import collections
 import functools
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoint import checkpoints, load_model, pointed, resolve_model, step_of
 from ..errors import UserError
-from ..explain.decoding import next_token_logits
+from ..explain.decoding import distribution, next_token_logits
 from ..explain.token_text import show_token
-from ..generation import Piece, check_request, stream_text
-from .html import NOT_BEGUN, card_html, cards_html, counts_html, distribution_html, problem_html
+from ..generation import check_request, context_length, encode_prompt, stream_text
+from ..report.html import render
 
 MOST_NEW_TOKENS = 512
+LABELS = {
+    "prompt": "Prompt",
+    "temperature": "Temperature",
+    "top_k": "Top-k",
+    "top_p": "Top-p",
+    "max_new_tokens": "New tokens",
+    "seed": "Seed",
+    "checkpoints": "Checkpoints",
+}
+_NUM_BARS = 15
 
 
 def stages_of(model: str) -> dict[str, str]:
-    """What of a MODEL is shown side by side, by name, oldest first: the one model, or of a run up to five checkpoints.
+    """The models that a MODEL is shown as, by name, oldest first: itself, or up to five checkpoints of a run.
 
     Of more than five they are the oldest, the newest and those at the quarters between; the best one takes the place
     of the one between that it is nearest to.
@@ -39,47 +49,16 @@ def stages_of(model: str) -> dict[str, str]:
     found = checkpoints(model) if (Path(model) / "checkpoints").is_dir() else []
     if len(found) < 2:
         return {Path(best).resolve().name if Path(best).is_dir() else best: best}
-    quarters = {found[round(part * (len(found) - 1) / 4)] for part in range(5)} if len(found) > 4 else set(found)
+    shown = {found[round(part * (len(found) - 1) / 4)] for part in range(5)} if len(found) > 4 else set(found)
     named = pointed(model, "best")
-    if named is not None and named not in quarters:  # in the place of the one nearest to it, but not of the ends
-        inner = sorted(quarters - {found[0], found[-1]}, key=lambda one: abs(step_of(one) - step_of(named)))
-        quarters -= set(inner[:1])
-        quarters.add(named)
-    return {
-        f"step {step_of(path):,}" + (" (best)" if path == named else ""): str(path)
-        for path in sorted(quarters, key=step_of)
-    }
-
-
-def _errors_as_lines(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """An answer that is a line about the error where it cannot be given."""
-
-    @functools.wraps(answer)
-    def answer_or_line(*arguments: Any) -> Any:
-        try:
-            return answer(*arguments)
-        except Exception as error:
-            return problem_html(error)
-
-    return answer_or_line
-
-
-@dataclass
-class _Task:
-    """A click on Write: what is to be written, the cards that stand for it in the page, and what ends it."""
-
-    prompt: str
-    settings: dict[str, Any]  # of `stream_text`
-    cards: dict[str, str]  # by checkpoint, in the order in which they are written
-    stop: threading.Event = field(default_factory=threading.Event)
-    begun: bool = False
+    if named is not None and named not in shown:
+        inner = sorted(shown - {found[0], found[-1]}, key=lambda one: abs(step_of(one) - step_of(named)))
+        shown = shown - set(inner[:1]) | {named}
+    return {f"step {step_of(path):,}" + " (best)" * (path == named): str(path) for path in sorted(shown, key=step_of)}
 
 
 class Answers:
-    """What the page shows in answer to what is typed, moved and clicked, as HTML.
-
-    Text takes two steps. `begin` takes what a tab (its `session`) asks for, at once; `write` writes it when the tab's
-    turn has come. So a tab that waits shows that it does, and `stop` reaches it.
+    """The answers of the page's models, one of which is loaded at once and the others when they are needed.
 
     Raises:
         UserError: the model cannot be loaded.
@@ -90,146 +69,187 @@ class Answers:
         self.first = next((name for name in self.stages if "best" in name), list(self.stages)[-1])
         self._models = _Models(self.stages)
         self.first_model, _ = self._models[self.first]
-        self._tasks: dict[str | None, _Task] = {}
+        self._logits = functools.lru_cache(maxsize=32)(
+            lambda name, prompt: next_token_logits(*self._models[name], prompt)
+        )
 
-    @_errors_as_lines
+    def facts(self) -> str:
+        """A line about the model."""
+        context = context_length(self.first_model)
+        facts = [f"{self.first_model.num_parameters():,} parameters", f"vocabulary {self.vocab_size:,}"]
+        facts += [f"context length {context:,}"] if context is not None else []
+        return " · ".join([*facts, self.first_model.device.type])
+
+    @property
+    def vocab_size(self) -> int:
+        return self.first_model.config.get_text_config().vocab_size
+
     def bars(self, prompt: str, name: str, temperature: Any, top_k: Any, top_p: Any) -> str:
-        settings = _decoding(temperature, top_k, top_p)
-        return distribution_html(*self._models.logits(name, prompt), **settings)
+        """The likeliest next tokens as HTML: filled bars can be drawn, hatched ones are left out and say why.
 
-    @_errors_as_lines
-    def count_tokens(self, prompt: str, name: str) -> str:
-        return counts_html(*self._models[name], prompt)
-
-    @_errors_as_lines
-    def begin(self, session: str | None, prompt: str, chosen: Sequence[str], *settings: Any) -> str | None:
-        """Cards that wait for their turn, in place of what the tab asked for before, if that waits too; nothing where
-        the tab is being written to and was not told to stop."""
-        before = self._tasks.get(session)
-        if before is not None and before.begun and not before.stop.is_set():
-            return None
-        self._tasks.pop(session, None)
-        task = self._tasks[session] = self._task(prompt, chosen, *settings)
-        return cards_html(task.cards)
-
-    def write(self, session: str | None) -> Iterator[str]:
-        """The cards of a tab while they are being written; nothing where it waits for none any more."""
-        task = self._tasks.get(session)
-        if task is None or task.begun:
-            return
-        task.begun = True
+        Whatever goes wrong is a line in place of them.
+        """
         try:
-            for name in task.cards:
-                for card in self._continuation(name, task):
-                    task.cards[name] = card
-                    yield cards_html(task.cards)
-        finally:
-            if self._tasks.get(session) is task:
-                del self._tasks[session]
+            settings = _decoding(temperature, top_k, top_p)
+            logits = self._logits(name, prompt)
+            model, tokenizer = self._models[name]
+            length = _length_in_words(model, tokenizer, prompt)
+            return bars_html(logits, functools.partial(show_token, tokenizer), length, **settings)
+        except Exception as error:
+            return render("demo/templates/bars.html", problem=problem(error))
 
-    def stop(self, session: str | None) -> str | None:
-        """End what a tab asked for; if its turn has not come, the cards that say so."""
-        task = self._tasks.get(session)
-        if task is None:
-            return None
-        task.stop.set()
-        if task.begun:
-            return None
-        self._tasks.pop(session, None)
-        return cards_html({name: card_html(name, task.prompt, NOT_BEGUN) for name in task.cards})
-
-    def leave(self, session: str | None) -> None:
-        """A tab was closed or loaded anew: nothing is written for it any more."""
-        if task := self._tasks.pop(session, None):
-            task.stop.set()
-
-    def _task(
+    def texts(
         self,
         prompt: str,
         chosen: Sequence[str],
         temperature: Any,
         top_k: Any,
         top_p: Any,
-        num_tokens: Any,
+        max_new_tokens: Any,
         seed: Any,
-    ) -> _Task:
-        settings = _decoding(temperature, top_k, top_p)
-        settings["max_new_tokens"] = _whole("New tokens", num_tokens, MOST_NEW_TOKENS)
-        check_request(prompt, **settings)
-        settings["seed"] = _whole("Seed", seed)
-        cards = {name: card_html(name, prompt) for name in self.stages if name in chosen}
-        if not cards:
-            raise UserError("Checkpoints: none is chosen; tick at least one")
-        return _Task(prompt, settings, cards)
+    ) -> Iterator[dict[str, tuple[str, str]]]:
+        """The text and the state of each chosen checkpoint, by name, again and again while they are generated.
 
-    def _continuation(self, name: str, task: _Task) -> Iterator[str]:
-        """The card of one checkpoint, again and again; whatever goes wrong is in it, and the next one's turn comes."""
-        if task.stop.is_set():
-            yield card_html(name, task.prompt, NOT_BEGUN)
-            return
-        piece = Piece("", 0)
-        try:
-            yield card_html(name, task.prompt, "loading")
-            for piece in stream_text(*self._models[name], task.prompt, stop=task.stop, **task.settings):
-                yield card_html(name, task.prompt, "writing", piece)
-        except Exception as error:
-            yield card_html(name, task.prompt, "failed", piece, problem_html(error))
-            return
-        whole = "end of the text" if piece.num_tokens < task.settings["max_new_tokens"] else "done"
-        yield card_html(name, task.prompt, "stopped" if task.stop.is_set() else whole, piece)
+        They are generated one after the other. One that fails says so, and the next one follows.
+
+        Raises:
+            UserError: the request cannot work.
+        """
+        settings = _decoding(temperature, top_k, top_p)
+        settings["max_new_tokens"] = _whole("max_new_tokens", max_new_tokens, MOST_NEW_TOKENS)
+        settings["seed"] = _whole("seed", seed)
+        check_request(prompt, **settings)
+        texts = {name: (prompt, "waiting") for name in self.stages if name in chosen}
+        if not texts:
+            raise UserError("none is chosen; tick at least one", field="checkpoints")
+        for name in texts:
+            try:
+                texts[name] = prompt, "loading"
+                yield texts
+                for piece in stream_text(*self._models[name], prompt, **settings):
+                    texts[name] = prompt + piece.text, f"{piece.num_tokens:,} tokens …"
+                    yield texts
+                ended = " · end of the text" * (piece.num_tokens < settings["max_new_tokens"])
+                texts[name] = texts[name][0], f"{piece.num_tokens:,} tokens{ended}"
+            except Exception as error:
+                texts[name] = texts[name][0], f"failed: {problem(error)}"
+            yield texts
 
 
 class _Models:
-    """Models by name, loaded when first asked for, the last used ones kept while they fit into half of the memory
-    that was free at the start; and the logits after the last prompts."""
+    """Models by name, loaded when first used. The last used ones stay while they fit into half of the memory that was
+    free at the start."""
 
     def __init__(self, stages: dict[str, str]):
         self._stages = stages
         self._loaded: collections.OrderedDict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]
         self._loaded = collections.OrderedDict()
         self._lock = threading.Lock()
-        self._budget = psutil.virtual_memory().available // 2
-        self._logits = functools.lru_cache(maxsize=32)(self._compute_logits)
+        self._budget = psutil.virtual_memory().available // 2  # bytes
 
     def __getitem__(self, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         with self._lock:
             if name not in self._loaded:
                 self._loaded[name] = load_model(self._stages[name])
-                while len(self._loaded) > 1 and self._num_bytes() > self._budget:
-                    self._loaded.popitem(last=False)
             self._loaded.move_to_end(name)
+            while len(self._loaded) > 1 and self._num_bytes() > self._budget:
+                self._loaded.popitem(last=False)
             return self._loaded[name]
-
-    def logits(self, name: str, prompt: str) -> tuple[torch.Tensor, Callable[[int], str]]:
-        """The logits (vocab_size,) after a prompt, and how a token is shown."""
-        return self._logits(name, prompt), functools.partial(show_token, self[name][1])
-
-    def _compute_logits(self, name: str, prompt: str) -> torch.Tensor:
-        return next_token_logits(*self[name], prompt)
 
     def _num_bytes(self) -> int:
         return sum(model.get_memory_footprint() for model, _ in self._loaded.values())
 
 
+def bars_html(
+    logits: torch.Tensor,
+    show: Callable[[int], str],
+    length: str,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> str:
+    """A kept token's bar is the probability that it is drawn with; another's what it was before it was left out."""
+    after, before = distribution(logits, temperature, top_k, top_p), distribution(logits, temperature or 1.0)
+    by_top_k = distribution(logits, temperature, top_k).kept
+    ids = logits.topk(min(_NUM_BARS, len(logits))).indices.tolist()
+    values = [(after if after.kept[token] else before).probabilities[token].item() for token in ids]
+    scale = next((mark for mark in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if mark >= max(values) - 1e-6), 1.0)
+
+    def why_left_out(token: int) -> str:
+        if after.kept[token]:
+            return ""
+        if logits[token] == -torch.inf:
+            return "forbidden"
+        if temperature == 0:
+            return "not likeliest"
+        return "cut: top-p" if by_top_k[token] else "cut: top-k"
+
+    bars = [
+        {
+            "id": token,
+            "text": show(token),
+            "percent": _percent(value),
+            "width": 100 * value / scale,
+            "why": why_left_out(token),
+        }
+        for token, value in zip(ids, values)
+    ]
+    return render(
+        "demo/templates/bars.html",
+        problem="",
+        length=length,
+        bars=bars,
+        scale=scale,
+        left_out="cut by top-k or top-p" if temperature else "not taken: greedy",
+        num_kept=int(after.kept.sum()),
+        num_tokens=len(logits),
+        num_shown=int(after.kept[ids].sum()),
+        others=_percent(max(0.0, 1 - after.probabilities[ids].sum().item())),
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}" if value >= 0.001 or value == 0 else "<0.1%"
+
+
+def problem(error: Exception) -> str:
+    """An error as one line, in the words of the page; a bug's traceback goes to the terminal."""
+    if isinstance(error, UserError):
+        return str(error.renamed(LABELS))
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}; the terminal says more"
+
+
+def _length_in_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """How long a prompt is, and what of it the model sees."""
+    num_tokens, context = encode_prompt(model, tokenizer, prompt).shape[1], context_length(model)
+    words = [f"{num_tokens:,} token{'s' * (num_tokens != 1)}"]
+    if context is not None:
+        words.append(f"context length {context:,}")
+        if num_tokens > context:  # and its window slides: others were refused
+            words.append(f"the model sees the last {context:,} of them")
+    return "; ".join(words)
+
+
 def _decoding(temperature: Any, top_k: Any, top_p: Any) -> dict[str, Any]:
-    """What the sliders say: top-k at 0 and top-p at 1 are off."""
-    kept = _number("Top-p", top_p)
+    """The values of the sliders: top-k at 0 and top-p at 1 are off."""
+    top_p = _number("top_p", top_p)
     return {
-        "temperature": _number("Temperature", temperature),
-        "top_k": _whole("Top-k", top_k) or None,
-        "top_p": None if kept == 1 else kept,
+        "temperature": _number("temperature", temperature),
+        "top_k": _whole("top_k", top_k) or None,
+        "top_p": None if top_p == 1 else top_p,
     }
 
 
-def _number(label: str, value: Any) -> float:
+def _number(field: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise UserError(f"{label}: it is empty; give a number") from None
+        raise UserError("it is empty; give a number", field=field) from None
 
 
-def _whole(label: str, value: Any, most: int = 2**63 - 1) -> int:
-    number = _number(label, value)
+def _whole(field: str, value: Any, most: int = 2**63 - 1) -> int:
+    number = _number(field, value)
     if not 0 <= number <= most or number != int(number):
-        raise UserError(f"{label} {number:g}: must be a whole number from 0 to {most:,}")
+        raise UserError(f"must be a whole number from 0 to {most:,}", field=field, value=number)
     return int(number)

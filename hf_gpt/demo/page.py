@@ -1,14 +1,9 @@
 """A page on this machine: a prompt, the decoding controls with the distribution that they make, and text as it is
-written, by one model or by several checkpoints of a run side by side.
+generated, by one model or by several checkpoints of a run side by side.
 
-The one idea: the page computes nothing of its own. Text is `generation.stream_text`, bars are
-`next_token.distribution` on the logits of one forward pass for each prompt, so what is shown is what `hf-gpt generate`
-does with the same numbers. The page itself is Gradio's, served on loopback; fonts are the machine's, telemetry is
-off, and a Content-Security-Policy keeps the browser from asking anybody else for anything.
-
-Continuations are written one at a time, for all tabs: others wait in Gradio's queue, with cards that say so, and can
-be stopped there. Bars do not wait. Here is how the page is laid out and served; what it answers is demo_answers.py's,
-and space.py makes a Space of it.
+Gradio does what it has: controls, text boxes, a queue in which one text at a time is generated for all tabs, and
+cancellation. What the page shows is answers.py's. It is served on loopback; fonts are the machine's, telemetry is off,
+and a Content-Security-Policy keeps the browser from asking anybody else for anything.
 """
 
 import contextlib
@@ -16,27 +11,28 @@ import html
 import os
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .answers import MOST_NEW_TOKENS, Answers
-from .html import CSS, FONTS, MONO_FONTS, NOTHING_YET, facts_of, vocab_size
+from ..report.html import MONO, SANS, render
+from .answers import MOST_NEW_TOKENS, Answers, problem
 
 if TYPE_CHECKING:
     import gradio
 
 _MOST_TOP_K = 200
 _PROMPT = "Every effort moves you"
-# Where text begins below the screen, as on a telephone, a click on Write would seem to do nothing.
-_TO_THE_TEXT = '() => document.querySelector("#text").scrollIntoView({block: "nearest"})'
+_OWN_RESOURCES_ONLY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:;"
+    " style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:"
+)
 
 
 def serve(model: str, ready: Callable[[str], None], *, port: int | None = None, open_browser: bool = False) -> None:
-    """Show the page on 127.0.0.1 until Ctrl-C; `ready` is told its address when it answers.
+    """Show the page on 127.0.0.1 until Ctrl-C; `ready` is called with its address when it answers.
 
     Raises:
-        UserError: Gradio is not installed, the model cannot be loaded, or there is no port to be had.
+        UserError: Gradio is not installed, the model cannot be loaded, or the port or all ports are taken.
     """
     page = build(model)
     try:
@@ -48,7 +44,7 @@ def serve(model: str, ready: Callable[[str], None], *, port: int | None = None, 
                 share=False,
                 quiet=True,
                 prevent_thread_lock=True,
-                app_kwargs={"middleware": [_own_resources_only()]},
+                app_kwargs={"middleware": [_security_policy()]},
                 **look(),
             )
     except OSError as error:
@@ -66,30 +62,13 @@ def serve(model: str, ready: Callable[[str], None], *, port: int | None = None, 
     page.close(verbose=False)
 
 
-@contextlib.contextmanager
-def _without_proxy(*hosts: str) -> Iterator[None]:
-    """Inside, no proxy stands between this process and these hosts, besides those that need none anyway."""
-    before = {name: os.environ.get(name) for name in ("no_proxy", "NO_PROXY")}
-    exempt = before["no_proxy"] or before["NO_PROXY"]  # of the two, Python heeds the small one
-    os.environ.update(dict.fromkeys(before, ",".join([exempt, *hosts] if exempt else hosts)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)  # on Windows the two are one
-            else:
-                os.environ[name] = value
-
-
 def look() -> dict[str, Any]:
-    """What `launch()` is to be told about how the page looks: here and in a Space."""
+    """The arguments of `launch()` about how the page looks: here and in a Space."""
     gradio = import_gradio()
-    theme = gradio.themes.Default(font=FONTS, font_mono=MONO_FONTS, primary_hue="blue", text_size="lg")
-    theme.set(layout_gap="*spacing_lg")
+    theme = gradio.themes.Default(font=SANS, font_mono=MONO, primary_hue="blue", text_size="lg")
     return {
-        "theme": theme,
-        "css": CSS,
+        "theme": theme.set(layout_gap="*spacing_lg"),
+        "css": render("demo/templates/style.css"),
         "footer_links": [],
         "run_history": False,
         "ssr_mode": False,
@@ -107,114 +86,106 @@ def build(model: str) -> "gradio.Blocks":
     """
     gradio = import_gradio()
     answers = Answers(model)
+    names = list(answers.stages)
+    several = len(names) > 1
+    # Values come as they were typed (`preprocess=False`): an empty number is a line in the page, not a stack.
+    quiet = {"api_visibility": "private", "preprocess": False}
+
+    def texts(prompt: str, chosen: list[str], *settings: Any) -> Iterator[list[Any]]:
+        try:
+            for found in answers.texts(prompt, chosen, *settings):
+                yield [
+                    gradio.Textbox(found[name][0], label=f"{name} · {found[name][1]}", visible=True)
+                    if name in found
+                    else gradio.Textbox(visible=False)
+                    for name in names
+                ]
+        except UserError as error:
+            gradio.Warning(html.escape(problem(error)))
+            yield [gradio.skip() for _ in names]  # else Gradio would empty the boxes
+
     with gradio.Blocks(title=f"{model} · hf_gpt", analytics_enabled=False) as page:
-        parts = _lay_out(gradio, model, answers)
-        _connect(gradio, page, parts, answers)
+        gradio.HTML(f'<h1 class="model">{html.escape(model)}</h1><p class="facts">{answers.facts()}</p>')
+        prompt = gradio.Textbox(_PROMPT, label="Prompt", lines=2, max_lines=12, elem_id="prompt")
+        with gradio.Row(equal_height=False):
+            with gradio.Column(scale=5, min_width=320):
+                with gradio.Group():
+                    slider = gradio.Slider
+                    temperature = slider(
+                        0, 2, 0.8, step=0.05, label="Temperature", info="0: greedy", elem_id="temperature"
+                    )
+                    with gradio.Row():
+                        most = min(_MOST_TOP_K, answers.vocab_size)
+                        top_k = slider(
+                            0, most, 0, step=1, label="Top-k", info="0: off", elem_id="top-k", min_width=150
+                        )
+                        top_p = slider(
+                            0, 1, 1, step=0.01, label="Top-p", info="1: off", elem_id="top-p", min_width=150
+                        )
+                    with gradio.Row():
+                        max_new_tokens = slider(
+                            1,
+                            MOST_NEW_TOKENS,
+                            100,
+                            step=1,
+                            label="New tokens",
+                            elem_id="new-tokens",
+                            scale=3,
+                            min_width=150,
+                        )
+                        seed = gradio.Number(123, label="Seed", precision=0, elem_id="seed", scale=2, min_width=100)
+                    chosen = gradio.CheckboxGroup(
+                        names, value=names, label="Checkpoints", visible=several, elem_id="checkpoints"
+                    )
+                with gradio.Row():
+                    write = gradio.Button("Write", variant="primary", elem_id="write", min_width=120)
+                    stop = gradio.Button("Stop", elem_id="stop", min_width=120)
+            with gradio.Column(scale=6, min_width=320):
+                with gradio.Row(equal_height=True, elem_id="of-what"):
+                    gradio.HTML('<h2 class="part">The next token</h2>')
+                    shown = gradio.Dropdown(
+                        names, value=answers.first, label="Checkpoint", container=False, visible=several,
+                        filterable=False, elem_id="of", min_width=220,
+                    )  # fmt: skip
+                bars = gradio.HTML(elem_id="bars")
+        # Text comes last, because it grows: controls, bars and buttons stay where they are.
+        with gradio.Row(elem_id="text"):
+            boxes = [
+                gradio.Textbox(label=name, lines=6, max_lines=24, interactive=False, min_width=270) for name in names
+            ]
+
+        decoding = [temperature, top_k, top_p]
+        gradio.on(
+            [page.load, *(part.change for part in (prompt, shown, *decoding))],
+            answers.bars,
+            [prompt, shown, *decoding],
+            bars,
+            concurrency_limit=4,
+            trigger_mode="always_last",
+            show_progress="hidden",
+            **quiet,
+        )
+        writing = write.click(
+            texts,
+            [prompt, chosen, *decoding, max_new_tokens, seed],
+            boxes,
+            concurrency_limit=1,
+            trigger_mode="once",
+            show_progress="minimal",
+            **quiet,
+        )
+        # Where text begins below the screen, as on a telephone, a click on Write would seem to do nothing.
+        write.click(None, js='() => document.querySelector("#text").scrollIntoView({block: "nearest"})')
+        stop.click(None, cancels=[writing])
     return page.queue()
 
 
-def _lay_out(gradio: Any, model: str, answers: "Answers") -> SimpleNamespace:
-    """The page from top to bottom; its parts by name.
-
-    Text comes last, because it grows: controls, bars and buttons stay together, and where they are.
-    """
-    parts = SimpleNamespace()
-    gradio.HTML(f'<h1 class="model">{html.escape(model)}</h1><p class="facts">{facts_of(answers.first_model)}</p>')
-    parts.prompt = gradio.Textbox(_PROMPT, label="Prompt", lines=2, max_lines=12, elem_id="prompt")
-    parts.counts = gradio.HTML(elem_id="counts")
-    with gradio.Row(equal_height=False):
-        with gradio.Column(scale=5, min_width=320):
-            _lay_out_controls(gradio, parts, answers)
-        with gradio.Column(scale=6, min_width=320):
-            _lay_out_bars(gradio, parts, answers)
-    parts.text = gradio.HTML(NOTHING_YET, elem_id="text")
-    return parts
-
-
-def _lay_out_controls(gradio: Any, parts: SimpleNamespace, answers: "Answers") -> None:
-    names, most = list(answers.stages), min(_MOST_TOP_K, vocab_size(answers.first_model))
-    with gradio.Group():
-        parts.temperature = gradio.Slider(
-            0, 2, 0.8, step=0.05, label="Temperature", info="0: greedy", elem_id="temperature"
-        )
-        with gradio.Row():
-            parts.top_k = gradio.Slider(
-                0, most, 0, step=1, label="Top-k", info="0: off", elem_id="top-k", min_width=150
-            )
-            parts.top_p = gradio.Slider(
-                0, 1, 1, step=0.01, label="Top-p", info="1: off", elem_id="top-p", min_width=150
-            )
-        with gradio.Row():
-            parts.num_tokens = gradio.Slider(
-                1, MOST_NEW_TOKENS, 100, step=1, label="New tokens", elem_id="new-tokens", scale=3, min_width=150
-            )
-            parts.seed = gradio.Number(123, label="Seed", precision=0, elem_id="seed", scale=2, min_width=100)
-        parts.chosen = gradio.CheckboxGroup(
-            names, value=names, label="Checkpoints, side by side", visible=len(names) > 1, elem_id="checkpoints"
-        )
-    with gradio.Row():
-        parts.write = gradio.Button("Write", variant="primary", elem_id="write", min_width=120)
-        parts.stop = gradio.Button("Stop", elem_id="stop", min_width=120)
-
-
-def _lay_out_bars(gradio: Any, parts: SimpleNamespace, answers: "Answers") -> None:
-    names = list(answers.stages)
-    with gradio.Row(equal_height=True, elem_id="of-what"):
-        gradio.HTML('<h2 class="part">The next token</h2>')
-        parts.of = gradio.Dropdown(
-            names,
-            value=answers.first,
-            label="Checkpoint",
-            container=False,
-            visible=len(names) > 1,
-            filterable=False,
-            elem_id="of",
-            min_width=220,
-        )
-    parts.bars = gradio.HTML(elem_id="bars")
-
-
-def _connect(gradio: Any, page: Any, parts: SimpleNamespace, answers: "Answers") -> None:
-    """What happens when something is typed, moved or clicked."""
-
-    def begin(request: gradio.Request, *values: Any) -> Any:
-        return answers.begin(request.session_hash, *values) or gradio.skip()
-
-    def write(request: gradio.Request) -> Iterator[Any]:
-        yield gradio.skip()  # where nothing comes after it, Gradio would empty the text
-        yield from answers.write(request.session_hash)
-
-    def stop(request: gradio.Request) -> Any:
-        return answers.stop(request.session_hash) or gradio.skip()
-
-    def leave(request: gradio.Request) -> None:
-        answers.leave(request.session_hash)
-
-    decoding = [parts.temperature, parts.top_k, parts.top_p]
-    asked = [parts.prompt, parts.chosen, *decoding, parts.num_tokens, parts.seed]
-    # Values come as they were typed (`preprocess=False`): Gradio's own checks would end in a stack.
-    quiet = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
-    newest = {**quiet, "trigger_mode": "always_last"}
-    moved = [part.change for part in (parts.prompt, parts.of, *decoding)]
-    typed = [parts.prompt.change, parts.of.change]
-    gradio.on(
-        [page.load, *moved],
-        answers.bars,
-        [parts.prompt, parts.of, *decoding],
-        parts.bars,
-        concurrency_limit=4,
-        **newest,
-    )
-    gradio.on([page.load, *typed], answers.count_tokens, [parts.prompt, parts.of], parts.counts, **newest)
-    begun = parts.write.click(begin, asked, parts.text, queue=False, **quiet)
-    # Multiple: none is dropped because the text before it is only just ending.
-    begun.then(write, None, parts.text, concurrency_limit=1, trigger_mode="multiple", **quiet)
-    begun.then(None, js=_TO_THE_TEXT)
-    parts.stop.click(stop, None, parts.text, queue=False, **quiet)
-    page.unload(leave)
-
-
 def import_gradio() -> Any:
+    """The module, without its telemetry.
+
+    Raises:
+        UserError: it is not installed, or cannot be imported.
+    """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
@@ -225,25 +196,30 @@ def import_gradio() -> Any:
     return gradio
 
 
-def _own_resources_only() -> Any:
-    """Tells the browser to ask nobody but this server for anything."""
+@contextlib.contextmanager
+def _without_proxy(*hosts: str) -> Iterator[None]:
+    """Inside, these hosts are reached without a proxy, as are those that were exempt before."""
+    before = {name: os.environ.get(name) for name in ("no_proxy", "NO_PROXY")}
+    exempt = before["no_proxy"] or before["NO_PROXY"]  # Python reads the small one first
+    os.environ.update(dict.fromkeys(before, ",".join([exempt, *hosts] if exempt else hosts)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)  # on Windows the two are one
+            else:
+                os.environ[name] = value
+
+
+def _security_policy() -> Any:
+    """Tells the browser to fetch from this server only."""
     from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
 
-    policy = (
-        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:;"
-        " style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:"
-    )
+    async def add_policy(request: Any, answer: Callable[[Any], Any]) -> Any:
+        response = await answer(request)
+        response.headers["Content-Security-Policy"] = _OWN_RESOURCES_ONLY
+        return response
 
-    class Policy:
-        def __init__(self, app: Any):
-            self.app = app
-
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            async def with_policy(message: Any) -> None:
-                if message["type"] == "http.response.start":
-                    message["headers"] = [*message["headers"], (b"content-security-policy", policy.encode())]
-                await send(message)
-
-            await self.app(scope, receive, with_policy)
-
-    return Middleware(Policy)
+    return Middleware(BaseHTTPMiddleware, dispatch=add_policy)

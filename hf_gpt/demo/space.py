@@ -3,12 +3,16 @@
 A copy of this package's source goes along, so that the Space needs neither PyPI nor `trust_remote_code`.
 """
 
+import importlib.metadata
+import re
 import shutil
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
+import yaml
+
 from ..checkpoint import model_folder, pointed, resolve_model
+from ..errors import UserError
 from ..storage import new_directory, write_text
 from .answers import stages_of
 from .page import import_gradio
@@ -17,24 +21,22 @@ _LARGE = 1 << 30  # bytes of checkpoints: beyond it a Space gets only the best o
 
 
 def write_space(model: str, dest: str) -> list[str]:
-    """Write the page of a MODEL as a Space into a directory that is not there yet or is empty; says what is in it.
+    """Write the page of a MODEL as a Space into a directory that is not there yet or is empty; returns what is in it.
 
-    The package's source goes along: the Space needs neither this package on PyPI nor `trust_remote_code`. A model on
-    disk is copied without its training state; of a run the checkpoints that the page shows, or the best one alone
-    where they are larger than 1 GiB together. A Hub id stays an id, once its files are in the cache as `serve` would
-    have them.
+    A model on disk is copied without its training state; of a run the checkpoints that the page shows, or the best one
+    alone where they are larger than 1 GiB together. A Hub id stays an id, once its files are in the cache.
 
     Raises:
         UserError: Gradio is not installed, there is something in the directory, or the model is not there; nothing was
             written then.
     """
     gradio_version = import_gradio().__version__
-    stages = stages_of(model)
-    local = {name: Path(source) for name, source in stages.items() if Path(source).is_dir()}
+    local = {name: Path(source) for name, source in stages_of(model).items() if Path(source).is_dir()}
     if not local:
         model_folder(model)
     if len(local) > 1 and sum(map(_size, local.values())) > _LARGE:
         local = {Path(resolve_model(model)).name: Path(resolve_model(model))}
+    requirements = _requirements(gradio_version)
     with new_directory(dest) as folder:
         if len(local) > 1:
             for source in local.values():
@@ -44,14 +46,13 @@ def write_space(model: str, dest: str) -> list[str]:
                     write_text(folder / "model" / "checkpoints" / pointer, named.name + "\n")
         elif local:
             _copy_model(*local.values(), folder / "model")
-        shutil.copytree(
-            Path(__file__).parent, folder / "hf_gpt", ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
-        )
+        package = Path(__file__).parents[1]
+        shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         write_text(folder / "app.py", _APP.format(model="model" if local else model))
-        write_text(folder / "requirements.txt", _requirements(gradio_version))
+        write_text(folder / "requirements.txt", requirements)
         title = (Path(model).resolve() if local else Path(model.partition("@")[0])).name
-        write_text(folder / "README.md", _space_card(title, gradio_version, None if local else model))
-    what = f"{len(local)} checkpoint{'s' if len(local) > 1 else ''} in model/" if local else f"{model} from the Hub"
+        write_text(folder / "README.md", _card(title, gradio_version, None if local else model))
+    what = f"{len(local)} checkpoint{'s' * (len(local) > 1)} in model/" if local else f"{model} from the Hub"
     return [
         f"space      {dest}: app.py, requirements.txt, README.md, hf_gpt/, {what}",
         f"try        cd {dest} && python app.py",
@@ -67,6 +68,23 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
+def _requirements(gradio_version: str) -> str:
+    """What this package depends on, at the versions that are installed here. Spaces install Gradio, at `sdk_version`,
+    with an extra that holds pydantic back: that one keeps its range."""
+    try:
+        wanted = importlib.metadata.requires("hf_gpt") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("hf_gpt is not installed, so what a Space needs is not known; pip install it") from None
+    pins = [f"gradio=={gradio_version}"]
+    for requirement in wanted:
+        name = re.match(r"[\w-]+", requirement)[0]
+        if "extra ==" in requirement:
+            continue
+        version = importlib.metadata.version(name).partition("+")[0]
+        pins.append(requirement if name == "pydantic" else f"{name}=={version}")
+    return "\n".join(pins) + "\n"
+
+
 _APP = '''\
 """The page of `hf-gpt demo`, as a Space. MODEL is a folder beside this file or a Hub id."""
 
@@ -75,7 +93,7 @@ from pathlib import Path
 
 os.chdir(Path(__file__).parent)
 
-from hf_gpt.demo import build, look
+from hf_gpt.demo.page import build, look
 
 MODEL = {model!r}
 
@@ -83,19 +101,7 @@ build(MODEL).launch(**look())
 '''
 
 
-# What the page imports, at the versions that it was tried with here. Spaces install Gradio, at sdk_version, by
-# themselves, with an extra that holds pydantic back: so that has a bound only.
-_PINNED = ("torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "numpy", "psutil", "filelock")
-
-
-def _requirements(gradio_version: str) -> str:
-    pins = [f"{name}=={version(name).partition('+')[0]}" for name in _PINNED]
-    return "\n".join([f"gradio=={gradio_version}", *pins, "pydantic>=2.11", "pyyaml>=6.0"]) + "\n"
-
-
-def _space_card(title: str, gradio_version: str, hub_id: str | None) -> str:
-    import yaml
-
+def _card(title: str, gradio_version: str, hub_id: str | None) -> str:
     metadata = {
         "title": title,
         "emoji": "✍️",

@@ -1,21 +1,22 @@
 """The book's bar chart of the next token's probabilities under several temperatures, drawn for a real model.
 
-Bars are what `generate()` draws from; an outline is a token that top-k or top-p leave out, as high as it was without
-them; dots are the draws. A character that no font of the machine has (fonts.py) is written as `U+4E2D`, never as an
-empty box: `missing_characters` tells which.
+Bars are what `generate()` draws from. An outline is a token that top-k or top-p leave out, as high as it was without
+them. Dots are the draws. A character that no font of the machine has is written as `U+4E2D`; `missing_characters`
+lists them.
 """
 
 from typing import TYPE_CHECKING
 
 from ..report import fonts
+from ..report.html import PALETTE
 from .decoding import Decoding, distribution
 from .token_text import show, width
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours: apart for colour-blind eyes. In this order their lightness changes from bar to bar.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7")
+# In this order their lightness changes from bar to bar.
+_COLOURS = [PALETTE[name] for name in ("blue", "gold", "green", "sky", "vermilion", "purple")]
 
 
 def chart(decoding: Decoding, top: int = 10) -> "Figure":
@@ -25,70 +26,67 @@ def chart(decoding: Decoding, top: int = 10) -> "Figure":
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
     ids = decoding.likeliest(top)
-    labels = [_short(fonts.drawable(decoding.names(token))) for token in ids]
-    num_others = len(decoding.logits) - len(ids)
-    if num_others:
+    labels = [_start(fonts.drawable(decoding.names(token))) for token in ids]
+    if num_others := len(decoding.logits) - len(ids):
         labels.append(f"{num_others:,}\nothers")
-    settings = decoding.settings
-    bar = 0.8 / len(settings)
-    inches = min(24.0, max(7.0, 1.8 + len(labels) * max(0.42, 0.2 * len(settings))))
-    place, a_character = (inches - 0.8) / len(labels), 0.085  # of a label: inches
-    long = max(map(width, "\n".join(labels).split("\n"))) * a_character > place
-    figure = Figure(figsize=(inches, 5.4 if long else 4.8), dpi=150, layout="constrained")
+    bar = 0.8 / len(decoding.settings)
+    inches = min(24.0, max(7.0, 1.8 + len(labels) * max(0.42, 0.2 * len(decoding.settings))))
+    a_character = 0.085  # of a label, in inches
+    tilted = max(map(width, "\n".join(labels).split("\n"))) * a_character > (inches - 0.8) / len(labels)
+    figure = Figure(figsize=(inches, 5.4 if tilted else 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-
-    for index, (setting, counts) in enumerate(zip(settings, decoding.counts)):
+    for index, (setting, counts, colour) in enumerate(zip(decoding.settings, decoding.counts, _COLOURS)):
         left = [place - 0.4 + bar * (index + 0.5) for place in range(len(labels))]
-        heights = _with_others(setting.probabilities, ids)
-        axes.bar(left[: len(heights)], heights, bar * 0.92, color=_COLOURS[index])
+        name = f"temperature {setting.temperature:g}" if setting.temperature else "greedy"
+        axes.bar(left, _with_others(setting.probabilities, ids), bar * 0.92, color=colour, label=name)
         if decoding.filters and setting.temperature:
             before = distribution(decoding.logits, setting.temperature).probabilities
             out = [(x, before[token].item()) for x, token in zip(left, ids) if not setting.kept[token]]
             if out:
-                axes.bar(*zip(*out), bar * 0.92, fill=False, edgecolor=_COLOURS[index], linewidth=1.3, linestyle=":")
+                axes.bar(*zip(*out), bar * 0.92, fill=False, edgecolor=colour, linewidth=1.3, linestyle=":")
         if decoding.num_draws:
             shares = [count / decoding.num_draws for count in _with_others(counts, ids)]
             drawn = [(x, share) for x, share in zip(left, shares) if share]
             axes.plot(*zip(*drawn), "o", color="white", markeredgecolor="black", markersize=3.5, clip_on=False)
+    title = _title(decoding.prompt)
+    text = {"family": fonts.families_for("".join([*labels, title])), "parse_math": False}
+    axes.set_title(title, loc="left", fontsize=11, **text)
+    axes.set_xticks(range(len(labels)), labels, rotation=45 if tilted else 0, fontsize=10)
+    for label in axes.get_xticklabels():
+        label.set(ha="right" if tilted else "center", rotation_mode="anchor", va="top", **text)
+    axes.tick_params(axis="x", length=0)
+    axes.set(
+        xlim=(-0.6, len(labels) - 0.4), ylim=(0, 1.02), xlabel="next token, likeliest first", ylabel="probability"
+    )
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    _add_legend(figure, axes, decoding)
+    return figure
 
-    handles = [
-        Patch(color=colour, label=f"temperature {setting.temperature:g}" if setting.temperature else "greedy")
-        for setting, colour in zip(settings, _COLOURS)
-    ]
+
+def missing_characters(decoding: Decoding, top: int = 10) -> str:
+    """What no font of this machine can draw of a chart's labels."""
+    names = "".join(map(decoding.names, decoding.likeliest(top)))
+    return fonts.missing_characters(names + _on_one_line(decoding.prompt))
+
+
+def _add_legend(figure, axes, decoding: Decoding) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles, _ = axes.get_legend_handles_labels()
     if decoding.filters:
         outline = {"facecolor": "none", "edgecolor": "black", "linestyle": ":"}
         handles.append(Patch(**outline, label=f"left out by {decoding.filters}"))
     if decoding.num_draws:
         dot = {"color": "none", "marker": "o", "markerfacecolor": "white", "markeredgecolor": "black"}
         handles.append(Line2D([], [], **dot, markersize=3.5, label=f"share of {decoding.num_draws:,} draws"))
-    title = _title(decoding.prompt)
-    text = {"family": fonts.families_for("".join([*labels, title])), "parse_math": False}
-    axes.set_title(title, loc="left", fontsize=11, **text)
-    axes.set_xticks(range(len(labels)), labels, rotation=45 if long else 0, fontsize=10)
-    for label in axes.get_xticklabels():
-        label.set(ha="right" if long else "center", rotation_mode="anchor", va="top", **text)
-    axes.tick_params(axis="x", length=0)
-    axes.set_xlim(-0.6, len(labels) - 0.4)
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel("next token, likeliest first")
-    axes.set_ylabel("probability")
-    axes.grid(axis="y", alpha=0.25)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     columns = len(handles) if len(handles) <= 4 else 3
     figure.legend(handles=handles, loc="outside upper right", frameon=False, fontsize=9, ncols=columns)
-    return figure
-
-
-def missing_characters(decoding: Decoding, top: int = 10) -> str:
-    """What no font of this machine can draw of a chart's labels."""
-    return fonts.missing_characters("".join(map(decoding.names, decoding.likeliest(top))) + _shown(decoding.prompt))
 
 
 def _with_others(values, ids: list[int]) -> list[float]:
@@ -98,15 +96,15 @@ def _with_others(values, ids: list[int]) -> list[float]:
 
 def _title(prompt: str, longest: int = 48) -> str:
     """The end of a prompt, on one line."""
-    return f"after “{_short(fonts.drawable(_shown(prompt))[::-1], longest)[::-1]}”"
+    return f"after “{_start(fonts.drawable(_on_one_line(prompt))[::-1], longest)[::-1]}”"
 
 
-def _shown(prompt: str) -> str:
-    """On one line; a space at the end is seen, for it matters."""
+def _on_one_line(prompt: str) -> str:
+    """Only a space at the end is shown as a sign: it matters."""
     return show(" ".join(prompt.split()).encode()).replace("␣", " ") + "␣" * prompt[-1:].isspace()
 
 
-def _short(text: str, longest: int = 16) -> str:
+def _start(text: str, longest: int = 16) -> str:
     """The start of a text, with … for the rest."""
     if width(text) <= longest:
         return text

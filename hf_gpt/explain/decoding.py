@@ -1,12 +1,11 @@
 """What decoding does to the distribution of the next token: temperature, top-k and top-p on a real model.
 
-The one idea: nothing is computed a second time in another way. The logits are those that `generate()` comes to the
-choice with, temperature, top-k and top-p are transformers' own logits processors in the order in which `generate()`
-applies them, and a draw is the `torch.multinomial` that it makes. So what is shown is what a model would do; a test
-holds it to the scores that `generate()` returns.
+Nothing is computed in a second way. The logits come out of `generate()`; temperature, top-k and top-p are
+transformers' own logits processors, in the order in which `generate()` applies them; a draw is its
+`torch.multinomial`. So this is what the model samples from, and tests compare it with the scores of `generate()`.
 
-`next_token_logits` is the forward pass, once for a prompt. Everything after it works on one tensor of logits, without
-the model, in well under a millisecond; only the draws take longer. No function touches the global random stream.
+`next_token_logits` is the one forward pass of a prompt. `distribution`, `count_draws` and `compare` work on its
+logits, and none touches torch's global random stream.
 """
 
 import math
@@ -35,9 +34,9 @@ _NUMBERS_AT_ONCE = 1 << 20  # of a chunk of draws
 
 @dataclass(frozen=True)
 class NextToken:
-    """The distribution that one setting of decoding draws the next token from. Tensors are (vocab_size,), on the CPU.
+    """The distribution of the next token under one setting. Tensors are (vocab_size,), on the CPU.
 
-    `probabilities` are float32 and sum to 1. `kept` tells what top-k and top-p leave in; a token may be kept and have
+    `probabilities` are float32 and sum to 1. `kept` is true where top-k and top-p leave a token in; it may still have
     the probability 0, where float32 holds nothing smaller. Temperature 0 is greedy: the likeliest token has it all.
     """
 
@@ -47,37 +46,15 @@ class NextToken:
     probabilities: torch.Tensor
     kept: torch.Tensor
 
-    @property
-    def name(self) -> str:
-        return f"T={self.temperature:g}" if self.temperature else "greedy"
-
-
-def next_token_distribution(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> NextToken:
-    """What `generate_text` draws the first token after a prompt from.
-
-    Raises:
-        UserError: an empty prompt, or a value that no distribution can be made with.
-    """
-    check_sampling(temperature, top_k, top_p)
-    return distribution(next_token_logits(model, tokenizer, prompt), temperature, top_k, top_p)
-
 
 def next_token_logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
-    """The logits (vocab_size,) that `generate()` chooses the token after a prompt by; float32, on the CPU.
+    """The logits (vocab_size,) from which `generate()` chooses the token after a prompt; float32, on the CPU.
 
-    They come out of `generate()` itself. So a prompt longer than the window is seen through the window, and what a
-    model's own generation config adds without sampling (a repetition penalty, forbidden tokens) is in them.
+    A prompt longer than the window is seen through the window, and what the model's generation config adds without
+    sampling (a repetition penalty, forbidden tokens: -inf) is in them.
 
     Raises:
-        UserError: an empty prompt, one too long for a model whose window does not slide, or logits that are no
-            numbers. (-inf is one: a token that the generation config forbids.)
+        UserError: an empty prompt, one too long for a model whose window does not slide, or logits that are NaN.
     """
     check_prompt(prompt)
     input_ids = encode_prompt(model, tokenizer, prompt)
@@ -103,7 +80,7 @@ def distribution(
     """Logits (vocab_size,) -> probabilities, as `generate()` makes them.
 
     Raises:
-        UserError: a value that no distribution can be made with.
+        UserError: a value that defines no distribution.
     """
     check_sampling(temperature, top_k, top_p)
     scores = logits.detach().float().cpu()
@@ -111,12 +88,7 @@ def distribution(
         kept = torch.zeros(len(scores), dtype=torch.bool)
         kept[scores.argmax()] = True
         return NextToken(0.0, top_k, top_p, kept.float(), kept)
-    scores = _processors(temperature, top_k, top_p)(None, scores.unsqueeze(0)).squeeze(0)
-    return NextToken(float(temperature), top_k, top_p, scores.softmax(dim=-1), scores > -torch.inf)
-
-
-def _processors(temperature: float, top_k: int | None, top_p: float | None) -> LogitsProcessorList:
-    """What `generate(do_sample=True)` puts together for these values (`GenerationMixin._get_logits_processor`)."""
+    # What `GenerationMixin._get_logits_processor` puts together for these values.
     processors = LogitsProcessorList()
     if temperature != 1:
         processors.append(TemperatureLogitsWarper(float(temperature)))
@@ -124,18 +96,19 @@ def _processors(temperature: float, top_k: int | None, top_p: float | None) -> L
         processors.append(TopKLogitsWarper(top_k))
     if top_p is not None and top_p < 1:
         processors.append(TopPLogitsWarper(top_p))
-    return processors
+    scores = processors(None, scores.unsqueeze(0)).squeeze(0)
+    return NextToken(float(temperature), top_k, top_p, scores.softmax(dim=-1), scores > -torch.inf)
 
 
 def count_draws(probabilities: torch.Tensor, num_draws: int = 1000, seed: int = 123) -> torch.Tensor:
-    """How often each token comes in so many draws: (vocab_size,), int64.
+    """How often each token is drawn: (vocab_size,), int64.
 
     Each draw is one `torch.multinomial(probabilities, num_samples=1)`, as in `generate()` and in the book's loop, from
-    a stream of its own that begins at `seed`.
+    a random stream of its own that starts at `seed`.
     """
     generator = torch.Generator().manual_seed(seed)
     counts = torch.zeros(len(probabilities), dtype=torch.int64)
-    at_once = max(1, _NUMBERS_AT_ONCE // len(probabilities))  # rows, which take their numbers from the stream in turn
+    at_once = max(1, _NUMBERS_AT_ONCE // len(probabilities))  # rows take their numbers from the stream in turn
     for start in range(0, num_draws, at_once):
         rows = probabilities.expand(min(at_once, num_draws - start), -1)
         drawn = torch.multinomial(rows, num_samples=1, generator=generator)
@@ -145,8 +118,7 @@ def count_draws(probabilities: torch.Tensor, num_draws: int = 1000, seed: int = 
 
 @dataclass(frozen=True)
 class Decoding:
-    """One tensor of logits under several settings, to be shown: as `table()`, as `to_dict()`, as a picture
-    (`next_token_chart.chart`).
+    """The logits after a prompt under several settings, as `table()`, as `to_dict()`, or as a `chart.chart`.
 
     `names` gives the text to show for a token id; `counts[i]` are the draws under `settings[i]`.
     """
@@ -170,41 +142,41 @@ class Decoding:
         """Token ids by falling logit. No temperature changes their order."""
         return self.logits.topk(min(top, len(self.logits))).indices.tolist()
 
-    def _logit(self, token: int) -> float | None:
-        """None for a token that the model's generation config forbids: JSON has no -inf."""
-        logit = self.logits[token].item()
-        return logit if math.isfinite(logit) else None
-
     def table(self, top: int = 10) -> str:
         """Each of the likeliest tokens with its probability and its draws under each setting; `-` where left out."""
-        ids = self.likeliest(top)
-        rows = [["token", "id", "logit"]]
-        rows += [[self.names(token), str(token), f"{self.logits[token]:.2f}"] for token in ids]
-        vocab = len(self.logits)
-        if vocab > len(ids):
-            rows.append([f"{vocab - len(ids):,} others", "", ""])
-        kept = ["kept", "", f"of {vocab:,}"]
+        ids, vocab_size = self.likeliest(top), len(self.logits)
+        columns = [
+            ["token", *map(self.names, ids), f"{vocab_size - len(ids):,} others", "kept"],
+            ["id", *map(str, ids), "", ""],
+            ["logit", *(f"{self.logits[token]:.2f}" for token in ids), "", f"of {vocab_size:,}"],
+        ]
         for setting, counts in zip(self.settings, self.counts):
-            cells = [[setting.name, "draws"]]
-            for token in ids:
-                is_kept = bool(setting.kept[token])
-                cells.append([f"{setting.probabilities[token]:.4f}", f"{counts[token]:,}"] if is_kept else ["-", "-"])
-            if vocab > len(ids):
-                cells.append([f"{_left(setting.probabilities, ids):.4f}", f"{int(_left(counts, ids)):,}"])
-            for row, cell in zip(rows, cells):
-                row.extend(cell if self.num_draws else cell[:1])
-            kept.extend([f"{int(setting.kept.sum()):,}", ""] if self.num_draws else [f"{int(setting.kept.sum()):,}"])
-        return "\n".join(aligned([*rows, kept], "<" + ">" * (len(kept) - 1)))
+            others = {"probability": _others(setting.probabilities, ids), "draws": _others(counts, ids)}
+            kept = [bool(setting.kept[token]) for token in ids]
+            shown = [f"{setting.probabilities[token]:.4f}" if keeps else "-" for token, keeps in zip(ids, kept)]
+            drawn = [f"{counts[token]:,}" if keeps else "-" for token, keeps in zip(ids, kept)]
+            name = f"T={setting.temperature:g}" if setting.temperature else "greedy"
+            columns.append([name, *shown, f"{others['probability']:.4f}", f"{int(setting.kept.sum()):,}"])
+            if self.num_draws:
+                columns.append(["draws", *drawn, f"{int(others['draws']):,}", ""])
+        rows = [*zip(*columns)]
+        if vocab_size == len(ids):
+            del rows[-2]
+        return "\n".join(aligned(rows, "<" + ">" * (len(columns) - 1)))
 
     def to_dict(self, top: int = 10) -> dict[str, Any]:
-        """The same for programs."""
+        """The same for programs. A token that the model's generation config forbids has the logit None, not -inf."""
         ids = self.likeliest(top)
+        logits = {token: self.logits[token].item() for token in ids}
         return {
             "prompt": self.prompt,
             "vocabulary": len(self.logits),
             "seed": self.seed,
             "draws": self.num_draws,
-            "tokens": [{"id": token, "text": self.names(token), "logit": self._logit(token)} for token in ids],
+            "tokens": [
+                {"id": token, "text": self.names(token), "logit": logit if math.isfinite(logit) else None}
+                for token, logit in logits.items()
+            ],
             "settings": [
                 {
                     "temperature": setting.temperature,
@@ -214,8 +186,8 @@ class Decoding:
                     "probabilities": setting.probabilities[ids].tolist(),
                     "draws": counts[ids].tolist(),
                     "others": {
-                        "probability": _left(setting.probabilities, ids),
-                        "draws": int(_left(counts, ids)),
+                        "probability": _others(setting.probabilities, ids),
+                        "draws": int(_others(counts, ids)),
                     },
                 }
                 for setting, counts in zip(self.settings, self.counts)
@@ -227,14 +199,13 @@ def compare(
     logits: torch.Tensor,
     names: Callable[[int], str],
     prompt: str,
-    *,
     temperatures: Sequence[float] = BOOK_TEMPERATURES,
     top_k: int | None = None,
     top_p: float | None = None,
     num_draws: int = 1000,
     seed: int = 123,
 ) -> Decoding:
-    """Logits under several temperatures, each with `num_draws` draws from a stream that begins at `seed`.
+    """The distributions that these temperatures make of the logits after a prompt, each with draws of its own.
 
     Raises:
         UserError: a value that cannot work.
@@ -248,7 +219,7 @@ def compare(
 def check_settings(
     temperatures: Sequence[float], top_k: int | None, top_p: float | None, num_draws: int, seed: int
 ) -> None:
-    """Refuse, in one line, what cannot be compared."""
+    """Refuse settings of `compare` that cannot work, without logits."""
     for temperature in temperatures:
         check_sampling(temperature, top_k, top_p)
     if not 1 <= len(temperatures) <= 6:
@@ -258,7 +229,7 @@ def check_settings(
     check_seed(seed)
 
 
-def _left(values: torch.Tensor, ids: list[int]) -> float:
+def _others(values: torch.Tensor, ids: list[int]) -> float:
     """The sum of all values but those of the given ids."""
     others = torch.ones(len(values), dtype=torch.bool)
     others[ids] = False

@@ -1,10 +1,8 @@
-"""From logits to loss, on a sentence of one's own: the six steps that the book prints in chapter 5.
+"""From logits to loss, for each token of a text: the six steps that the book prints in chapter 5.
 
-Logits, their probabilities, those of the tokens that did come, the logarithms, their mean, the mean's negative: the
-loss, whose exponential is the perplexity. `explain` keeps each step for each token, with the tokens that the model
-held likelier, and beside the result what `torch.nn.functional.cross_entropy` makes of the same logits.
-
-`Explanation.table()` is for a terminal; `explain_page.page` makes an HTML page of it.
+Logits, their probabilities, those of the tokens that came, the logarithms, their mean, and its negative: the loss,
+whose exponential is the perplexity. `explain` keeps each step for each token, with the tokens that the model held
+likelier; beside the result stands what `torch.nn.functional.cross_entropy` makes of the same logits.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -31,11 +29,11 @@ class Alternative:
 
 @dataclass(frozen=True)
 class ExplainedToken:
-    """A token and how well the model, which had read all before it, foresaw it.
+    """A token, and how well the model predicted it from all tokens before it.
 
-    `text` is as it is shown (see token_text.py). Where a token spells no whole character, `part_of` is what it spells
-    together with its neighbours, and it is number `part` of the `num_parts`. `rank` 1 is the likeliest token. `loss`
-    is `-log_probability`, in nats. The first token of a text has no figures: nothing was there to foresee it from.
+    `text` is as token_text.py shows it. Where a token spells no whole character, `part_of` is what it spells together
+    with its neighbours, and it is number `part` of `num_parts`. `rank` 1 is the likeliest token. `loss` is
+    `-log_probability`, in nats. The first token of a text has no figures: nothing predicts it.
     """
 
     id: int
@@ -104,7 +102,7 @@ class Explanation:
 
 
 def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, top: int = 5) -> Explanation:
-    """Each token of a text with what the model thought of it, and the `top` tokens it held likeliest there.
+    """How well a model predicts each token of a text, and the `top` tokens that it held likeliest there.
 
     Raises:
         UserError: the text is empty, a single token, longer than the model's window, or not UTF-8; the model's logits
@@ -112,7 +110,7 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: st
     """
     check_text(text)
     ids = token_ids(model, tokenizer, text)
-    _refuse_length(model, tokenizer, ids)
+    _check_length(model, tokenizer, ids)
     input_ids = torch.tensor([ids], device=model.device)
     with evaluating(model):
         logits = model(input_ids=input_ids, use_cache=False).logits[0, :-1].float().cpu()  # (time - 1, vocab)
@@ -120,14 +118,14 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: st
         raise UserError("the model's logits are not finite numbers; its weights are damaged")
     targets = torch.tensor(ids[1:])
     log_probabilities = logits.log_softmax(dim=-1)
-    of_targets = log_probabilities.gather(1, targets.unsqueeze(1))
+    of_targets = log_probabilities.gather(1, targets.unsqueeze(1))  # (time - 1, 1)
     ranks = (log_probabilities > of_targets).sum(dim=-1) + 1
     likeliest = log_probabilities.topk(min(top, logits.shape[-1]))
     tokens = _tokens(tokenizer, ids)
-    for position, (token, log_probability) in enumerate(zip(tokens[1:], of_targets.flatten().tolist())):
+    for position, log_probability in enumerate(of_targets.flatten().tolist()):
         alternatives = zip(likeliest.indices[position].tolist(), likeliest.values[position].exp().tolist())
         tokens[position + 1] = replace(
-            token,
+            tokens[position + 1],
             probability=of_targets[position].exp().item(),
             rank=ranks[position].item(),
             log_probability=log_probability,
@@ -146,7 +144,7 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: st
 
 
 def check_text(text: str) -> None:
-    """Refuse, in one line, what is no text."""
+    """Refuse a text that cannot be explained, without a model."""
     if not text:
         raise UserError("it is empty; give a sentence of at least two tokens", field="text")
     refuse_broken_text("text", text)
@@ -157,7 +155,7 @@ def show_probability(probability: float) -> str:
     return f"{probability:.4f}" if probability >= 0.001 else f"{probability:.2e}"
 
 
-def _refuse_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> None:
+def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> None:
     if len(ids) < 2:
         raise UserError(
             f"it is {len(ids)} token{'s' * (len(ids) != 1)}; give at least 2: the second is predicted from the first",

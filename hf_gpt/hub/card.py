@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..checkpoint import TRAINING_STATE
-from ..display import escape_unprintable
+from ..display import duration, escape_unprintable, perplexity
 from ..errors import UserError
 from ..recipe import Recipe
-from ..report.records import has_losses, loss_plot
-from ..report.wording import duration, perplexity_of
+from ..report.plots import loss_plot
+from ..report.records import has_losses
 from ..storage import copy_file, read_json, write_text
 from ..training.observers import Observer
 from ..training.run_log import read_lines, read_metrics
@@ -127,7 +127,7 @@ def _facts(checkpoint: Path, run_dir: Path, repo_id: str | None) -> dict[str, An
         "is_sampled": bool(recipe.evaluation.temperature)
         or (recipe.evaluation.temperature is None and bool(recipe.evaluation.top_k)),
         "example": prompt if prompt and len(prompt) <= 80 else "Every effort moves you",
-        "perplexity": perplexity_of,
+        "perplexity": perplexity,
         "large": _large,
     }
 

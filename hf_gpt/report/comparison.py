@@ -1,86 +1,91 @@
-"""Several runs side by side, aligned by steps, tokens and time."""
+"""The page that compares runs: their figures, their curves over one axis, and where their recipes differ."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median_high
 from typing import Any
 
-from .html import escaped, grid, legend, page, section, swatch, table, view_chooser
-from .overfitting import course
-from .pictures import loss_views, run_labels, training_pictures
-from .records import RunRecord, is_number, short
-from .wording import duration, perplexity_of, tokens_of
+from ..display import duration, perplexity, short_number
+from .html import render
+from .overfitting import loss_trend
+from .plots import as_image, loss_plots, run_labels, run_style, training_plots
+from .records import RunRecord, is_number
+
+_OVERFITS = {
+    "overfitting": "from step {:,}",
+    "diverging": "diverges from step {:,}",
+    "unclear": "perhaps",
+    "too early": "too early to tell",
+    "falling": "not so far",
+}
 
 
-def comparison_page(runs: Sequence[RunRecord]) -> str:
-    """The page that compares runs, aligned by steps, tokens and time."""
+def comparison_page(runs: Sequence[RunRecord], x: str = "steps", log: bool = False) -> str:
     labels = run_labels(runs)
-    head = ("run", "lowest validation loss", "bits per byte", "over-fits", "steps", "tokens", "time", "tokens/s")
-    names = [f"{swatch(number)} {escaped(label, 100)}" for number, label in enumerate(labels)]
-    rows = [(name, *_figures(run)) for name, run in zip(names, runs)]
-    sections = [
-        section("The runs", [*_what_compares(runs), table(head, rows)]),
-        section("Loss and perplexity", view_chooser(loss_views(runs), legend(runs))),
-        section("While training", [legend(runs), *grid(training_pictures(runs))]),
-        section("Where their recipes differ", _recipe_differences(runs, labels)),
-    ]
-    return page(f"{len(runs)} runs compared", ", ".join(labels), sections)
+    validated = all(any(is_number(line.get("validation_loss")) for line in run.evaluated) for run in runs)
+    losses = [_by_step(run, "validation_loss" if validated else "eval_train_loss") for run in runs]
+    steps = sorted({step for found in losses for step in found})
+    return render(
+        "report/templates/comparison.html",
+        title=f"{len(runs)} runs compared",
+        subtitle=", ".join(labels),
+        runs=[
+            {"label": label, "style": run_style(number), "figures": [*_figures(run)]}
+            for number, (run, label) in enumerate(zip(runs, labels))
+        ],
+        different_texts=len({_validation_text(run) for run in runs} - {None}) > 1,
+        different_tokenizers=len({_tokenizer(run) for run in runs}) > 1,
+        loss_images=[(plot, as_image(plot, legend=False)) for plot in loss_plots(runs, x, log)],
+        compared_loss="validation loss" if validated else "loss on training text",
+        evaluations=[(step, [found.get(step, "") for found in losses]) for step in steps],
+        training_images=[(plot, as_image(plot, legend=False)) for plot in training_plots(runs, x)],
+        differences=[*_recipe_differences(runs)],
+    )
 
 
 def _figures(run: RunRecord) -> Iterator[str]:
     """A run's cells of the table."""
-    found = course(run.metrics)
-    if found is None:
+    trend = loss_trend(run.metrics)
+    if trend is None:
         yield from ("not validated", "", "")
     else:
-        yield f"{found.validation_loss:.3f} at step {found.step:,} (perplexity {perplexity_of(found.validation_loss)})"
-        bits = next((line.get("bits_per_byte") for line in run.evaluated if line["step"] == found.step), None)
+        yield f"{trend.validation_loss:.3f} at step {trend.step:,} (perplexity {perplexity(trend.validation_loss)})"
+        bits = next((line.get("bits_per_byte") for line in run.evaluated if line["step"] == trend.step), None)
         yield f"{bits:.3f}" if is_number(bits) else ""
-        yield {
-            "over-fits": f"from step {found.step:,}",
-            "diverges": f"diverges from step {found.step:,}",
-            "unsettled": "perhaps",
-            "too early": "too early to tell",
-            "falls": "not seen",
-        }[found.trend]
+        yield _OVERFITS[trend.kind].format(trend.step)
+    tokens, seconds = run.last.get("tokens"), run.last.get("seconds")
     yield f"{run.last.get('step', 0):,}"
-    yield short(tokens_of(run.last))
-    yield duration(run.last.get("seconds", 0))
+    yield short_number(tokens) if is_number(tokens) else ""
+    yield duration(seconds) if is_number(seconds) else ""
     speeds = [line["tokens_per_second"] for line in run.trained if is_number(line.get("tokens_per_second"))]
     yield f"{median_high(speeds):,.0f}" if speeds else ""
 
 
-def _what_compares(runs: Sequence[RunRecord]) -> Iterator[str]:
-    """A warning where losses of different things stand beside each other."""
-    texts, tokenizers = set(), set()
-    for run in runs:
-        sources = run.environment.get("sources")
-        sources = sources if isinstance(sources, dict) else {}
-        model = run.recipe.get("model")
-        if isinstance(text := sources.get("validation"), dict):
-            texts.add(repr([text.get(key) for key in ("source", "characters", "part")]))
-        tokenizers.add(repr([sources.get("tokenizer"), model.get("vocab_size") if isinstance(model, dict) else None]))
-    if len(texts) > 1:
-        yield "<p>They were validated on different texts: their losses do not compare.</p>"
-    elif len(tokenizers) > 1:
-        yield (
-            "<p>Their tokenizers differ, and with them what a token is: compare bits per byte, not losses and"
-            " perplexities.</p>"
-        )
+def _by_step(run: RunRecord, key: str) -> dict[int, str]:
+    return {line["step"]: f"{line[key]:.3f}" for line in run.evaluated if is_number(line.get(key))}
 
 
-def _recipe_differences(runs: Sequence[RunRecord], labels: Sequence[str]) -> Iterator[str]:
+def _validation_text(run: RunRecord) -> str | None:
+    """What tells one validation text from another; None where it is not known."""
+    text = _sources(run).get("validation")
+    return repr([text.get(key) for key in ("source", "characters", "part")]) if isinstance(text, dict) else None
+
+
+def _tokenizer(run: RunRecord) -> str:
+    model = run.recipe.get("model")
+    return repr([_sources(run).get("tokenizer"), model.get("vocab_size") if isinstance(model, dict) else None])
+
+
+def _sources(run: RunRecord) -> dict[str, Any]:
+    found = run.environment.get("sources")
+    return found if isinstance(found, dict) else {}
+
+
+def _recipe_differences(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[str]]]:
     recipes = [dict(_flat(run.recipe)) for run in runs]
-    keys = list(dict.fromkeys(key for recipe in recipes for key in recipe if key != "output_dir"))
-    missing = object()
-    rows = []
-    for key in keys:
-        values = [recipe.get(key, missing) for recipe in recipes]
-        if any(value != values[0] for value in values):
-            rows.append((escaped(key, 80), *("" if v is missing else escaped(_value(v), 200) for v in values)))
-    if rows:
-        yield table(("field", *(escaped(label, 100) for label in labels)), rows)
-    else:
-        yield "<p>They have the same recipe.</p>"
+    for key in dict.fromkeys(key for recipe in recipes for key in recipe if key != "output_dir"):
+        values = ["" if key not in recipe else _yaml(recipe[key]) for recipe in recipes]
+        if len(set(values)) > 1:
+            yield key, values
 
 
 def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -91,5 +96,5 @@ def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _value(value: Any) -> str:
+def _yaml(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

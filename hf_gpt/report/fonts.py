@@ -1,8 +1,7 @@
 """Which fonts of this machine have the characters of a text, so that a picture shows no empty boxes.
 
 matplotlib brings a font of its own, for Latin, Greek, Cyrillic and symbols. What it lacks (Chinese, for instance) is
-looked for in the fonts of the machine. matplotlib remembers those that it once found; where none of them has a
-character, those that came since are looked at too.
+looked for in the fonts of the machine, those too that were installed after matplotlib listed them.
 """
 
 import contextlib
@@ -32,53 +31,29 @@ def drawable(text: str) -> str:
 @cache
 def font_of(char: str) -> str:
     """A family that has a character; empty if there is none."""
-    for fonts in (known_fonts, newer_fonts):
-        for family, characters in fonts():
-            if ord(char) in characters:
-                return family
-    return ""
+    if ord(char) in _characters_of(USUAL):
+        return USUAL
+    return next((family for family in other_families() if ord(char) in _characters_of(family)), "")
 
 
 @cache
-def known_fonts() -> "list[tuple[str, _Characters]]":
-    """All families that matplotlib knows and that could be drawn with, in the order of preference."""
-    from matplotlib.font_manager import fontManager
-
-    paths = {entry.name: entry.fname for entry in reversed(fontManager.ttflist) if entry.style == "normal"}
-    order = {name: place for place, name in enumerate((USUAL, *_PREFERRED))}
-    names = sorted(paths, key=lambda name: (order.get(name, len(order)), name))
-    return [
-        (name, _Characters(paths[name]))
-        for name in names
-        if not name.startswith(".") and not any(word in name.lower() for word in _UNFIT)
-    ]
-
-
-@cache
-def newer_fonts() -> "list[tuple[str, _Characters]]":
-    """The same with what was installed since matplotlib looked; nothing if nothing was."""
+def other_families() -> list[str]:
+    """All other families that could be drawn with, in the order of preference."""
     from matplotlib.font_manager import findSystemFonts, fontManager
 
-    newer = set(findSystemFonts()) - {entry.fname for entry in fontManager.ttflist}
-    for path in sorted(newer):
+    for path in sorted(set(findSystemFonts()) - {entry.fname for entry in fontManager.ttflist}):
         with contextlib.suppress(Exception):  # whatever is wrong with a file that nobody asked for
             fontManager.addfont(path)
-    return known_fonts.__wrapped__() if newer else []
+    names = {entry.name for entry in fontManager.ttflist if entry.style == "normal"} - {USUAL}
+    fit = [n for n in names if not n.startswith(".") and not any(word in n.lower() for word in _UNFIT)]
+    return sorted(fit, key=lambda name: (_PREFERRED.index(name) if name in _PREFERRED else len(_PREFERRED), name))
 
 
-class _Characters:
-    """The characters of a font file, which is not opened before it is asked."""
+@cache
+def _characters_of(family: str) -> frozenset[int]:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    def __init__(self, path: str):
-        self._path = path
-        self._found: frozenset[int] | None = None
-
-    def __contains__(self, number: int) -> bool:
-        if self._found is None:
-            from matplotlib.font_manager import get_font
-
-            try:
-                self._found = frozenset(get_font(self._path).get_charmap())
-            except (OSError, RuntimeError):  # a font that FreeType cannot read
-                self._found = frozenset()
-        return number in self._found
+    try:
+        return frozenset(get_font(findfont(FontProperties(family), fallback_to_default=False)).get_charmap())
+    except (OSError, RuntimeError, ValueError):  # a font that FreeType cannot read
+        return frozenset()

@@ -1,7 +1,7 @@
-"""Where a run begins to learn its training text by heart.
+"""Whether a run overfits, and from which step on.
 
-The book's lesson of chapter 5: the loss on training text falls on, the loss on validation text turns. Everything after
-the turn makes the model worse on text that it has not seen, so the checkpoint to use is the one at the turn.
+The lesson of the book's chapter 5: the loss on training text keeps falling, the loss on validation text turns. What
+is learned after the turn makes the model worse on text that it has not seen: use the checkpoint at the turn.
 """
 
 import itertools
@@ -16,52 +16,45 @@ from .records import is_number
 _MATTERS = 0.03
 # Evaluations after the lowest one: so many are needed, and so many of the newest are averaged.
 _NEEDED, _AVERAGED = 2, 3
-# How far back noise is looked for, how much of it is too little to tell, and how far a change must be above all others
-# to be a single mishap and no noise.
-_BEFORE, _NOISES, _MISHAP = 20, 1.5, 4.0
-# Where training text's loss rises by a larger part of what validation's does, both rise.
+# How many evaluations back noise is looked for; how many times the noise a rise must be; and how much larger than all
+# other steps against the direction of the curve one must be to count as a single spike, not as noise.
+_BEFORE, _NOISES, _SPIKE = 20, 1.5, 4.0
+# If the training loss rises by more than this part of the rise of the validation loss, both rise.
 _BOTH_RISE = 0.1
 
 
 @dataclass(frozen=True)
-class Course:
-    """How validation loss has gone: its lowest point, and what it has done since.
+class LossTrend:
+    """How validation loss has moved: its lowest point, and what it has done since.
 
-    `falls`: the newest is the lowest, or not far above it. `over-fits`: it rises while training goes on to learn.
-    `diverges`: both rise. `unsettled`: the newest lies above the lowest, but not for long enough, or not clearly
-    enough, to tell. `too early`: fewer than three evaluations.
+    `falling`: the newest evaluation is the lowest, or not far above it. `overfitting`: validation loss rises while
+    training loss does not. `diverging`: both rise. `unclear`: the newest lies above the lowest, but not for long
+    enough, or not clearly enough, to tell. `too early`: fewer than three evaluations.
     """
 
-    trend: Literal["too early", "falls", "over-fits", "diverges", "unsettled"]
+    kind: Literal["too early", "falling", "overfitting", "diverging", "unclear"]
     step: int  # of the lowest
     validation_loss: float  # there
     rise: float  # nats, from there to the mean of the newest evaluations
 
 
-def turning_point(metrics: Sequence[Mapping[str, Any]]) -> Course | None:
-    """The evaluation after which a run over-fits, or None where none can be told yet."""
-    found = course(metrics)
-    return found if found is not None and found.trend == "over-fits" else None
-
-
-def course(metrics: Sequence[Mapping[str, Any]]) -> Course | None:
+def loss_trend(metrics: Sequence[Mapping[str, Any]]) -> LossTrend | None:
     """What the evaluations of a run say; None if there is none with a loss on both texts.
 
-    A run over-fits after its lowest validation loss, if since then
+    A run overfits after its lowest validation loss, if since then
 
     - there were at least two evaluations,
-    - the newest three (or two) lie no lower than what it was around the lowest (the middle one of it and its
-      neighbours), and their mean lies above that by 0.03 nats and by more than the noise: one and a half times the
-      largest step that the curve took against its direction, a fall after the lowest point or a rise in the 20
-      evaluations before it. One such step that is four times all others, a spike, is left out.
-    - and the loss on the training text, at the same evaluations, has not risen along. Where both rise the run does
-      not over-fit, it diverges.
+    - the newest three (or two) lie no lower than the median of the lowest and its two neighbours, and their mean lies
+      above that median by 0.03 nats and by more than 1.5 times the noise. The noise is the largest step that the
+      curve took against its direction: a fall after the lowest point, or a rise in the 20 evaluations before it. One
+      such step that is four times all others, a spike, is left out.
+    - and the loss on the training text, at the same evaluations, has not risen too. Where both rise, the run diverges.
 
-    Of 300 made-up curves of 200 evaluations that fall for ever, with noise of 0.02 nats, 19 were marked for a while
+    Of 300 synthetic curves of 200 evaluations that always fall, with noise of 0.02 nats, 19 were marked for a while
     and none at its end.
 
     Args:
-        metrics: the lines of metrics.jsonl; those that are no evaluation do not count.
+        metrics: the lines of metrics.jsonl; lines about something else are ignored.
     """
     keys = ("validation_loss", "eval_train_loss")
     evaluated = [line for line in metrics if all(is_number(line.get(key)) for key in keys)]
@@ -70,23 +63,21 @@ def course(metrics: Sequence[Mapping[str, Any]]) -> Course | None:
     validation = [line["validation_loss"] for line in evaluated]
     training = [line["eval_train_loss"] for line in evaluated]
     lowest = validation.index(min(validation))
+    num_after = len(validation) - 1 - lowest
     around = statistics.median(validation[max(lowest - 1, 0) : lowest + 2])  # the lowest itself may be luck
-    newest = slice(-min(_AVERAGED, max(len(validation) - 1 - lowest, 1)), None)
+    newest = slice(-min(_AVERAGED, max(num_after, 1)), None)
     rise = statistics.fmean(validation[newest]) - around
-    along = statistics.fmean(training[newest]) - training[lowest]
-
-    def so(trend: Any) -> Course:
-        return Course(trend, evaluated[lowest]["step"], validation[lowest], rise)
-
-    if len(validation) < _NEEDED + 1:
-        return so("too early")
+    training_rise = statistics.fmean(training[newest]) - training[lowest]
     noise = _noise(validation, lowest)
-    if validation[-1] <= validation[lowest] + max(_MATTERS, noise):
-        return so("falls")
-    rises = rise > max(_MATTERS, _NOISES * noise) and min(validation[newest]) >= around
-    if len(validation) - 1 - lowest < _NEEDED or not rises:
-        return so("unsettled")
-    return so("diverges" if along > _BOTH_RISE * rise else "over-fits")
+    if len(validation) < _NEEDED + 1:
+        kind = "too early"
+    elif validation[-1] <= validation[lowest] + max(_MATTERS, noise):
+        kind = "falling"
+    elif num_after < _NEEDED or rise <= max(_MATTERS, _NOISES * noise) or min(validation[newest]) < around:
+        kind = "unclear"
+    else:
+        kind = "diverging" if training_rise > _BOTH_RISE * rise else "overfitting"
+    return LossTrend(kind, evaluated[lowest]["step"], validation[lowest], rise)
 
 
 def _noise(losses: Sequence[float], lowest: int) -> float:
@@ -94,4 +85,4 @@ def _noise(losses: Sequence[float], lowest: int) -> float:
     changes = [after - before for before, after in itertools.pairwise(losses)]
     against = [*changes[max(lowest - _BEFORE, 0) : lowest], *(-change for change in changes[lowest:])]
     second, largest = sorted([0.0, 0.0, *against])[-2:]
-    return second if largest > _MISHAP * second else largest
+    return second if largest > _SPIKE * second else largest
