@@ -454,8 +454,10 @@ class TrainingRun:
         good = checkpoint.pointed(self.run_dir, "latest")
         if good is None:
             return RunStopped(f"{what}; there is no checkpoint yet; a lower optimizer.lr may help")
-        branch = f"--from {self.run_dir}@{checkpoint.step_of(good)} with a lower optimizer.lr and another --output_dir"
-        return RunStopped(f"{what}; the last good checkpoint is {good}; try {branch}")
+        parent = f"{self.run_dir}@{checkpoint.step_of(good)}"
+        return RunStopped(
+            f"{what}; the last good checkpoint is {good}; branch off from {parent} with a lower optimizer.lr"
+        )
 
 
 @contextlib.contextmanager
