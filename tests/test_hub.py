@@ -229,7 +229,7 @@ print(1)"""
     [
         ("nowhere", REPO, [], "no such directory"),
         (None, "not a name", [], "it is no Hub id (OWNER/NAME)"),
-        (None, REPO, ["--as", "gpt2", "--with-training-state"], "excludes with_training_state"),
+        (None, REPO, ["--as", "gpt2", "--with-training-state"], "excludes the training state"),
         (None, REPO, ["--tag", ""], "tag: it is empty"),
     ],
 )
