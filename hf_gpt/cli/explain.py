@@ -27,9 +27,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from ..checkpoint import load_model
-    from ..explain.scores import check_text, explain
+    from ..explain.scores import explain
+    from ..generation import refuse_broken_text
 
-    check_text(arguments.text)  # before the seconds that loading takes
+    refuse_broken_text("text", arguments.text)  # before the seconds that loading takes
     check_output_file(arguments.html, "html")
     hide_loading_bars()
     explanation = explain(*load_model(arguments.model), arguments.text, arguments.top)

@@ -71,7 +71,8 @@ def estimate(
         flops_per_token=flops_per_token(model, data.windows.context_length),
         memory=memory,
         # By now everything that a run needs is imported.
-        program=psutil.Process().memory_info().rss if on_cpu else None,
+        program=psutil.Process().memory_info().rss if on_cpu else 0,
+        kept_by_heap=min(memory.in_heap, HEAP_KEEPS) if on_cpu else 0,
         available=_available(recipe.train.device) if is_here else None,
         text_tokens=data.windows.store.num_tokens,
         windows=len(data.windows),
@@ -114,7 +115,8 @@ class Estimate:
     tied: bool
     flops_per_token: int
     memory: Memory
-    program: int | None  # the process without tensors, on a CPU
+    program: int  # the process without tensors; 0 if they are not in the same memory
+    kept_by_heap: int  # freed memory that malloc keeps; other devices have other allocators
     available: int | None  # memory that is free on this machine
     text_tokens: int
     windows: int
@@ -134,23 +136,17 @@ class Estimate:
 
     @property
     def peak_memory(self) -> int:
-        return self.memory.peak + (self.program or 0) + self.kept_by_heap
-
-    @property
-    def kept_by_heap(self) -> int:
-        """Freed memory that malloc does not give back; other devices have allocators of their own."""
-        return min(self.memory.in_heap, HEAP_KEEPS) if self.program else 0
+        return self.memory.peak + self.program + self.kept_by_heap
 
     @property
     def fits(self) -> bool:
         """Whether the memory that is free here is enough; True if that is unknown."""
-        return self.available is None or self.peak_memory - (self.program or 0) < self.available
+        return self.available is None or self.peak_memory - self.program < self.available
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON values."""
         values = dataclasses.asdict(self)
-        for name in ("num_parameters", "peak_memory", "kept_by_heap"):
-            values[name] = getattr(self, name)
+        values |= {"num_parameters": self.num_parameters, "peak_memory": self.peak_memory}
         if self.step_seconds is not None:
             values["seconds"] = self.step_seconds * self.steps
         return values
@@ -176,13 +172,13 @@ class Estimate:
     def _describe_memory(self) -> Iterator[str]:
         free = "" if self.available is None else f"; {_mib(self.available)} MiB are free"
         yield _row("memory", _mib(self.peak_memory), f"MiB at most{free}")
-        if self.program is not None:
+        if self.program:
             yield _row("  program", _mib(self.program), "MiB: Python and the libraries")
         for kind, size in self.memory.largest.items():
             then = self.memory.at_peak[kind]
             less = f", {_mib(then)} MiB when an update takes the most" if (size - then) > size // 100 else ""
             yield _row(f"  {kind}", _mib(size), f"MiB{less}")
-        if self.program is not None:
+        if self.program:
             yield _row("  malloc", _mib(self.kept_by_heap), "MiB (about), freed but kept by the allocator")
         if self.memory.evaluating > sum(self.memory.at_peak.values()):
             yield _row("  evaluation", _mib(self.memory.evaluating), "MiB of tensors, more than an update")

@@ -105,10 +105,10 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: st
     """How well a model predicts each token of a text, and the `top` likeliest tokens there.
 
     Raises:
-        UserError: the text is empty, a single token, longer than the model's window, or not UTF-8; the model's logits
-            are not finite.
+        UserError: the text is shorter than two tokens, longer than the model's window, or not UTF-8; or the model's
+            logits are not finite.
     """
-    check_text(text)
+    refuse_broken_text("text", text)
     ids = token_ids(model, tokenizer, text)
     _check_length(model, tokenizer, ids)
     input_ids = torch.tensor([ids], device=model.device)
@@ -141,13 +141,6 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: st
         perplexity=perplexity(-mean),
         cross_entropy=cross_entropy(logits, targets).item(),
     )
-
-
-def check_text(text: str) -> None:
-    """Refuse a text that cannot be explained, without a model."""
-    if not text:
-        raise UserError("it is empty; give a sentence of at least two tokens", field="text")
-    refuse_broken_text("text", text)
 
 
 def show_probability(probability: float) -> str:
