@@ -36,10 +36,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--heads", type=int, metavar="N", help="the book's n_heads (only --from book)")
     parser.add_argument(
-        "--drop-rate",
-        type=float,
-        metavar="R",
-        help="dropout (only --from book; default: that of the file, else 0.1)",
+        "--drop-rate", type=float, metavar="R", help="dropout (only --from book; default: that of the file, or 0.1)"
     )
 
 

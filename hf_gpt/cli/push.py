@@ -36,9 +36,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--tag", metavar="T", help="tag for this commit")
     parser.add_argument("--message", metavar="M", help="commit message (default: the step)")
     parser.add_argument(
-        "--with-training-state",
-        action="store_true",
-        help="also upload what checkpoint.resume: hub needs",
+        "--with-training-state", action="store_true", help="also upload what checkpoint.resume: hub needs"
     )
     parser.add_argument("--as", dest="as_gpt2", choices=["gpt2"], help="convert the model to a stock GPT-2 first")
     parser.add_shared("--json")

@@ -176,10 +176,10 @@ class Estimate:
             yield _row("  program", _mib(self.program), "MiB: Python and the libraries")
         for kind, size in self.memory.largest.items():
             then = self.memory.at_peak[kind]
-            less = f", {_mib(then)} MiB when an update takes the most" if (size - then) > size // 100 else ""
+            less = f" ({_mib(then)} at the peak of an update)" if (size - then) > size // 100 else ""
             yield _row(f"  {kind}", _mib(size), f"MiB{less}")
         if self.program:
-            yield _row("  malloc", _mib(self.kept_by_heap), "MiB (about), freed but kept by the allocator")
+            yield _row("  malloc", _mib(self.kept_by_heap), "MiB, about: freed but kept by the allocator")
         if self.memory.evaluating > sum(self.memory.at_peak.values()):
             yield _row("  evaluation", _mib(self.memory.evaluating), "MiB of tensors, more than an update")
 
