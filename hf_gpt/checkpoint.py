@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError, translate_hub_errors
 from .storage import replacing_directory, write_json, write_text
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 TRAINING_STATE = "training_state"
 MANIFEST = f"{TRAINING_STATE}/manifest.json"
-_TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "*.tiktoken")
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -70,23 +70,17 @@ def verify(checkpoint: str | Path) -> None:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f"{checkpoint}: not a complete training checkpoint: {MANIFEST} is missing or unreadable"
-        ) from None
+        files = {}
     if not files:
-        raise UserError(f"{checkpoint}: not a complete training checkpoint: {MANIFEST} lists no files")
+        raise UserError(f"{checkpoint}: not a complete training checkpoint: {MANIFEST} is missing or damaged")
     for name, (size, digest) in files.items():
         path = checkpoint / name
-        if not path.is_file():
-            raise UserError(f"{path}: missing from the checkpoint")
-        if path.stat().st_size != size:
-            raise UserError(f"{path}: truncated or altered: {path.stat().st_size} bytes, the manifest says {size}")
         try:
-            same = _sha256(path) == digest
+            is_whole = path.stat().st_size == size and _sha256(path) == digest
         except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-        if not same:
-            raise UserError(f"{path}: altered: its SHA-256 is not the manifest's")
+            raise UserError(f"{path}: missing or unreadable: {error.strerror or error}") from None
+        if not is_whole:
+            raise UserError(f"{path}: truncated or altered: its size or SHA-256 is not the manifest's")
 
 
 def newest_whole(run_dir: str | Path) -> tuple[Path | None, dict[Path, str]]:
@@ -102,7 +96,7 @@ def newest_whole(run_dir: str | Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def set_aside(checkpoint: Path) -> None:
-    """Rename a damaged checkpoint, so that it is in nobody's way and still there to look at."""
+    """Rename a damaged checkpoint, so that no run resumes from it and a person can still look at it."""
     aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
@@ -194,7 +188,7 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
         loaded, report = AutoModelForCausalLM.from_pretrained(
             source, trust_remote_code=False, output_loading_info=True
         )
-        if not any(list(source.glob(names)) for names in _TOKENIZER_FILES):
+        if not any(list(source.glob(names)) for names in TOKENIZER_FILES):
             raise UserError(f"{model}: has no tokenizer; put the files of the one it was trained with into its folder")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except pickle.UnpicklingError:

@@ -219,16 +219,12 @@ class EvaluationRecipe:
     every: PositiveInt = _doc(100, "steps between evaluations; the last step is always evaluated")
     at_epoch_end: bool = _doc(False, "evaluate at each epoch's end too")
     tokens: PositiveInt | None = _doc(100_000, "tokens of each set to evaluate on, from its beginning; null: all")
-    prompts: list[str] = _doc(["Every effort moves you"], "continued at each evaluation")
+    prompts: list[Annotated[str, Field(min_length=1)]] = _doc(
+        ["Every effort moves you"], "continued at each evaluation"
+    )
     sample_tokens: PositiveInt = _doc(50, "tokens of each continuation")
     temperature: NonNegative | None = _doc(None, "of the continuations; 0 or null with no top_k: greedy")
     top_k: PositiveInt | None = _doc(None, "sample among the k most likely tokens")
-
-    @model_validator(mode="after")
-    def _check(self) -> "EvaluationRecipe":
-        if "" in self.prompts:
-            raise ValueError("'prompts' holds an empty prompt; write some text or leave it out")
-        return self
 
 
 @_section
@@ -298,8 +294,6 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
         """The recipe of a nested dictionary, such as `to_dict` gives."""
-        if not isinstance(values, Mapping):
-            raise UserError(f"a recipe is a mapping of sections, found {_shown(values)}")
         # YAML's `data:` with nothing below it is an empty section, not a missing one.
         return cls(**{str(key): {} if value is None and key in _SECTIONS else value for key, value in values.items()})
 
@@ -330,12 +324,9 @@ _SECTIONS = {f.name: f.type for f in dataclasses.fields(Recipe) if dataclasses.i
 
 def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     """`{"section.key": (old value, new value)}` for every field in which two recipes differ."""
-    old_fields, new_fields = dict(flat(old)), dict(flat(new))
-    return {
-        key: (old_fields.get(key), new_fields.get(key))
-        for key in {**old_fields, **new_fields}
-        if old_fields.get(key) != new_fields.get(key)
-    }
+    before, after = dict(flat(old)), dict(flat(new))
+    changed = [key for key in before | after if before.get(key) != after.get(key)]
+    return {key: (before.get(key), after.get(key)) for key in changed}
 
 
 def flat(recipe: Recipe) -> Iterator[tuple[str, Any]]:
@@ -457,7 +448,8 @@ def _one_line(cls: type, report: ValidationError) -> str:
     elif any(e["type"] == "bool_parsing" for e in errors):
         what = "expected auto, true or false"
     else:
-        what = error["msg"].replace("Input should be", "expected").replace("a valid i", "an i").replace("a valid", "a")
+        what = re.sub("Input should be|String should have", "expected", error["msg"])
+        what = what.replace("a valid i", "an i").replace("a valid", "a")
     return f"{at}{what}, found {_shown(error['input'])}"
 
 

@@ -7,9 +7,8 @@ written `<|endoftext|>` reach the tokenizer unchanged.
 
 Tables (jsonl, parquet, csv, dataset folders, the Hub) are read through `datasets`. Local ones are streamed: the token
 store is already the copy worth keeping. Plain text is read here, because `datasets` opens it with universal newlines
-and would turn "\r\n" into "\n". The price of identity by content: a new local file is read twice, once to be hashed
-(about 1 GB/s) and checked for UTF-8, once to be tokenised. An unchanged file is recognised by its size, times and
-inode, and not opened.
+and would turn "\r\n" into "\n". The price of identity by content: a new local file is read twice, to be hashed (about
+1 GB/s) and to be tokenised.
 
 Tokens belong to token_store.py. `datasets` takes two seconds to import, so it is imported only when a table is named.
 """
@@ -201,8 +200,7 @@ def _folder(source: str, folder: Path, recipe: DataRecipe) -> _Source:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _saved_to_disk(source, folder, recipe)
     card = folder / "README.md"
-    has_card = card.is_file() and re.match(rb"---\s.*?^(configs|dataset_info):", card.read_bytes(), re.S | re.M)
-    if has_card:
+    if card.is_file() and re.match(rb"---\s.*?^(configs|dataset_info):", card.read_bytes(), re.S | re.M):
         return _dataset_folder(source, folder, recipe)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and kind_of(p) and p.stem.lower() not in _ABOUT)
     files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]

@@ -20,9 +20,6 @@ from typing import IO, Any
 
 from ..errors import UserError
 
-COMPRESSED = (".gz", ".zst")
-"""Endings of compressed files. Capitals work too."""
-
 KINDS = {
     "txt": "text",
     "md": "text",
@@ -54,8 +51,8 @@ def kind_of(path: Path) -> str | None:
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether the name ends in one of :data:`COMPRESSED`."""
-    return path.suffix.lower() in COMPRESSED
+    """Whether the name ends in .gz or .zst, also in capitals."""
+    return path.suffix.lower() in (".gz", ".zst")
 
 
 def open_bytes(path: Path) -> IO[bytes]:

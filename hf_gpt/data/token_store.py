@@ -13,13 +13,11 @@ atomically, and its checksum is compared before it is used.
   shard is forced to disk and then entered in `shards.jsonl` with its checksum. After a crash the next process checks
   the shards, skips the text up to the end of the last good one, and continues to the same bytes.
 - **All cores are busy.** tiktoken and tokenizers release Python's lock. Two blocks are encoded at any time, while a
-  third is read and the one before is written. Reading a megabyte takes from a hundredth (plain text) to a fifteenth
-  (rows of parquet) of the time in which one core encodes it; that is how many cores can be kept busy this way.
+  third is read and the one before is written.
 
-The trades: the whole corpus is tokenised before the first step. At tens of megabytes a second that takes seconds for a
-book, minutes for what one machine trains on; in return, training never waits for text and can start at any position.
-And an existing store is read whole only up to 64 MiB, beyond that in 64 places, so that a second run starts at once;
-the shards of an unfinished store are checked whole.
+The trades: the whole corpus is tokenised before the first step, at tens of megabytes a second; in return, training
+never waits for text and can start at any position. And of a store above 64 MiB only 64 places are checked when it is
+opened, so that a second run starts at once.
 
 Where text comes from is in corpus.py, windows and their order in batches.py.
 """
