@@ -148,17 +148,13 @@ def run_lock(run_dir: str | Path) -> Iterator[None]:
 
     path = Path(run_dir) / "checkpoints" / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(path, timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"{run_dir}: another process is training there; wait for it, or give another output_dir"
-        ) from None
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(FileLock(path, timeout=0))
+        except Timeout:
+            text = "another process is training there; wait for it, or give another output_dir"
+            raise UserError(f"{run_dir}: {text}") from None
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
@@ -229,23 +225,17 @@ def resolve_model(model: str) -> str:
     """
     path = Path(model)
     if path.name in ("best", "latest") and path.parent.name == "checkpoints":
-        named = pointed(path.parent.parent, path.name)
-        if named is None:
-            raise UserError(f"{model}: names no checkpoint; is training still before its first one?")
-        return str(named)
-    if (path / "checkpoints").is_dir():
+        found = pointed(path.parent.parent, path.name)
+    elif (path / "checkpoints").is_dir():
         found = pointed(path, "best") or next(iter(reversed(checkpoints(path))), None)
-        if found is None:
-            raise UserError(f"{model}: a run without a checkpoint; train it further first")
-        return str(found)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{model}: not a model: there is no config.json in it")
+    else:
+        is_local = path.exists() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
+        if is_local and not (path / "config.json").is_file():
+            raise UserError(f"{model}: no such directory, or no model in it: a model has a config.json")
         return model
-    if path.exists() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        what = "a file; a model is a directory with config.json" if path.exists() else "no such directory"
-        raise UserError(f"{model}: {what}")
-    return model
+    if found is None:
+        raise UserError(f"{model}: the run has no checkpoint yet")
+    return str(found)
 
 
 def model_folder(model: str, revision: str | None = None) -> Path:
@@ -276,7 +266,7 @@ def model_folder(model: str, revision: str | None = None) -> Path:
     except HubError as error:
         raise UserError(str(error)) from None
     if not (folder / "config.json").is_file():
-        raise UserError(f"{model}: not a model: there is no config.json in it")
+        raise UserError(f"{model}: no model is there: a model has a config.json")
     return folder
 
 

@@ -127,18 +127,19 @@ def _refusal(error, subject: str) -> HubError:
         413: "a file is too large (413); the storage may be at its limit",
         429: "too many requests (429)",
     }
-    if status in texts:
-        text = texts[status]
-    elif status >= 500:
-        text = f"the Hub has a fault of its own ({status})"
-    else:
-        text = f"the Hub does not take it ({status}): {_without_addresses(error.server_message or 'it says no more')}"
     if isinstance(error, errors.GatedRepoError):
         text = "its owner lets in whoever accepts the conditions on its page and logs in with: hf auth login"
     elif isinstance(error, errors.RevisionNotFoundError):
         text = "it has no such branch, tag or commit"
     elif isinstance(error, errors.RepositoryNotFoundError) and (status != 401 or get_token() is None):
         text = "no such repository; a private one needs a token that may read it: hf auth login"
+    elif status in texts:
+        text = texts[status]
+    elif status >= 500:
+        text = f"the Hub has a fault of its own ({status})"
+    else:
+        reason = _without_addresses(error.server_message or "it gives no reason")
+        text = f"the Hub does not take it ({status}): {reason}"
     wait = error.response.headers.get("Retry-After", "")
     is_transient = status >= 500 or status in (408, 409, 412, 429)
     return HubError(f"{subject}: {text}", is_transient, float(wait) if wait.isdigit() else None)

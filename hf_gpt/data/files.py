@@ -106,16 +106,11 @@ def content_hash(path: Path, is_text: bool) -> str:
     if known and known["stamp"] == stamp:
         return known["sha256"]
     sha256 = hashlib.sha256()
-    if is_text:
-        for text in read_text(path):
-            sha256.update(text.encode())
-    else:
-        for block in read_blocks(path):
-            sha256.update(block)
-    # A second change within one tick of the file system's clock would not show. So the hash of a file that was written
-    # just now is not cached.
-    tick = 2_000_000_000 if stamp[1] % 1_000_000_000 == 0 else 20_000_000
-    if file_stamp(path) == stamp and time.time_ns() - stamp[1] > tick:
+    for block in (text.encode() for text in read_text(path)) if is_text else read_blocks(path):
+        sha256.update(block)
+    # A second change within one tick of the file system's clock (on FAT 2 s) would not show. So the hash of a file
+    # that was written just now is not cached.
+    if file_stamp(path) == stamp and time.time_ns() - stamp[1] > 2_000_000_000:
         cache_put(key, {"stamp": stamp, "sha256": sha256.hexdigest()})
     return sha256.hexdigest()
 
