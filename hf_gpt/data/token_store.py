@@ -281,7 +281,12 @@ def _texts(corpus: Corpus, encoder: Encoder, num_done: int, progress: Callable[[
         if begun:
             yield None
         begun = True
-        yield from encoder.cut(chain([first], _rest_of_document(pieces)), _CHUNK)
+        second = next(pieces, None)
+        if second is None and len(first) <= _CHUNK:  # a row of a table: most texts are this short
+            yield first
+        else:
+            rest = _rest_of_document(pieces) if second is not None else ()
+            yield from encoder.cut(chain([first, second or ""], rest), _CHUNK)
 
 
 def _skip(pieces: Pieces, num_characters: int, progress: Callable[[int], None]) -> Pieces:
