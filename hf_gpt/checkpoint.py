@@ -231,7 +231,7 @@ def resolve_model(model: str) -> str:
     else:
         is_local = path.exists() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
         if is_local and not (path / "config.json").is_file():
-            raise UserError(f"{model}: no such directory, or no model in it: a model has a config.json")
+            raise UserError(f"{model}: no such directory, or not a model: it has no config.json")
         return model
     if found is None:
         raise UserError(f"{model}: the run has no checkpoint yet")
@@ -266,7 +266,7 @@ def model_folder(model: str, revision: str | None = None) -> Path:
     except HubError as error:
         raise UserError(str(error)) from None
     if not (folder / "config.json").is_file():
-        raise UserError(f"{model}: no model is there: a model has a config.json")
+        raise UserError(f"{model}: not a model: it has no config.json")
     return folder
 
 
