@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError, translate_hub_errors
 from .storage import replacing_directory, write_json, write_text
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 TRAINING_STATE = "training_state"
 MANIFEST = f"{TRAINING_STATE}/manifest.json"
-_TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "*.tiktoken")
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -70,23 +70,17 @@ def verify(checkpoint: str | Path) -> None:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f"{checkpoint}: not a complete training checkpoint: {MANIFEST} is missing or unreadable"
-        ) from None
+        files = {}
     if not files:
-        raise UserError(f"{checkpoint}: not a complete training checkpoint: {MANIFEST} lists no files")
+        raise UserError(f"{checkpoint}: not a complete training checkpoint: {MANIFEST} is missing or damaged")
     for name, (size, digest) in files.items():
         path = checkpoint / name
-        if not path.is_file():
-            raise UserError(f"{path}: missing from the checkpoint")
-        if path.stat().st_size != size:
-            raise UserError(f"{path}: truncated or altered: {path.stat().st_size} bytes, the manifest says {size}")
         try:
-            same = _sha256(path) == digest
+            is_whole = path.stat().st_size == size and _sha256(path) == digest
         except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-        if not same:
-            raise UserError(f"{path}: altered: its SHA-256 is not the manifest's")
+            raise UserError(f"{path}: missing or unreadable: {error.strerror or error}") from None
+        if not is_whole:
+            raise UserError(f"{path}: truncated or altered: its size or SHA-256 is not the manifest's")
 
 
 def newest_whole(run_dir: str | Path) -> tuple[Path | None, dict[Path, str]]:
@@ -102,7 +96,7 @@ def newest_whole(run_dir: str | Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def set_aside(checkpoint: Path) -> None:
-    """Rename a damaged checkpoint, so that it is in nobody's way and still there to look at."""
+    """Rename a damaged checkpoint, so that no run resumes from it and a person can still look at it."""
     aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
@@ -154,17 +148,13 @@ def run_lock(run_dir: str | Path) -> Iterator[None]:
 
     path = Path(run_dir) / "checkpoints" / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(path, timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"{run_dir}: another process is training there; wait for it, or give another output_dir"
-        ) from None
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(FileLock(path, timeout=0))
+        except Timeout:
+            text = "another process is training there; wait for it, or give another output_dir"
+            raise UserError(f"{run_dir}: {text}") from None
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
@@ -194,7 +184,7 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
         loaded, report = AutoModelForCausalLM.from_pretrained(
             source, trust_remote_code=False, output_loading_info=True
         )
-        if not any(list(source.glob(names)) for names in _TOKENIZER_FILES):
+        if not any(list(source.glob(names)) for names in TOKENIZER_FILES):
             raise UserError(f"{model}: has no tokenizer; put the files of the one it was trained with into its folder")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except pickle.UnpicklingError:
@@ -235,23 +225,17 @@ def resolve_model(model: str) -> str:
     """
     path = Path(model)
     if path.name in ("best", "latest") and path.parent.name == "checkpoints":
-        named = pointed(path.parent.parent, path.name)
-        if named is None:
-            raise UserError(f"{model}: names no checkpoint; is training still before its first one?")
-        return str(named)
-    if (path / "checkpoints").is_dir():
+        found = pointed(path.parent.parent, path.name)
+    elif (path / "checkpoints").is_dir():
         found = pointed(path, "best") or next(iter(reversed(checkpoints(path))), None)
-        if found is None:
-            raise UserError(f"{model}: a run without a checkpoint; train it further first")
-        return str(found)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{model}: not a model: there is no config.json in it")
+    else:
+        is_local = path.exists() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
+        if is_local and not (path / "config.json").is_file():
+            raise UserError(f"{model}: no such directory, or not a model: it has no config.json")
         return model
-    if path.exists() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        what = "a file; a model is a directory with config.json" if path.exists() else "no such directory"
-        raise UserError(f"{model}: {what}")
-    return model
+    if found is None:
+        raise UserError(f"{model}: the run has no checkpoint yet")
+    return str(found)
 
 
 def model_folder(model: str, revision: str | None = None) -> Path:
@@ -282,7 +266,7 @@ def model_folder(model: str, revision: str | None = None) -> Path:
     except HubError as error:
         raise UserError(str(error)) from None
     if not (folder / "config.json").is_file():
-        raise UserError(f"{model}: not a model: there is no config.json in it")
+        raise UserError(f"{model}: not a model: it has no config.json")
     return folder
 
 

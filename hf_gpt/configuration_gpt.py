@@ -5,18 +5,14 @@ Language Model From Scratch* (`emb_dim`, `n_layers`, `n_heads`, `context_length`
 wherever a configuration is written or read, so `GPTConfig(**GPT_CONFIG_124M)` works with the book's dictionary.
 
 transformers would apply such aliases after everything else: `emb_dim=64` would keep the feed-forward width that goes
-with 768, and no check would see it. Here they are translated first, and names are judged by who wrote them:
+with 768, and no check would see it. Here they are translated first. Two values for one field are refused.
 
-- typed by a person (the constructor, overrides of `from_pretrained`): a name that looks like a misspelling of one of
-  ours is refused with the name that was meant, and so are two different values for one field;
-- read from a file: every key is kept as transformers keeps it, for a newer version or another tool may have put it
-  there.
+A name that a person typed (in the constructor, or as an override of `from_pretrained`) is refused if it looks like a
+misspelling of one of ours. Unknown keys of a file are kept: a newer version or another tool may have written them.
 
-Whatever saves a model saves its configuration, so this is also where a model's directory gets its code: the two files
-`configuration_gpt.py` and `modeling_gpt.py`, and the `auto_map` by which transformers finds the classes in them. With
-`trust_remote_code=True` such a directory loads where this package is not installed.
-
-As one of the two this file imports nothing of `hf_gpt`, and no torch.
+Saving a configuration also puts the model's code beside it: `configuration_gpt.py`, `modeling_gpt.py`, and the
+`auto_map` by which transformers finds the classes in them. With `trust_remote_code=True` such a directory loads where
+this package is not installed. So this file imports nothing of `hf_gpt`, and no torch.
 """
 
 import difflib
@@ -192,17 +188,14 @@ class GPTConfig(PreTrainedConfig):
             ImpossibleConfigError: (a `ValueError`) no preset has this name, or an override is refused.
         """
         if name not in PRESETS:
-            near = difflib.get_close_matches(str(name), PRESETS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"presets: {', '.join(PRESETS)}"
-            raise ImpossibleConfigError(f"unknown preset {name!r}; {hint}")
+            raise ImpossibleConfigError(f"unknown preset {name!r}; presets: {', '.join(map(repr, PRESETS))}")
         return cls(**{**PRESETS[name], **cls._to_field_names(overrides)})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
         """As transformers': `config_dict` is what a file holds, `kwargs` are overrides that somebody typed.
 
-        The overrides are merged before the configuration is made, so that it is checked as a whole, and keys of the
-        file that we do not know are kept as attributes.
+        They are merged before the configuration is made and checked. Unknown keys of the file become attributes.
         """
         cls._refuse_misspellings(kwargs)
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls._own_names()}

@@ -93,10 +93,8 @@ def _translated(error: BaseException, subject: str) -> Exception | None:
         return cause
     if isinstance(error, errors.HFValidationError):
         return UserError(f"{subject}: it is no Hub id (OWNER/NAME)")
-    if isinstance(error, errors.LocalTokenNotFoundError):
-        return HubError(f"{subject}: there is no token for the Hub; log in with: hf auth login")
-    if isinstance(error, UnicodeEncodeError):
-        return HubError(f"{subject}: the token has a character that no token has; log in with: hf auth login")
+    if isinstance(error, (errors.LocalTokenNotFoundError, UnicodeEncodeError)):
+        return HubError(f"{subject}: there is no token for the Hub, or it is damaged; log in with: hf auth login")
     if isinstance(error, errors.HfHubHTTPError):
         return _refusal(error, subject)
     if isinstance(cause, errors.HfHubHTTPError):  # of an upload, or of a download that looked into the cache
@@ -104,11 +102,8 @@ def _translated(error: BaseException, subject: str) -> Exception | None:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return HubError(f"{subject}: HF_HUB_OFFLINE is set, so the Hub is not asked")
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return HubError(
-            f"{subject}: the Hub cannot be reached ({_reason(error)}) and its cache has no such files;"
-            " give a directory, or come back with a network",
-            is_transient=True,
-        )
+        text = f"the Hub cannot be reached ({_reason(error)}) and its cache has no such files; give a directory"
+        return HubError(f"{subject}: {text}", is_transient=True)
     is_network = isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith("http")
     if is_network or (isinstance(error, OSError) and error.errno is None):
         return HubError(f"{subject}: {host} was not reached: {_reason(error)}", is_transient=True)
@@ -122,10 +117,9 @@ def _translated(error: BaseException, subject: str) -> Exception | None:
 def _refusal(error, subject: str) -> HubError:
     from huggingface_hub import errors, get_token
 
-    status, has_token = error.response.status_code, get_token() is not None
+    status = error.response.status_code
     texts = {
-        400: f"the Hub does not take it (400): {_without_addresses(error.server_message or 'it does not say why')}",
-        401: "the Hub wants a token (401); log in with: hf auth login",
+        401: "no token, or it is not accepted (401); log in with: hf auth login",
         403: "the token may not do this (403); to publish, it needs the permission to write there",
         404: "it is not there, or not for this token (404)",
         409: "another process is writing to it (409)",
@@ -133,15 +127,19 @@ def _refusal(error, subject: str) -> HubError:
         413: "a file is too large (413); the storage may be at its limit",
         429: "too many requests (429)",
     }
-    text = texts.get(status, f"the Hub has a fault of its own ({status})" if status >= 500 else f"refused ({status})")
     if isinstance(error, errors.GatedRepoError):
         text = "its owner lets in whoever accepts the conditions on its page and logs in with: hf auth login"
     elif isinstance(error, errors.RevisionNotFoundError):
         text = "it has no such branch, tag or commit"
-    elif status == 401 and has_token:
-        text = "the token is not accepted (401); it has expired or was revoked; log in with: hf auth login"
-    elif isinstance(error, errors.RepositoryNotFoundError):
+    elif isinstance(error, errors.RepositoryNotFoundError) and (status != 401 or get_token() is None):
         text = "no such repository; a private one needs a token that may read it: hf auth login"
+    elif status in texts:
+        text = texts[status]
+    elif status >= 500:
+        text = f"the Hub has a fault of its own ({status})"
+    else:
+        reason = _without_addresses(error.server_message or "it gives no reason")
+        text = f"the Hub does not take it ({status}): {reason}"
     wait = error.response.headers.get("Retry-After", "")
     is_transient = status >= 500 or status in (408, 409, 412, 429)
     return HubError(f"{subject}: {text}", is_transient, float(wait) if wait.isdigit() else None)

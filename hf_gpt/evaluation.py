@@ -12,6 +12,7 @@ mode draws nothing.
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -79,20 +80,18 @@ def loss_on_windows(
             batch = {name: tensor.to(device) for name, tensor in windows.batch(mine, at_once).items()}
             total += loss(**batch, reduction="none").double().sum().cpu()
     if accelerator is not None:
-        total = accelerator.reduce(total.to(device, dtype=_wide(device)), reduction="sum").cpu()
+        widest = torch.float32 if device.type == "mps" else torch.float64
+        total = accelerator.reduce(total.to(device, dtype=widest), reduction="sum").cpu()
     return total.item() / (count * windows.context_length)
 
 
 def targets_and_bytes(
     windows: Windows, tokenizer: PreTrainedTokenizerBase, tokens: int | None = None
 ) -> tuple[int, int] | None:
-    """Of what `loss_on_windows` looks at: the targets, and the UTF-8 bytes of text that they stand for.
+    """The number of targets that `loss_on_windows` looks at, and of the UTF-8 bytes that they stand for.
 
-    None where that cannot be known.
-
-    The characters of a byte-level token's name are its bytes, so the bytes of any part of a text can be counted. That
-    the tokenizer is of this kind, and does nothing else to the text, is not taken from its description: counted this
-    way, the whole store must have the bytes that it was made from.
+    In a byte-level vocabulary a token's name has one character for each of its bytes. Whether the tokenizer is of this
+    kind is tried out: counted this way, the whole store must have the bytes of its text. If not, the result is None.
     """
     names = tokenizer.convert_ids_to_tokens(range(vocab_size(tokenizer)))
     sizes = np.array([len(name or "") for name in names], np.int64)
@@ -159,7 +158,8 @@ def evaluate_tokens(
     at_once = max(1, _TOKENS_AT_ONCE // context)
     total, token_losses = 0.0, CausalLMLoss(model)
     with evaluating(model):
-        for rows in _batched(_spans(num_targets, context, stride), at_once):
+        spans = _spans(num_targets, context, stride)
+        while rows := list(islice(spans, at_once)):
             inputs = torch.stack([torch.from_numpy(tokens[a:b].astype(np.int64)) for a, b, _ in rows]).to(device)
             labels = torch.stack([torch.from_numpy(tokens[a + 1 : b + 1].astype(np.int64)) for a, b, _ in rows])
             for row, (_, _, already) in zip(labels, rows):
@@ -187,28 +187,15 @@ def _num_bytes(ids: np.ndarray, sizes: np.ndarray, at_once: int = 1 << 20) -> in
 
 
 def _spans(num_targets: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, targets already scored) of each window of inputs; together they score every target once."""
+    """(start, end, targets already scored) of each window of inputs; together they score every target once.
+
+    All windows have the same length.
+    """
     start, end = 0, min(context, num_targets)
     yield start, end, 0
     while end < num_targets:
         scored = end
         end = min(end + stride, num_targets)
-        # The last window reaches back to be as long as the others, so that its tokens have as much context.
+        # The last window reaches back, so that its tokens have as much context as the others.
         start = max(0, end - context)
         yield start, end, scored - start
-
-
-def _batched(spans: Iterator[tuple[int, int, int]], size: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Groups of at most `size` spans of equal length."""
-    group: list[tuple[int, int, int]] = []
-    for span in spans:
-        if group and (len(group) == size or span[1] - span[0] != group[0][1] - group[0][0]):
-            yield group
-            group = []
-        group.append(span)
-    if group:
-        yield group
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64

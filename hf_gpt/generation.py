@@ -38,7 +38,8 @@ def generate_text(
     Raises:
         UserError: an empty prompt, or a sampling value that cannot work.
     """
-    input_ids, options = _request(model, tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed)
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    input_ids, options = _request(model, tokenizer, prompt, seed=seed, **settings)
     with evaluating(model), own_random_stream(seed, model.device):
         output = model.generate(input_ids, **options)
     continuation = tokenizer.decode(output[0, input_ids.shape[1] :], skip_special_tokens=True)
@@ -58,24 +59,21 @@ def stream_text(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     *,
-    max_new_tokens: int = 50,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
     seed: int = 123,
     stop: threading.Event | None = None,
+    **settings: Any,
 ) -> Iterator[Piece]:
     """The continuation of `generate_text`, piece by piece as it is generated; the last piece has all of it.
 
-    Text comes in whole words and characters (`TextIteratorStreamer`). Setting the event `stop`, or closing the
-    iterator, ends it after the current token. `generate()` runs in a thread of its own and draws from torch's global
-    stream, which all threads share. So a lock lets one continuation run at a time in a process; other code that draws
-    meanwhile changes its numbers, and gets different ones itself.
+    `settings` are those of `generate_text`. Text comes in whole words and characters (`TextIteratorStreamer`). Setting
+    the event `stop`, or closing the iterator, ends it after the current token. `generate()` runs in a thread of its
+    own and draws from torch's global stream, which all threads share. So a lock lets one continuation run at a time in
+    a process; other code that draws meanwhile changes its numbers, and gets different ones itself.
 
     Raises:
         UserError: as `generate_text`, at the first piece.
     """
-    input_ids, options = _request(model, tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed)
+    input_ids, options = _request(model, tokenizer, prompt, seed=seed, **settings)
     stop, closed = stop or threading.Event(), threading.Event()
     streamer = _CountingStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     result: list[torch.Tensor | BaseException] = []
@@ -130,10 +128,11 @@ def _request(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
-    max_new_tokens: int,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
+    *,
+    max_new_tokens: int = 50,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     seed: int,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """The prompt's ids, (1, time), and the other arguments of `model.generate`."""
@@ -158,14 +157,9 @@ def plain_options(tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -
         "tokenizer": tokenizer,  # for stop strings
         "num_beams": 1,
         "num_return_sequences": 1,
-        **dict.fromkeys(_UNSET_OPTIONS),
+        **dict.fromkeys(("min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")),
+        **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id")),
     }
-
-
-_UNSET_OPTIONS = (
-    *("min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff"),
-    *("forced_bos_token_id", "forced_eos_token_id"),
-)
 
 
 def check_request(
@@ -176,11 +170,7 @@ def check_request(
     top_p: float | None = None,
     seed: int = 123,
 ) -> None:
-    """Refuse arguments of `generate_text` that cannot work, without a model.
-
-    Raises:
-        UserError: one of them.
-    """
+    """Refuse arguments of `generate_text` that cannot work, without a model."""
     check_prompt(prompt)
     if max_new_tokens < 1:
         raise UserError("must be 1 or more", field="max_new_tokens", value=max_new_tokens)
@@ -254,20 +244,15 @@ def context_length(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def window_slides(model: PreTrainedModel) -> bool:
-    """Whether the model continues when its window is full, as ours does; others raise, or write nonsense."""
-    return model.config.model_type == GPTConfig.model_type
-
-
 def refuse_past_window(
     model: PreTrainedModel,
     num_tokens: int,
     field: str = "max_new_tokens",
     what: str = "prompt and continuation make",
 ) -> None:
-    """Refuse more tokens than a window that does not slide can hold."""
+    """Refuse more tokens than a window that does not slide can hold. The window of our GPT slides."""
     window = context_length(model)
-    if window is None or window_slides(model):
+    if window is None or model.config.model_type == GPTConfig.model_type:
         return
     if num_tokens > window + 1:  # the last token is generated, and not read
         raise UserError(

@@ -209,9 +209,8 @@ class GPTPreTrainedModel(PreTrainedModel):
 
     def post_init(self) -> None:
         # transformers now calls _init_weights for every module. Under "pytorch" the constructors have just drawn, in
-        # the order the book's figures depend on, and a second drawing would lose that. After construction
-        # _init_weights is called only for what a checkpoint lacks (models are loaded on the meta device, where
-        # constructors draw nothing), and then it has to draw.
+        # the order that the book's figures need, so nothing is drawn again. Later calls are for what a checkpoint
+        # lacks (it is loaded on the meta device, where constructors draw nothing), and then _init_weights draws.
         self._constructors_have_drawn = self.config.initialization == "pytorch"
         super().post_init()
         self._constructors_have_drawn = False
@@ -271,9 +270,6 @@ class GPTModel(GPTPreTrainedModel):
             past_key_values: keys and values of the tokens before these.
             use_cache: whether to return them; `config.use_cache` by default.
 
-        Under pipeline parallelism transformers and vLLM put `nn.Identity` in place of the blocks that a process does
-        not have, and hand the hidden states of the stage before to the next one as its `inputs_embeds`.
-
         Returns:
             `last_hidden_state` (batch, time, hidden), `past_key_values`, on request `hidden_states` and `attentions`.
 
@@ -298,7 +294,8 @@ class GPTModel(GPTPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
 
         hidden_states = inputs_embeds
-        if not isinstance(self.layers[0], nn.Identity):  # else a later stage of a pipeline: the first has done this
+        # In a later stage of a pipeline the first blocks are nn.Identity and these are hidden states, not embeddings.
+        if not isinstance(self.layers[0], nn.Identity):
             positions = position_ids
             if positions is None:
                 positions = self._count_positions(inputs_embeds, attention_mask, past_key_values)
@@ -369,7 +366,8 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
-        """
+        """The arguments of `GPTModel`, and:
+
         Args:
             labels: (batch, time), the inputs themselves: the loss shifts them by one, -100 counts for nothing.
             shift_labels: (batch, time), targets already shifted, such as the book's: a window of T tokens trains T
@@ -377,14 +375,9 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             num_items_in_batch: what the summed loss is divided by, instead of the number of targets here.
             logits_to_keep: compute logits for the last so many positions, or for these; 0 for all.
 
-        The other arguments are those of `GPTModel`.
-
         Returns:
             `logits` (batch, time, vocab_size), `loss` (mean nats per target) if there are targets, and
             what `GPTModel` returns but its last hidden state.
-
-        Raises:
-            ValueError: what `GPTModel` refuses.
         """
         shift_labels = kwargs.pop("shift_labels", None)
         outputs: BaseModelOutputWithPast = self.model(
@@ -466,8 +459,8 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
     ):
         """Refuse, before any work, the ways of generating that cannot slide; and never cache more than a window."""
         window = self.config.max_position_embeddings
+        # Several drafted tokens are checked in one pass, but past the window each has a window of its own.
         if generation_mode == GenerationMode.ASSISTED_GENERATION:
-            # Several drafted tokens are checked in one pass, but past the window each has a window of its own.
             if max_cache_length > window:
                 raise ValueError(
                     f"assisted and prompt-lookup generation cannot go past max_position_embeddings={window}: "

@@ -97,13 +97,11 @@ class ModelRecipe:
         config = {**(values.get("config") or {}), **{k: v for k, v in values.items() if k not in own}}
         return {**{k: v for k, v in values.items() if k in own}, "config": config}
 
-    @model_validator(mode="after")
-    def _check(self) -> "ModelRecipe":
+    def __post_init__(self) -> None:
         if self.preset and self.from_pretrained:
             raise ValueError("give 'preset' or 'from_pretrained', not both")
         if self.revision and not self.from_pretrained:
             raise ValueError("'revision' goes with 'from_pretrained'")
-        return self
 
 
 @_section
@@ -119,11 +117,9 @@ class TokenizerRecipe:
     revision: str | None = _doc(None, "branch, tag or commit of that Hub id")
     train: TrainTokenizerRecipe | None = _doc(None, "train a byte-level BPE on the training text instead")
 
-    @model_validator(mode="after")
-    def _check(self) -> "TokenizerRecipe":
+    def __post_init__(self) -> None:
         if self.name and self.train:
             raise ValueError("give 'name' or 'train', not both")
-        return self
 
 
 @_section
@@ -144,14 +140,12 @@ class DataRecipe:
     shuffle: bool = _doc(True, "a new order of windows each epoch; false: in the order of the text")
     drop_last: bool = _doc(False, "leave out an epoch's last global batch when it is short")
 
-    @model_validator(mode="after")
-    def _check(self) -> "DataRecipe":
+    def __post_init__(self) -> None:
         if not self.source:
             raise ValueError("'source' is empty; name a file, a folder, a dataset, or builtin:python-docs")
         given = [k for k in ("validation_split", "validation_source", "validation_fraction") if getattr(self, k)]
         if len(given) > 1 and set(given) != {"validation_split", "validation_source"}:
             raise ValueError(f"give one of {' and '.join(repr(k) for k in given)}")
-        return self
 
 
 @_section
@@ -167,11 +161,9 @@ class OptimizerRecipe:
     weight_decay: NonNegative = _doc(0.1, "decoupled weight decay")
     decay: Literal["matrices", "all"] = _doc("matrices", "what decays: weights of 2 dimensions or more, or everything")
 
-    @model_validator(mode="after")
-    def _check(self) -> "OptimizerRecipe":
+    def __post_init__(self) -> None:
         if self.muon_lr is not None and self.name != "muon":
             raise ValueError("'muon_lr' goes with name: muon")
-        return self
 
 
 @_section
@@ -204,13 +196,11 @@ class TrainRecipe:
     log_every: PositiveInt = _doc(10, "steps between train lines in metrics.jsonl")
     skip_nonfinite: Count = _doc(0, "updates to skip, not stop at, when the gradient is not finite; waits each step")
 
-    @model_validator(mode="after")
-    def _check(self) -> "TrainRecipe":
+    def __post_init__(self) -> None:
         if self.max_steps is not None and self.epochs is not None:
             raise ValueError("give 'max_steps' or 'epochs', not both")
         if self.max_steps is None and self.epochs is None:
             self.max_steps = 1000
-        return self
 
 
 @_section
@@ -219,16 +209,12 @@ class EvaluationRecipe:
     every: PositiveInt = _doc(100, "steps between evaluations; the last step is always evaluated")
     at_epoch_end: bool = _doc(False, "evaluate at each epoch's end too")
     tokens: PositiveInt | None = _doc(100_000, "tokens of each set to evaluate on, from its beginning; null: all")
-    prompts: list[str] = _doc(["Every effort moves you"], "continued at each evaluation")
+    prompts: list[Annotated[str, Field(min_length=1)]] = _doc(
+        ["Every effort moves you"], "continued at each evaluation"
+    )
     sample_tokens: PositiveInt = _doc(50, "tokens of each continuation")
     temperature: NonNegative | None = _doc(None, "of the continuations; 0 or null with no top_k: greedy")
     top_k: PositiveInt | None = _doc(None, "sample among the k most likely tokens")
-
-    @model_validator(mode="after")
-    def _check(self) -> "EvaluationRecipe":
-        if "" in self.prompts:
-            raise ValueError("'prompts' holds an empty prompt; write some text or leave it out")
-        return self
 
 
 @_section
@@ -254,15 +240,13 @@ class HubRecipe:
     with_training_state: bool = _doc(False, "push what resuming needs too: three times the size")
     license: str | None = _doc(None, "licence of the model as the Hub names it, such as mit or cc-by-sa-4.0")
 
-    @model_validator(mode="after")
-    def _check(self) -> "HubRecipe":
+    def __post_init__(self) -> None:
         if self.branch == "main":
             raise ValueError("'branch' takes every checkpoint and main the best one; name another branch")
         if not _BRANCH.fullmatch(self.branch):
             raise ValueError(f"'branch' is a name such as training, found {self.branch!r}")
         if self.repo_id is not None and (not _REPO_ID.fullmatch(self.repo_id) or re.search(r"--|\.\.", self.repo_id)):
             raise ValueError(f"'repo_id' is OWNER/NAME, such as someone/my-gpt, found {self.repo_id!r}")
-        return self
 
 
 @_section
@@ -286,20 +270,16 @@ class Recipe:
     tracking: TrackingRecipe = _doc(TrackingRecipe, "")
     hub: HubRecipe = _doc(HubRecipe, "")
 
-    @model_validator(mode="after")
-    def _check(self) -> "Recipe":
+    def __post_init__(self) -> None:
         if self.checkpoint.resume == "hub" and self.hub.repo_id is None:
             raise ValueError("'checkpoint.resume: hub' needs 'hub.repo_id', from where the run is resumed")
         every, push_every = self.checkpoint.every, self.hub.push_every
         if push_every is not None and (every is None or push_every % every):
             raise ValueError(f"'hub.push_every' is a multiple of 'checkpoint.every', which is {every}")
-        return self
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
         """The recipe of a nested dictionary, such as `to_dict` gives."""
-        if not isinstance(values, Mapping):
-            raise UserError(f"a recipe is a mapping of sections, found {_shown(values)}")
         # YAML's `data:` with nothing below it is an empty section, not a missing one.
         return cls(**{str(key): {} if value is None and key in _SECTIONS else value for key, value in values.items()})
 
@@ -330,12 +310,9 @@ _SECTIONS = {f.name: f.type for f in dataclasses.fields(Recipe) if dataclasses.i
 
 def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     """`{"section.key": (old value, new value)}` for every field in which two recipes differ."""
-    old_fields, new_fields = dict(flat(old)), dict(flat(new))
-    return {
-        key: (old_fields.get(key), new_fields.get(key))
-        for key in {**old_fields, **new_fields}
-        if old_fields.get(key) != new_fields.get(key)
-    }
+    before, after = dict(flat(old)), dict(flat(new))
+    changed = [key for key in before | after if before.get(key) != after.get(key)]
+    return {key: (before.get(key), after.get(key)) for key in changed}
 
 
 def flat(recipe: Recipe) -> Iterator[tuple[str, Any]]:
@@ -457,7 +434,8 @@ def _one_line(cls: type, report: ValidationError) -> str:
     elif any(e["type"] == "bool_parsing" for e in errors):
         what = "expected auto, true or false"
     else:
-        what = error["msg"].replace("Input should be", "expected").replace("a valid i", "an i").replace("a valid", "a")
+        what = re.sub("Input should be|String should have", "expected", error["msg"])
+        what = what.replace("a valid i", "an i").replace("a valid", "a")
     return f"{at}{what}, found {_shown(error['input'])}"
 
 

@@ -82,13 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def refuse_unwritable(folder: Path, field: str) -> None:
-    """Refuse, before any work, a folder that cannot be created or written to.
-
-    The nearest folder that exists must accept new files.
-
-    Raises:
-        UserError: it does not; the error names `field`.
-    """
+    """Refuse, before any work, a folder that cannot be created or written to; the error names `field`."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise UserError(f"{nearest} is a file", field=field)

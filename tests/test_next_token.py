@@ -159,7 +159,7 @@ def test_what_a_model_asks_of_itself_beside_it_changes_neither_what_is_shown_nor
     plain, model.generation_config = model.generation_config, GenerationConfig(**others)
     try:
         found = next_token_distribution(model, tokenizer, "Once", 0.9, top_k=40)
-        input_ids, options = _request(model, tokenizer, "Once", 1, 0.9, 40, None, seed=1)
+        input_ids, options = _request(model, tokenizer, "Once", max_new_tokens=1, temperature=0.9, top_k=40, seed=1)
         output = model.generate(input_ids, **options, output_scores=True, return_dict_in_generate=True)
         assert len(output.scores) == len(output.sequences) == 1
         assert torch.equal(found.probabilities, output.scores[0][0].softmax(dim=-1))

@@ -90,7 +90,7 @@ def test_floats_may_be_written_without_a_point(tmp_path, number):
         ({"seed": 2**63}, "seed: expected less than "),
         ({"data": {"source": ""}}, "data: 'source' is empty"),
         ({"optimizer": {"name": "sgd"}}, "optimizer.name: expected 'adamw' or 'muon', found sgd"),
-        ({"evaluation": {"prompts": [""]}}, "evaluation: 'prompts' holds an empty prompt"),
+        ({"evaluation": {"prompts": [""]}}, "evaluation.prompts.0: expected at least 1 character, found ''"),
         ({"evaluation": {"temperature": -1}}, "evaluation.temperature: expected greater than or equal to 0, found -1"),
         ({"model": {"preset": "gpt2-124m", "from_pretrained": "x"}}, "model: give 'preset' or 'from_pretrained'"),
         ({"data": {"validation_split": "v", "validation_fraction": 0.1}}, "data: give one of "),

@@ -2,16 +2,20 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tiktoken
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, normalizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from hf_gpt.data import encoding
 from hf_gpt.data.encoding import encoder_of
 from hf_gpt.data.tokenizer import END_OF_TEXT, fingerprint, load_tokenizer, separator_id, train_tokenizer, vocab_size
 from hf_gpt.errors import UserError
@@ -288,3 +292,144 @@ def test_the_separator_falls_back_to_eos_then_to_none(trained, tmp_path):
     bare.eos_token = "!"
     assert separator_id(bare) == bare.convert_tokens_to_ids("!")
     assert fingerprint(bare) != unmarked
+
+
+# Encoding -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder(tokenizer):
+    return encoder_of(tokenizer)
+
+
+def encoded(tokenizer, text):
+    return encoder_of(tokenizer).encode([text])[0].tolist()
+
+
+@examples
+@given(unicode_text)
+def test_ordinary_ids_are_those_of_the_backend_without_special_tokens(tokenizer, encoder, text):
+    expected = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert encoder.encode([text])[0].tolist() == expected
+
+
+def test_threads_and_division_change_nothing(tokenizer, encoder):
+    draw = random.Random(0)
+    texts = ["".join(draw.choices(CORPUS, k=draw.choice([0, 1, 3]))) for _ in range(40)]
+    texts += ["".join(draw.choices(CORPUS, k=2000)), "", "x" * 200_000]
+    for text, ids in zip(texts, encoder.encode(texts), strict=True):
+        assert ids.dtype == encoder.dtype
+        assert ids.tolist() == tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+    assert encoder.encode([]) == []
+
+
+@pytest.mark.parametrize("broken", ["a\ud800b", "\udc00", "\ud83d\ude00", " \ud83d", "x\ude00\ud83dy"])
+def test_surrogates_are_repaired_as_tiktoken_does(tokenizer, broken):
+    repaired = broken.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert encoded(tokenizer, broken) == encoded(tokenizer, repaired)
+    normalized = train_tokenizer(CORPUS, 300)
+    normalized.backend_tokenizer.normalizer = normalizers.NFC()
+    assert encoded(normalized, broken) == encoded(normalized, repaired)
+    train_tokenizer([broken], 300)
+
+
+def test_a_tokenizer_that_changes_is_read_again():
+    tokenizer = train_tokenizer(CORPUS, 320)
+    marks, ids = {fingerprint(tokenizer)}, encoded(tokenizer, "the times")
+    assert encoded(tokenizer, "THE times") != ids
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert encoded(tokenizer, "THE times") == ids
+    marks.add(fingerprint(tokenizer))
+    tokenizer.add_tokens(["times"])
+    assert encoded(tokenizer, "the times")[-1] == 320
+    assert (encoder_of(tokenizer).safe_cuts, vocab_size(tokenizer)) == ("never", 321)
+    assert len(marks | {fingerprint(tokenizer)}) == 3
+
+
+@pytest.mark.parametrize(("highest", "dtype"), [(2**16 - 1, np.uint16), (2**16, np.uint32)])
+def test_the_dtype_is_the_smallest_that_holds_every_id(trained, highest, dtype):
+    assert encoder_of(trained).dtype == np.uint16
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": highest}, "a")))
+    assert (vocab_size(words), encoder_of(words).dtype) == (highest + 1, dtype)  # whatever the number of words
+    assert encoded(words, "b") == [highest]
+
+
+@examples
+@given(st.lists(unicode_text, max_size=4), st.integers(1, 12))
+@example(["  a", " b ", "", "\x1c c\x1c", " \u3000"], 1)
+@example(["don", "'t ", "\n", "x\n\n y"], 2)
+def test_cutting_never_changes_the_tokens(tokenizer, encoder, texts, size):
+    assert encoder.safe_cuts != "never"
+    pieces = list(encoder.cut(texts, size))
+    assert "".join(pieces) == "".join(texts)
+    assert all(pieces)
+    whole = tokenizer("".join(texts), split_special_tokens=True)["input_ids"]
+    assert [i for p in pieces for i in tokenizer(p, split_special_tokens=True)["input_ids"]] == whole
+
+
+@examples
+@given(unicode_text)
+def test_every_place_before_whitespace_is_safe(trained, text):
+    whole = encoded(trained, text)
+    for place in re.finditer(r"(?<=\S)(?=[ \t\n\r\u00a0\u3000\u2028\x85])", text):
+        assert encoded(trained, text[: place.start()]) + encoded(trained, text[place.start() :]) == whole
+
+
+def test_pieces_come_while_the_text_is_still_being_read(encoder):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append("some words and " * 10)
+            yield taken[-1]
+
+    pieces = encoder.cut(endless(), 1000)
+    lengths = [len(next(pieces)) for _ in range(5)]
+    assert all(1000 <= n <= 1010 for n in lengths)
+    assert len(taken) * 150 < 5 * 1010 + 300
+
+
+def test_a_surrogate_pair_is_not_cut_apart(bytewise):
+    assert list(encoder_of(bytewise).cut(["ab\ud83d", "\ude00cd"], 3)) == ["ab\ud83d\ude00", "cd"]
+
+
+def test_no_cut_is_known_for_other_tokenizers(trained, tmp_path):
+    other = reloaded(trained, tmp_path)
+    other.backend_tokenizer.normalizer = normalizers.NFKC()
+    assert encoder_of(other).safe_cuts == "never"
+    assert list(encoder_of(other).cut(["a b ", "c d"], 1)) == ["a b c d"]
+
+
+def test_saving_changes_neither_the_encoder_nor_the_separator(tokenizer, encoder, tmp_path):
+    again = reloaded(tokenizer, tmp_path / "renamed")
+    from_file = load_tokenizer(str(tmp_path / "renamed" / "tokenizer.json"))
+    for loaded in (again, from_file):
+        assert encoder_of(loaded) is encoder_of(tokenizer)
+        assert encoded(loaded, CORPUS[0] + END_OF_TEXT) == encoder.encode([CORPUS[0] + END_OF_TEXT])[0].tolist()
+        assert separator_id(loaded) == separator_id(tokenizer)
+
+
+def test_a_bpe_that_tiktoken_cannot_repeat_keeps_its_own_ids(trained, tmp_path):
+    """Merges in another order than the ids, as an edited or foreign vocabulary may have them."""
+    trained.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["merges"].reverse()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    edited = load_tokenizer(str(tmp_path))
+    texts = [*CORPUS, f"the {END_OF_TEXT} times"]
+    ids = [encoded(edited, text) for text in texts]
+    assert ids == [edited(text, split_special_tokens=True)["input_ids"] for text in texts]
+    assert ids != [encoded(trained, text) for text in texts]  # or the edit would have been none
+
+
+def test_a_tokenizer_saved_as_gpt2s_class_is_recognised(trained, tmp_path, monkeypatch):
+    """As the repositories of GPT-2 and its kin have it: `vocab.json` and `merges.txt`."""
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    vocab = {**model["vocab"], END_OF_TEXT: len(model["vocab"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in model["merges"]) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    monkeypatch.setattr(encoding, "_encode_with_backend", None)
+    loaded = load_tokenizer(str(tmp_path))
+    assert encoded(loaded, CORPUS[1]) == encoded(trained, CORPUS[1])
+    assert fingerprint(reloaded(loaded, tmp_path / "again")) == fingerprint(loaded)

@@ -67,14 +67,11 @@ class Windows:
 
         If `size` is given, the batch is padded to that many rows with windows without targets (all labels -100).
         """
-        num_rows = len(indices) if size is None else size
-        tokens = np.zeros((num_rows, self.context_length + 1), np.int64)
+        shape = (len(indices) if size is None else size, self.context_length)
+        input_ids, shift_labels = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
         for row, index in enumerate(indices):
-            start = int(index) * (self.stride or self.context_length)
-            tokens[row] = self.store.tokens[start : start + self.context_length + 1]
-        tokens = torch.from_numpy(tokens)
-        batch = {"input_ids": tokens[:, :-1].contiguous(), "shift_labels": tokens[:, 1:].contiguous()}
-        batch["shift_labels"][len(indices) :] = IGNORED
+            input_ids[row], shift_labels[row] = self.window(int(index))
+        batch = {"input_ids": torch.from_numpy(input_ids), "shift_labels": torch.from_numpy(shift_labels)}
         if self.isolate_documents:
             batch["position_ids"] = _positions(batch["input_ids"], self.store.separator_id)
         return batch

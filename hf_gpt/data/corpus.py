@@ -7,9 +7,8 @@ written `<|endoftext|>` reach the tokenizer unchanged.
 
 Tables (jsonl, parquet, csv, dataset folders, the Hub) are read through `datasets`. Local ones are streamed: the token
 store is already the copy worth keeping. Plain text is read here, because `datasets` opens it with universal newlines
-and would turn "\r\n" into "\n". The price of identity by content: a new local file is read twice, once to be hashed
-(about 1 GB/s) and checked for UTF-8, once to be tokenised. An unchanged file is recognised by its size, times and
-inode, and not opened.
+and would turn "\r\n" into "\n". The price of identity by content: a new local file is read twice, to be hashed (about
+1 GB/s) and to be tokenised.
 
 Tokens belong to token_store.py. `datasets` takes two seconds to import, so it is imported only when a table is named.
 """
@@ -20,7 +19,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, islice, repeat
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -97,22 +96,19 @@ def without_blank_lines(corpus: Corpus) -> Corpus:
         # Whitespace at the start of a line is held back until a visible character or the end of the line comes.
         held, visible = "", False
         for piece in corpus.pieces():
+            kept = []
+            for part in _PARTS_OF_LINES.findall(piece or ""):
+                held += part
+                if visible or held.strip():
+                    kept.append(held)
+                    held, visible = "", True
+                if part.endswith("\n"):
+                    held, visible = "", False
+            if kept:
+                yield "".join(kept)
             if piece is None:
                 held, visible = "", False
                 yield None
-                continue
-            head = ""
-            if visible:
-                line_end = piece.find("\n") + 1 or len(piece)
-                head, piece = piece[:line_end], piece[line_end:]
-                visible = not head.endswith("\n")
-            text = held + piece
-            last_line = text.rfind("\n") + 1
-            text, held = _BLANK_LINE.sub("", text[:last_line]), text[last_line:]
-            if held.strip():
-                text, held, visible = text + held, "", True
-            if head or text:
-                yield head + text
 
     name, identity = f"{corpus.name} without blank lines", digest("blank", corpus.identity)
     return Corpus(name, identity, corpus.separated, pieces, corpus.origin)
@@ -191,13 +187,10 @@ def _builtin(source: str) -> _Source:
     def make(split: str, separator: Any) -> Corpus:
         from pydoc_data.topics import topics
 
-        documents, separated = [topics[name] for name in sorted(topics)], separator is not False
-        identity = digest("documents", *documents, str(separated))
-
-        def pieces() -> Pieces:
-            return _stream(chain(*zip(documents, repeat(None))), separated)
-
-        return Corpus(source, identity, separated, pieces, {"builtin": source})
+        documents = [topics[name] for name in sorted(topics)]
+        content = ["documents", *documents]
+        pieces = partial(chain.from_iterable, [(document, None) for document in documents])
+        return _corpus(source, content, separator is not False, pieces, {"builtin": source})
 
     return _Source(source, ["train"], make)
 
@@ -207,8 +200,7 @@ def _folder(source: str, folder: Path, recipe: DataRecipe) -> _Source:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _saved_to_disk(source, folder, recipe)
     card = folder / "README.md"
-    has_card = card.is_file() and re.match(rb"---\s.*?^(configs|dataset_info):", card.read_bytes(), re.S | re.M)
-    if has_card:
+    if card.is_file() and re.match(rb"---\s.*?^(configs|dataset_info):", card.read_bytes(), re.S | re.M):
         return _dataset_folder(source, folder, recipe)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and kind_of(p) and p.stem.lower() not in _ABOUT)
     files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
@@ -335,15 +327,23 @@ def _name(source: str, split: str, splits: Iterable[str], config: str = "default
     return f"{base} ({', '.join(inside)})" if inside else base
 
 
+def _corpus(
+    name: str, content: Sequence[str], separated: bool, documents: Callable[[], Pieces], origin: Mapping[str, Any]
+) -> Corpus:
+    """A corpus of documents, or of one text if they are not `separated`. `content` identifies them."""
+
+    def pieces() -> Pieces:
+        return (piece for piece in documents() if separated or piece is not None)
+
+    return Corpus(name, digest(*content, str(separated)), separated, pieces, origin)
+
+
 # Plain text ---------------------------------------------------------------------------------------------------------
 
 
 def _text_corpus(name: str, paths: Sequence[Path], separator: Any) -> Corpus:
     """Files of plain text. Each is one document: a folder of books."""
-    stamps = [file_stamp(path) for path in paths]
-    hashes = [content_hash(path, is_text=True) for path in paths]
-    if all(found == EMPTY for found in hashes):
-        raise UserError(f"{paths[0] if len(paths) == 1 else name}: empty; there is nothing to train on")
+    stamps, hashes = _stamps_and_hashes(name, paths, is_text=True)
 
     def texts() -> Pieces:
         for path, stamp in zip(paths, stamps):
@@ -351,16 +351,7 @@ def _text_corpus(name: str, paths: Sequence[Path], separator: Any) -> Corpus:
             check_unchanged([path], [stamp])
             yield None
 
-    separated = separator is not False
-    identity = digest("documents", *hashes, str(separated))
-    return Corpus(name, identity, separated, lambda: _stream(texts(), separated), _of_files(paths, hashes))
-
-
-def _stream(texts: Iterable[str | None], separated: bool) -> Pieces:
-    """`texts`, without the marks between documents unless `separated`."""
-    for text in texts:
-        if separated or text is not None:
-            yield text
+    return _corpus(name, ["documents", *hashes], separator is not False, texts, _of_files(paths, hashes))
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
@@ -380,11 +371,8 @@ def _table_corpus(
     `paths` it identifies the content. With `separator: auto` rows are documents, unless the first 1000 are lines of
     one text (`are_lines`).
     """
-    stamps = [file_stamp(path) for path in paths]
+    stamps, hashes = _stamps_and_hashes(name, paths, is_text=content in ("json", "csv"))
     json_files = paths if content == "json" else ()
-    hashes = [content_hash(path, is_text=content in ("json", "csv")) for path in paths]
-    if paths and all(found == EMPTY for found in hashes):
-        raise UserError(f"{paths[0] if len(paths) == 1 else name}: empty; there is nothing to train on")
     content = digest(content, *hashes)
 
     def rows(column: str | None) -> Iterator[tuple[str, str]]:
@@ -410,8 +398,15 @@ def _table_corpus(
             yield None
 
     separated = not facts["lines"] if separator == "auto" else bool(separator)
-    identity = digest("table", content, facts["column"], str(separated))
-    return Corpus(name, identity, separated, lambda: _stream(texts(), separated), _of_files(paths, hashes))
+    return _corpus(name, ["table", content, facts["column"]], separated, texts, _of_files(paths, hashes))
+
+
+def _stamps_and_hashes(name: str, paths: Sequence[Path], is_text: bool) -> tuple[list[list[int]], list[str]]:
+    stamps = [file_stamp(path) for path in paths]
+    hashes = [content_hash(path, is_text) for path in paths]
+    if paths and all(found == EMPTY for found in hashes):
+        raise UserError(f"{paths[0] if len(paths) == 1 else name}: empty; there is nothing to train on")
+    return stamps, hashes
 
 
 def _of_files(paths: Sequence[Path], hashes: Sequence[str], num_named: int = 8) -> dict[str, Any]:
@@ -423,7 +418,7 @@ def _of_files(paths: Sequence[Path], hashes: Sequence[str], num_named: int = 8) 
 _ABOUT = ("readme", "license", "licence")  # files about a folder's text
 _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|dev|test|eval)(?:ing|id|idation|uation|elopment)?(?![a-z])")
 _SPLITS = {"train": "train", "val": "validation", "dev": "validation", "test": "test", "eval": "test"}
-_BLANK_LINE = re.compile(r"^[^\S\n]*\n", re.M)
+_PARTS_OF_LINES = re.compile(r"[^\n]*\n|[^\n]+")
 
 
 def _num_characters(corpus: Corpus) -> int:

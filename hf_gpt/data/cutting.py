@@ -22,9 +22,14 @@ from typing import Literal
 
 SafeCuts = Literal["anywhere", "before_whitespace", "never"]
 
-# Python counts U+001C to U+001F as whitespace and the split pattern does not. A character that Python calls
-# whitespace never stands before a cut, and none of these four stands after it, so both agree on every cut.
-_LAST_BEFORE_CUT = re.compile(r"\S(?=[^\S\x1c-\x1f])")
+_LAST_BEFORE_CUT = {
+    # Not between the two halves of a surrogate pair.
+    "anywhere": re.compile(r"(?s:.)(?=[^\udc00-\udfff])"),
+    # Python counts U+001C to U+001F as whitespace and the split pattern does not. A character that Python calls
+    # whitespace never stands before a cut, and none of these four stands after it, so both agree on every cut.
+    "before_whitespace": re.compile(r"\S(?=[^\S\x1c-\x1f])"),
+    "never": re.compile(r"(?!)"),
+}
 
 
 def cut(texts: Iterable[str], size: int, safe_cuts: SafeCuts) -> Iterator[str]:
@@ -33,11 +38,24 @@ def cut(texts: Iterable[str], size: int, safe_cuts: SafeCuts) -> Iterator[str]:
     A piece ends at the first safe cut at or after `size` characters; the last piece may be shorter, none is empty.
     Memory holds one piece and one of `texts`, or the whole text if no cut is safe.
     """
-    if safe_cuts == "anywhere":
-        return _cut_anywhere(texts, size)
-    if safe_cuts == "before_whitespace":
-        return _cut_before_whitespace(texts, size)
-    return (text for text in ["".join(texts)] if text)
+    last_before_cut = _LAST_BEFORE_CUT[safe_cuts]
+    waiting: list[str] = []  # the beginning of the next piece, with no safe cut at or after `size`
+    length = 0
+    for text in texts:
+        if not text:
+            continue
+        if waiting and length >= size and last_before_cut.match(waiting[-1][-1] + text[0]):
+            yield "".join(waiting)
+            waiting, length = [], 0
+        start = 0  # of the part of `text` that is in no piece yet
+        while found := last_before_cut.search(text, start + max(size - length - 1, 0)):
+            yield "".join(waiting) + text[start : found.end()]
+            waiting, length, start = [], 0, found.end()
+        if start < len(text):
+            waiting.append(text[start:])
+            length += len(text) - start
+    if waiting:
+        yield "".join(waiting)
 
 
 def repair_surrogates(text: str) -> str:
@@ -47,38 +65,3 @@ def repair_surrogates(text: str) -> str:
         return text
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _cut_anywhere(texts: Iterable[str], size: int) -> Iterator[str]:
-    rest = ""
-    for text in texts:
-        rest += text
-        start = 0
-        # One more character than `size` is needed, to see that it is not the second half of a surrogate pair.
-        while len(rest) - start > size:
-            end = start + size + ("\udc00" <= rest[start + size] <= "\udfff")
-            yield rest[start:end]
-            start = end
-        rest = rest[start:]
-    if rest:
-        yield rest
-
-
-def _cut_before_whitespace(texts: Iterable[str], size: int) -> Iterator[str]:
-    waiting: list[str] = []  # the beginning of the next piece, with no safe cut at or after `size`
-    length = 0
-    for text in texts:
-        if not text:
-            continue
-        if waiting and length >= size and _LAST_BEFORE_CUT.match(waiting[-1][-1] + text[0]):
-            yield "".join(waiting)
-            waiting, length = [], 0
-        start = 0  # of the part of `text` that is in no piece yet
-        while found := _LAST_BEFORE_CUT.search(text, start + max(size - length - 1, 0)):
-            yield "".join(waiting) + text[start : found.end()]
-            waiting, length, start = [], 0, found.end()
-        if start < len(text):
-            waiting.append(text[start:])
-            length += len(text) - start
-    if waiting:
-        yield "".join(waiting)

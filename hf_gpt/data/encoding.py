@@ -145,13 +145,8 @@ def _encode_bytes(id_of_byte: np.ndarray, texts: list[str]) -> list[np.ndarray]:
 
 
 def _encode_with_tiktoken(encoding: "tiktoken.Encoding", dtype: np.dtype, texts: list[str]) -> list[np.ndarray]:
-    def encode(text: str) -> np.ndarray:
-        try:
-            return encoding.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError:
-            return encoding.encode_to_numpy(repair_surrogates(text), disallowed_special=())
-
-    return [encode(text).astype(dtype) for text in texts]
+    repaired = map(repair_surrogates, texts)
+    return [encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype) for text in repaired]
 
 
 def _encode_with_backend(backend: "Tokenizer", dtype: np.dtype, texts: list[str]) -> list[np.ndarray]:

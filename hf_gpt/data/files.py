@@ -20,9 +20,6 @@ from typing import IO, Any
 
 from ..errors import UserError
 
-COMPRESSED = (".gz", ".zst")
-"""Endings of compressed files. Capitals work too."""
-
 KINDS = {
     "txt": "text",
     "md": "text",
@@ -54,8 +51,8 @@ def kind_of(path: Path) -> str | None:
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether the name ends in one of :data:`COMPRESSED`."""
-    return path.suffix.lower() in COMPRESSED
+    """Whether the name ends in .gz or .zst, also in capitals."""
+    return path.suffix.lower() in (".gz", ".zst")
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -109,16 +106,11 @@ def content_hash(path: Path, is_text: bool) -> str:
     if known and known["stamp"] == stamp:
         return known["sha256"]
     sha256 = hashlib.sha256()
-    if is_text:
-        for text in read_text(path):
-            sha256.update(text.encode())
-    else:
-        for block in read_blocks(path):
-            sha256.update(block)
-    # A second change within one tick of the file system's clock would not show. So the hash of a file that was written
-    # just now is not cached.
-    tick = 2_000_000_000 if stamp[1] % 1_000_000_000 == 0 else 20_000_000
-    if file_stamp(path) == stamp and time.time_ns() - stamp[1] > tick:
+    for block in (text.encode() for text in read_text(path)) if is_text else read_blocks(path):
+        sha256.update(block)
+    # A second change within one tick of the file system's clock (on FAT 2 s) would not show. So the hash of a file
+    # that was written just now is not cached.
+    if file_stamp(path) == stamp and time.time_ns() - stamp[1] > 2_000_000_000:
         cache_put(key, {"stamp": stamp, "sha256": sha256.hexdigest()})
     return sha256.hexdigest()
 

@@ -80,7 +80,8 @@ def one_line(problem: str, paths: Sequence[Path] = ()) -> Iterator[None]:
     except Exception as error:  # each library has its own exceptions, some of them plain `Exception`
         for path in paths:
             if kind_of(path) == "json":
-                _find_malformed_line(path)
+                for _ in _json_records(path):
+                    pass
         raise UserError(f"{problem}: {str(error)[:300]}") from error
     finally:
         for logger, level in zip(loggers, levels):
@@ -103,32 +104,32 @@ def _text_column(name: str, schema: Any, wanted: str | None) -> str:
 
 
 def _json_texts(paths: Sequence[Path], column: str) -> Iterator[str]:
-    """The strings under a key, as written, in files that hold one object a line or one list of objects."""
+    """The strings under a key, as written."""
     for path in paths:
-        with open_bytes(path) as file:
-            lines = iter(file)
-            first = next(lines, b"").removeprefix(codecs.BOM_UTF8)
-            is_list = first.lstrip().startswith(b"[")
-            if is_list:
-                records = json.loads(first + file.read())
-            else:
-                records = (json.loads(line) for line in chain([first], lines) if line.strip())
-            for record in records:
-                text = record.get(column)
-                if isinstance(text, str):
-                    yield text
-                elif text is not None:
-                    raise UserError(f"{path}: {column!r} holds {json.dumps(text)[:40]}, which is not text")
+        for record in _json_records(path):
+            text = record.get(column)
+            if isinstance(text, str):
+                yield text
+            elif text is not None:
+                raise UserError(f"{path}: {column!r} holds {json.dumps(text)[:40]}, which is not text")
 
 
-def _find_malformed_line(path: Path) -> None:
-    """Raise a :class:`UserError` that names the first line that is not a JSON object, which pyarrow does not name."""
+def _json_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file that holds one a line, or one list of them. Errors name the line, as pyarrow's do not."""
+    number = 1
     with open_bytes(path) as file:
-        for number, line in enumerate(file, 1):
-            if number == 1 and line.lstrip().startswith(b"["):
-                return  # one JSON array
-            try:
-                if line.strip() and not isinstance(json.loads(line), dict):
-                    raise UserError(f"{path}: line {number} is not a JSON object")
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}: line {number} is not JSON: {error.msg}, column {error.colno}") from None
+        first = file.readline().removeprefix(codecs.BOM_UTF8)
+        try:
+            if first.lstrip().startswith(b"["):
+                yield from json.loads(first + file.read())
+                return
+            for number, line in enumerate(chain([first], file), 1):
+                if line := line.rstrip():
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise UserError(f"{path}: line {number} is not a JSON object")
+                    yield record
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}: line {number + error.lineno - 1} is not JSON: {error.msg}, column {error.colno}"
+            ) from None

@@ -13,17 +13,16 @@ atomically, and its checksum is compared before it is used.
   shard is forced to disk and then entered in `shards.jsonl` with its checksum. After a crash the next process checks
   the shards, skips the text up to the end of the last good one, and continues to the same bytes.
 - **All cores are busy.** tiktoken and tokenizers release Python's lock. Two blocks are encoded at any time, while a
-  third is read and the one before is written. Reading a megabyte takes from a hundredth (plain text) to a fifteenth
-  (rows of parquet) of the time in which one core encodes it; that is how many cores can be kept busy this way.
+  third is read and the one before is written.
 
-The trades: the whole corpus is tokenised before the first step. At tens of megabytes a second that takes seconds for a
-book, minutes for what one machine trains on; in return, training never waits for text and can start at any position.
-And an existing store is read whole only up to 64 MiB, beyond that in 64 places, so that a second run starts at once;
-the shards of an unfinished store are checked whole.
+The trades: the whole corpus is tokenised before the first step, at tens of megabytes a second; in return, training
+never waits for text and can start at any position. And of a store above 64 MiB only 64 places are checked when it is
+opened, so that a second run starts at once.
 
 Where text comes from is in corpus.py, windows and their order in batches.py.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -34,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -145,7 +144,7 @@ def _make(
     part.mkdir(exist_ok=True)
     dtype = encoder.dtype.newbyteorder("<")
     try:
-        with _Shards(part, dtype) as shards:
+        with contextlib.closing(_Shards(part, dtype)) as shards:
             texts = _texts(corpus, encoder, shards.counts["num_characters"], progress)
             encode = partial(_encode, corpus.name, encoder, separator, dtype)
             for ids, counts in _in_background(encode, _batches(texts)):
@@ -171,16 +170,17 @@ class _Shards:
     """A store in the making: ids are appended to `tokens.bin`, and each finished shard has a line in `shards.jsonl`.
 
     A line holds the counts from the beginning of the store to the end of its shard, and the shard's checksum. What
-    follows the last shard with a correct checksum is overwritten.
+    an earlier attempt left behind the last shard with a correct checksum is cut off.
     """
 
     def __init__(self, folder: Path, dtype: np.dtype):
         self.counts = {"num_tokens": 0, "num_characters": 0, "num_bytes": 0, "num_documents": 0}
         self._itemsize = dtype.itemsize
-        self._ids, self._lines = (_open_for_update(folder / name) for name in ("tokens.bin", "shards.jsonl"))
+        self._ids = open(folder / "tokens.bin", "a+b")  # noqa: SIM115 - closed by `close`
+        self._lines = open(folder / "shards.jsonl", "a+b")  # noqa: SIM115
         flush_path(folder)
         flush_path(folder.parent)
-        self._seek_end_of_last_good_shard()
+        self._keep_good_shards()
         self._num_finished = self.counts["num_characters"]
         self._checksum = hashlib.blake2b(digest_size=16)
 
@@ -195,35 +195,33 @@ class _Shards:
             self._finish_shard()
 
     def finish(self) -> None:
-        """Finish the last shard, and cut off what an earlier attempt left behind it."""
+        """Finish the last shard."""
         if self.counts["num_characters"] > self._num_finished:
             self._finish_shard()
-        self._ids.truncate()
         flush_file(self._ids)
 
-    def __enter__(self) -> "_Shards":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._ids.close()
         self._lines.close()
 
-    def _seek_end_of_last_good_shard(self) -> None:
+    def _keep_good_shards(self) -> None:
+        self._ids.seek(0)
+        self._lines.seek(0)
         end_of_lines = 0
         for line in self._lines:
             try:
                 shard = json.loads(line)
                 counts = {name: int(shard[name]) for name in self.counts}
                 size = (counts["num_tokens"] - self.counts["num_tokens"]) * self._itemsize
-                if not line.endswith(b"\n") or _checksum_of_next(self._ids, size) != shard["checksum"]:
+                checksum = hashlib.blake2b(self._ids.read(size), digest_size=16).hexdigest()
+                if not line.endswith(b"\n") or checksum != shard["checksum"]:
                     break
             except (ValueError, KeyError, TypeError):
                 break
             self.counts = counts
             end_of_lines += len(line)
-        self._lines.seek(end_of_lines)
-        self._lines.truncate()
-        self._ids.seek(self.counts["num_tokens"] * self._itemsize)
+        self._lines.truncate(end_of_lines)
+        self._ids.truncate(self.counts["num_tokens"] * self._itemsize)
 
     def _finish_shard(self) -> None:
         flush_file(self._ids)  # before the line that says that they are there
@@ -353,21 +351,3 @@ def _checksum_of_places(path: Path, num_blocks: int = 64) -> str:
             file.seek(index * block)
             digest.update(file.read(block))
     return digest.hexdigest()
-
-
-def _checksum_of_next(file: IO[bytes], size: int) -> str | None:
-    """The checksum of the next `size` bytes; None if there are fewer."""
-    digest = hashlib.blake2b(digest_size=16)
-    while size > 0:
-        block = file.read(min(size, 1 << 20))
-        if not block:
-            return None
-        digest.update(block)
-        size -= len(block)
-    return digest.hexdigest()
-
-
-def _open_for_update(path: Path) -> IO[bytes]:
-    """Open the file for reading and writing anywhere; make it if there is none."""
-    path.touch()
-    return open(path, "r+b")

@@ -242,7 +242,7 @@ def _gpt2_encoding() -> "tiktoken.Encoding":
         return tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # requests' exceptions are OSErrors, a wrong hash is a ValueError
         raise UserError(
-            f"tokenizer 'gpt2' is not in tiktoken's cache and cannot be downloaded ({_in_brief(error)}): set "
+            f"tokenizer 'gpt2' is not in tiktoken's cache and cannot be downloaded ({str(error)[:200]}): set "
             "TIKTOKEN_CACHE_DIR to a folder where tiktoken has cached it, or use another tokenizer: "
             "bytes, or train: {vocab_size: 4096}"
         ) from error
@@ -263,7 +263,7 @@ def _load_file(path: Path) -> "PreTrainedTokenizerFast":
     try:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), **_FAST_OPTIONS)
     except Exception as error:  # what `tokenizers` raises on a file it cannot read is a plain Exception
-        raise UserError(f"tokenizer {str(path)!r} is not a tokenizer.json ({_in_brief(error)})") from error
+        raise UserError(f"tokenizer {str(path)!r} is not a tokenizer.json ({str(error)[:200]})") from error
     if tokenizer.backend_tokenizer.token_to_id(END_OF_TEXT) is not None:
         tokenizer.bos_token = tokenizer.eos_token = END_OF_TEXT
     return tokenizer
@@ -275,7 +275,7 @@ def _load_pretrained(name: str, folder: Path) -> "PreTrainedTokenizerFast":
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # dozens of tokenizer classes each fail in their own way on files that are not theirs
-        raise UserError(f"tokenizer {name!r} cannot be loaded ({_in_brief(error)}); {_CHOICES}") from error
+        raise UserError(f"tokenizer {name!r} cannot be loaded ({str(error)[:200]}); {_CHOICES}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         kind = type(tokenizer).__name__
         raise UserError(f"tokenizer {name!r} is a {kind}, which has no fast version (no tokenizer.json)")
@@ -298,11 +298,5 @@ def _download(repo_id: str, revision: str | None) -> Path:
     except (OSError, ValueError) as error:
         raise UserError(
             f"tokenizer {repo_id!r}: no such file or directory, and it cannot be downloaded from the Hub "
-            f"({_in_brief(error)}); {_CHOICES}"
+            f"({str(error)[:200]}); {_CHOICES}"
         ) from error
-
-
-def _in_brief(error: Exception) -> str:
-    """The message of `error`, in one line of at most 200 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:197]}..."
