@@ -33,8 +33,7 @@ def read_file(path: Path, sections: Iterable[str] = ()) -> tuple[StateDict, dict
             are not floating-point numbers.
     """
     if not path.is_file():
-        what = "a directory" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {what}; a file that torch.save or safetensors wrote is needed")
+        raise UserError(f"{path}: no such file; give one that torch.save or safetensors wrote")
     content = _load(path)
     others = {}
     for section in sections:
@@ -51,8 +50,13 @@ def read_file(path: Path, sections: Iterable[str] = ()) -> tuple[StateDict, dict
         if not isinstance(value, torch.Tensor):
             others = {**others, name: value}
         elif not MASK.search(str(name)):
+            if value.layout is not torch.strided or value.is_meta or value.dtype not in _FLOATS:
+                kind = "meta" if value.is_meta else f"{value.layout}, {value.dtype}".replace("torch.", "")
+                raise UserError(
+                    f"{path}: {name} is a tensor of another kind ({kind}); only dense weights in float32, bfloat16, "
+                    "float16 or float64 can be converted"
+                )
             weights[str(name)] = value
-            _refuse_other_kinds(f"{path}: {name}", value)
     if not weights:
         raise UserError(f"{path}: holds no weights")
     return weights, others
@@ -67,27 +71,15 @@ def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings():  # about pickle protocols, before an error says it better
+        with warnings.catch_warnings():  # about pickle protocols; an error follows that says more
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=can_be_mapped(path))
     except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+        raise UserError(f"{path}: not a complete safetensors file ({error})") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # damaged and hostile files fail in the unpickler in any way they like
+    except Exception as error:  # damaged and hostile files raise anything in the unpickler
         raise UserError(_why_not_loaded(path, error)) from None
-
-
-def _refuse_other_kinds(where: str, weight: torch.Tensor) -> None:
-    if weight.layout is not torch.strided or weight.is_meta or weight.is_nested:
-        kind = "meta" if weight.is_meta else "nested" if weight.is_nested else str(weight.layout)
-        kind = kind.removeprefix("torch.").replace("_", " ")
-        raise UserError(f"{where} is a {kind} tensor; only dense weights are converted")
-    if weight.dtype not in _FLOATS:
-        kind = str(weight.dtype).removeprefix("torch.")
-        raise UserError(
-            f"{where} is {kind}; quantised weights are not converted, only float32, bfloat16, float16 and float64"
-        )
 
 
 def _why_not_loaded(path: Path, error: Exception) -> str:
@@ -96,7 +88,7 @@ def _why_not_loaded(path: Path, error: Exception) -> str:
         wanted = text.partition("Unsupported global: GLOBAL ")[2].split(" ")[0]
         return (
             f"{path}: holds more than weights{f' ({wanted})' if wanted else ''} and is not read, "
-            "for a pickle can run code; save the weights alone: torch.save(model.state_dict(), 'model.pth')"
+            "because a pickle can run code; save the weights alone: torch.save(model.state_dict(), 'model.pth')"
         )
     why = text.partition("WeightsUnpickler error: ")[2].split(" Please file")[0] or text or type(error).__name__
-    return f"{path}: not a whole file of torch.save ({why[:150]})"
+    return f"{path}: not a complete file of torch.save ({why[:150]})"
