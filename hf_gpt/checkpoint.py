@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError, translate_hub_errors
 from .storage import replacing_directory, write_json, write_text
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 TRAINING_STATE = "training_state"
 MANIFEST = f"{TRAINING_STATE}/manifest.json"
-_TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "*.tiktoken")
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -194,7 +194,7 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
         loaded, report = AutoModelForCausalLM.from_pretrained(
             source, trust_remote_code=False, output_loading_info=True
         )
-        if not any(list(source.glob(names)) for names in _TOKENIZER_FILES):
+        if not any(list(source.glob(names)) for names in TOKENIZER_FILES):
             raise UserError(f"{model}: has no tokenizer; put the files of the one it was trained with into its folder")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except pickle.UnpicklingError:

@@ -302,10 +302,11 @@ def test_a_whole_model_is_refused_with_what_to_save_instead(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("model.pth", None, "no such file"),
-        ("model.pth", b"", "not a complete file of torch.save"),
-        ("model.pth", b"It was the best of times", "not a complete file of torch.save"),
-        ("model.safetensors", b"It was the best of times", "not a complete safetensors file"),
+        ("model.pth", None, "cannot be read: No such file"),
+        ("model.safetensors", None, "cannot be read: No such file"),
+        ("model.pth", b"", "not a file of weights alone"),
+        ("model.pth", b"It was the best of times", "not a file of weights alone"),
+        ("model.safetensors", b"It was the best of times", "cannot be read"),
     ],
 )
 def test_a_file_that_is_none_ends_in_one_line(tmp_path, capsys, name, content, message):

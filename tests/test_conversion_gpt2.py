@@ -238,7 +238,7 @@ def test_a_head_that_only_config_json_ties_becomes_one_of_its_own(tmp_path, stoc
     save_file(state, Path(stock) / "model.safetensors", {"format": "pt"})
     done = from_gpt2(stock, str(tmp_path / "ours"))
     assert torch.equal(weights(tmp_path / "ours")["lm_head.weight"], state["lm_head.weight"])
-    assert any("head of its own" in note for note in done.notes)
+    assert any("stays separate" in note for note in done.notes)
 
 
 HEADS = [

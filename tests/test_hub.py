@@ -229,8 +229,7 @@ print(1)"""
     [
         ("nowhere", REPO, [], "no such directory"),
         (None, "not a name", [], "it is no Hub id (OWNER/NAME)"),
-        (None, REPO, ["--as", "gpt2", "--with-training-state"], "excludes with_training_state"),
-        (None, REPO, ["--tag", ""], "tag: it is empty"),
+        (None, REPO, ["--as", "gpt2", "--with-training-state"], "--as: excludes the training state"),
     ],
 )
 def test_what_cannot_be_pushed_is_one_line(commands, step, model, repo_id, options, says):

@@ -175,10 +175,7 @@ def convert_model(
     if config.tie_word_embeddings and isinstance(model, GPT2LMHeadModel | GPTForCausalLM):
         config.tie_word_embeddings = model.lm_head.weight is model.get_input_embeddings().weight
         if not config.tie_word_embeddings:
-            notes = [
-                *notes,
-                "lm_head is not the embedding, although config.json ties them: it stays a head of its own",
-            ]
+            notes = [*notes, "lm_head differs from the embedding, although config.json ties them: it stays separate"]
     targets = shapes_of(source.name, target_class, config)
     rows = rows_between(*layouts, config.num_hidden_layers, targets, model.state_dict())
     logits = logits_of(model, token_ids(config))
