@@ -12,8 +12,6 @@ from figures import published
 
 import hf_gpt
 
-pytestmark = pytest.mark.figures
-
 RECIPE = Path(__file__).parent.parent / "configs" / "verdict-book.yaml"
 BOOK = {1: (9.740, 10.112), 6: (8.000, 8.506), 11: (6.736, 7.205), 16: (6.030, 6.752)}  # step: training, validation
 
@@ -28,6 +26,7 @@ def train(data_dir, output_dir, *flags: str) -> list[dict]:
     return [line for line in run.metrics if "eval_train_loss" in line]
 
 
+@pytest.mark.figures
 def test_the_losses_before_training_are_the_books(data_dir, tmp_path):
     all_windows = ["--evaluation.first", "0", "--evaluation.tokens", "null", "--evaluation.prompts", "[]"]
     (before,) = train(data_dir, tmp_path, "--train.epochs", "null", "--train.max_steps", "0", *all_windows)

@@ -169,15 +169,17 @@ def card_of(recipe: dict, **options) -> str:
 
 
 def test_figures_of_other_weights_are_no_metadata(tiny):
-    card = card_of(changed(tiny, train__max_steps=11))
-    assert "Measured after step 8, 3 steps before these weights" in card
+    run = hf_gpt.train(changed(tiny, checkpoint={"every": 7}))
+    card = (run.checkpoints[0] / "README.md").read_text()
+    assert "Measured after step 4, 3 steps before these weights" in card
     assert "model-index" not in card
     assert "model_name" not in card
 
 
 def test_a_run_without_prompts_or_evaluation(tiny):
     tiny["evaluation"] |= {"prompts": [], "first": 1000}
-    card = card_of(changed(tiny, train__log_every=100, train__max_steps=4))
+    run = hf_gpt.train(changed(tiny, train__log_every=100, train__max_steps=4, checkpoint={"every": 3}))
+    card = (run.checkpoints[0] / "README.md").read_text()  # the last step is evaluated
     assert "## Samples" not in card
     assert "The run has not evaluated the model yet." in card
     assert "model-index" not in card

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from .. import checkpoint
 from ..errors import RunPreempted, RunStopped, UserError
@@ -39,7 +38,7 @@ from .distributed import whole_model
 from .nonfinite import NonFiniteWatch
 from .observers import Observer, Observers
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
-from .resume import earlier_recipe
+from .resume import refuse_other_run
 from .setup import Job
 from .signals import stop_on_signal
 from .state import load_training_state, save_training_state, whole_weights
@@ -167,7 +166,7 @@ class TrainingRun:
         job, main = self.job, self.accelerator.is_main_process
         self.accelerator.wait_for_everyone()  # until the main process holds the lock
         found, damaged = checkpoint.newest_whole(self.run_dir)
-        self._refuse_what_cannot_resume(found)
+        refuse_other_run(job, found)
         for change in job.changes:
             self.say(f"changed: {change}")
         for warning in (*job.warnings, *damaged.values()):
@@ -204,17 +203,6 @@ class TrainingRun:
                 self.evaluate_and_sample(0)
             if self.max_steps == 0:
                 self.save(0)
-
-    def _refuse_what_cannot_resume(self, found: Path | None) -> None:
-        """Raises :class:`UserError` if the folder holds what this recipe cannot resume; asked under the run's lock."""
-        if earlier_recipe(self.run_dir) != self.job.earlier:
-            raise UserError(f"{self.run_dir}: another process began a run there meanwhile; give another output_dir")
-        if found is not None and self.job.earlier is None:
-            raise UserError(f"{found}: the run has no recipe.yaml; put it back, or give another output_dir")
-        parent = self.job.parent
-        for start, where in ((found, self.run_dir), (None if found else parent, parent)):
-            if start is not None and (step := checkpoint.step_of(start)) + (start != found) > self.max_steps:
-                raise UserError(f"train.max_steps: {self.max_steps}, but {where} is at step {step}")
 
     def _load_checkpoint(self, start: Path, as_branch: bool) -> None:
         """The weights, the optimizer and the position of a checkpoint."""
@@ -389,8 +377,7 @@ class TrainingRun:
         with checkpoint.writing(self.run_dir, step) if main else contextlib.nullcontext() as directory:
             save_training_state(directory, accelerator, self.loss, self.optimizer, dataclasses.asdict(progress))
             if main:
-                with _no_progress_bars():  # they would cross the run's own
-                    self.model.save_pretrained(directory, state_dict=weights)
+                self.model.save_pretrained(directory, state_dict=weights)
                 self.job.data.tokenizer.save_pretrained(directory)
                 self.observers.saving(self, directory)
         self._settle(self.run_dir / "checkpoints" / checkpoint.name_of(step))
@@ -454,17 +441,7 @@ class TrainingRun:
         good = checkpoint.pointed(self.run_dir, "latest")
         if good is None:
             return RunStopped(f"{what}; there is no checkpoint yet; a lower optimizer.lr may help")
-        branch = f"--from {self.run_dir}@{checkpoint.step_of(good)} with a lower optimizer.lr and another --output_dir"
-        return RunStopped(f"{what}; the last good checkpoint is {good}; try {branch}")
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Without the progress bars of transformers."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+        parent = f"{self.run_dir}@{checkpoint.step_of(good)}"
+        return RunStopped(
+            f"{what}; the last good checkpoint is {good}; branch off from {parent} with a lower optimizer.lr"
+        )

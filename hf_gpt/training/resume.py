@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -20,6 +20,9 @@ from ..data.tokenizer import fingerprint, load_tokenizer
 from ..errors import UserError
 from ..recipe import Recipe, differences
 from ..storage import read_json
+
+if TYPE_CHECKING:
+    from .setup import Job
 
 # What may change when a run is resumed; anything else makes it a different run.
 _CHANGEABLE = (
@@ -73,6 +76,25 @@ def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[Ch
             " or resume it with its own recipe.yaml"
         )
     return [change for change in changes if change.field != "output_dir"]
+
+
+def refuse_other_run(job: "Job", found: Path | None) -> None:
+    """Refuse to begin where the folder holds what `job` cannot resume; asked under the run's lock.
+
+    Args:
+        found: the checkpoint in the folder that would be resumed from.
+
+    Raises:
+        UserError: another process began a run there, its recipe is gone, or it is past the last step.
+    """
+    if earlier_recipe(job.run_dir) != job.earlier:
+        raise UserError(f"{job.run_dir}: another process began a run there meanwhile; give another output_dir")
+    if found is not None and job.earlier is None:
+        raise UserError(f"{found}: the run has no recipe.yaml; put it back, or give another output_dir")
+    start = found or job.parent
+    if start is not None and checkpoint.step_of(start) + (found is None) > job.max_steps:
+        where = job.run_dir if found else job.parent
+        raise UserError(f"train.max_steps: {job.max_steps}, but {where} is at step {checkpoint.step_of(start)}")
 
 
 def find_checkpoint(name: str) -> Path:

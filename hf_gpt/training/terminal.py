@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..data.progress import shows_bar
 from ..display import escape_unprintable
@@ -36,6 +37,7 @@ class Terminal(Observer):
         self._started = self._last_line = 0.0
 
     def began(self, training: "TrainingRun") -> None:
+        logging.disable_progress_bar()  # of transformers, which would cross this one
         self._first_step = training.progress.step
         if training.resumed_from is not None:
             for line in read_metrics(training.run_dir):
@@ -86,6 +88,7 @@ class Terminal(Observer):
     def ended(self, training: "TrainingRun", error: BaseException | None) -> None:
         if self._bar is not None:
             self._bar.close()
+        logging.enable_progress_bar()
 
     def _print_line(self, step: int, max_steps: int, metrics: Mapping[str, Any]) -> None:
         now = time.monotonic()
