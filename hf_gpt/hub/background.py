@@ -9,8 +9,6 @@ training continues. Two branches are kept up to date:
 A branch remembers only the newest checkpoint that it should show; older ones that still wait are never sent. The
 branches take turns. After a failure a branch waits before its next attempt, each time longer, or as long as the Hub
 asked. A failure is reported when it is a new one, and so is the first success after it.
-
-`Publisher` does all this; `BackgroundPush` is the observer that drives it from a training run.
 """
 
 import json
@@ -69,24 +67,40 @@ class _Branch:
         return self.wanted not in (None, self.pushed)
 
 
-class Publisher:
-    """The pushes of one run, to `hub.repo_id`; one at a time."""
+class BackgroundPush(Observer):
+    """Observer that publishes a run as `recipe.hub` says, for the main process of a run with a `hub.repo_id`.
+
+    `ended` waits until everything is sent and lets Ctrl-C end that, so it must be called when the run does not handle
+    signals any more.
+    """
 
     def __init__(self, hub: HubRecipe, *, first_pause: float = _FIRST_PAUSE):
         self._hub = hub
         self._first_pause = first_pause
         self._branches = [_Branch(hub.branch, True, first_pause), _Branch("main", False, first_pause)]
 
+    def saved(self, training: "TrainingRun", checkpoint: Path) -> None:
+        every, step, best_step = training.recipe.hub.push_every, training.progress.step, training.progress.best_step
+        if every is None or step % every == 0 or step == training.max_steps:
+            best = checkpoint if best_step is None else checkpoint.with_name(checkpoints.name_of(best_step))
+            self.offer(checkpoint, best if best.is_dir() else None)
+
+    def stepped(self, training: "TrainingRun", step: int, metrics: dict[str, Any] | None) -> None:
+        for text in self.tick():
+            training.event("publishing", text, what=text.removeprefix("hub: "))
+
+    def ended(self, training: "TrainingRun", error: BaseException | None) -> None:
+        for text in self.finish() if error is None else self.left():
+            training.say(text)
+
+    def needs(self) -> set[Path]:
+        waiting = {branch.wanted for branch in self._branches if branch.is_behind}
+        return waiting | {branch.sending for branch in self._branches if branch.process}
+
     def offer(self, newest: Path, best: Path | None) -> None:
         """Let the branches show these checkpoints (None: as before). Others that are still waiting are not sent."""
         for branch in self._branches:
             branch.wanted = (newest if branch.is_tagged else best) or branch.wanted
-
-    @property
-    def needed(self) -> set[Path]:
-        """Checkpoints that must stay on disk until they are sent."""
-        waiting = {branch.wanted for branch in self._branches if branch.is_behind}
-        return waiting | {branch.sending for branch in self._branches if branch.process}
 
     def tick(self) -> list[str]:
         """Collect the push that has ended and start the next one, without waiting; returns messages for people."""
@@ -176,30 +190,3 @@ class Publisher:
         branch.pause = min(2 * branch.pause, _LONGEST_PAUSE)
         more = "" if is_last else f"; training continues, and the next attempt is in {wait:.0f} s"
         return [] if branch.error in known else [f"hub: {branch.error}{more}"]
-
-
-class BackgroundPush(Observer):
-    """Observer that publishes a run as `recipe.hub` says; for the main process of a run with a `hub.repo_id`.
-
-    `ended` waits until all is sent and lets Ctrl-C end that, so it is called when the run handles signals no more.
-    """
-
-    def __init__(self, hub: HubRecipe):
-        self._publisher = Publisher(hub)
-
-    def saved(self, training: "TrainingRun", checkpoint: Path) -> None:
-        every, step, best_step = training.recipe.hub.push_every, training.progress.step, training.progress.best_step
-        if every is None or step % every == 0 or step == training.max_steps:
-            best = checkpoint if best_step is None else checkpoint.with_name(checkpoints.name_of(best_step))
-            self._publisher.offer(checkpoint, best if best.is_dir() else None)
-
-    def stepped(self, training: "TrainingRun", step: int, metrics: dict[str, Any] | None) -> None:
-        for text in self._publisher.tick():
-            training.event("publishing", text, what=text.removeprefix("hub: "))
-
-    def ended(self, training: "TrainingRun", error: BaseException | None) -> None:
-        for text in self._publisher.finish() if error is None else self._publisher.left():
-            training.say(text)
-
-    def needs(self) -> set[Path]:
-        return self._publisher.needed
