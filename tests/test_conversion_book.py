@@ -181,7 +181,7 @@ def test_heads_are_asked_for_unless_the_file_says_them(tmp_path, capsys):
     assert "must divide" in refused(capsys, str(tmp_path / "model.pth"), str(tmp_path / "out"), "--heads", "5")
     torch.save({"model_state_dict": model.state_dict(), "config": {"n_heads": 4}}, tmp_path / "model.pth")
     message = refused(capsys, str(tmp_path / "model.pth"), str(tmp_path / "out"), "--heads", "2")
-    assert "contains n_heads=4; leave it out" in message
+    assert "contains n_heads=4" in message
     converts(tmp_path, model, tmp_path / "model.pth", heads=None)
     torch.save({"model_state_dict": model.state_dict(), "config": {"n_heads": 5}}, tmp_path / "model.pth")
     message = refused(capsys, str(tmp_path / "model.pth"), str(tmp_path / "out"))

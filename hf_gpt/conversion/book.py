@@ -143,9 +143,9 @@ def _heads(source: str, width: int, heads: int | None, settings: Mapping[str, An
     if heads is None and in_file is None:
         # All GPT-2 models have heads of width 64. Only a hint: another number of heads makes another function.
         hint = f", such as {width // 64}, as in GPT-2" if width % 64 == 0 else ""
-        raise UserError(f"{source} does not contain it; give n_heads of your model{hint}", field="heads")
+        raise UserError(f"{source} does not contain their number; give n_heads of your model{hint}", field="heads")
     if heads is not None and in_file not in (None, heads):
-        raise UserError(f"{source} contains n_heads={in_file}; leave it out", field="heads", value=heads)
+        raise UserError(f"{source} contains n_heads={in_file}; give the same or nothing", field="heads", value=heads)
     return in_file if heads is None else heads
 
 

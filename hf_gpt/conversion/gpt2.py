@@ -100,11 +100,8 @@ def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion
         folder = model_folder(source)
         config = _config(folder, source, GPT2Config, "GPT-2")
         for field, fixed in _FIELDS_FIXED.items():
-            if getattr(config, field) is not fixed:
-                raise UserError(
-                    f"{source}: config.json has {field}={getattr(config, field)}, which our model cannot express; "
-                    f"only {fixed} can be converted"
-                )
+            if (value := getattr(config, field)) is not fixed:
+                raise UserError(f"{source}: config.json has {field}={value}; only {fixed} can be converted")
         their_class, our_class = _classes(config, source)
         ours = our_config(source, fields_from_gpt2(config) | _labels(config, our_class))
         stock = _source(folder, source, their_class, config, tokenizer)
@@ -136,9 +133,7 @@ def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
         folder = model_folder(model)
         config = _config(folder, model, GPTConfig, "a model of this package")
         if config.is_heterogeneous:
-            raise UserError(
-                f"{model}: its layers have configurations of their own (per_layer_config), GPT-2's have one"
-            )
+            raise UserError(f"{model}: its layers have different configurations (per_layer_config); GPT-2's have one")
         our_class, their_class = _classes(config, model)
         fields = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
         for rate in ("attn_pdrop", "embd_pdrop"):
@@ -169,7 +164,7 @@ def convert_model(
     out: str,
     notes: Sequence[str] = (),
 ) -> Conversion:
-    """Convert `source`, which loads a model, from one layout into the other (see `convert`)."""
+    """Convert the model that `source` loads from one layout into the other (see `convert`)."""
     shapes_of(source.name, target_class, config)  # refuses what no model can have, before weights are read
     model = source.load()
     if config.tie_word_embeddings and isinstance(model, GPT2LMHeadModel | GPTForCausalLM):
@@ -217,7 +212,7 @@ def load(model_class: type[PreTrainedModel], folder: Path | None, name: str, **h
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads: one or its shards, `.safetensors` before `.bin`."""
+    """The files that transformers reads: one file or its shards, `.safetensors` before `.bin`."""
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         files = [folder / (stem + suffix)]
         if not files[0].is_file():
@@ -228,7 +223,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _classes(config: PreTrainedConfig, source: str) -> tuple[type[PreTrainedModel], type[PreTrainedModel]]:
-    """The class that `architectures` of config.json names, and the other's; a bare model gets its tied head."""
+    """The class that `architectures` names and its counterpart; a model without a head gets its tied head."""
     pairs = _CLASSES if isinstance(config, GPT2Config) else [pair[::-1] for pair in _CLASSES]
     for pair in pairs:
         if config.architectures == [pair[0].__name__]:
@@ -237,7 +232,7 @@ def _classes(config: PreTrainedConfig, source: str) -> tuple[type[PreTrainedMode
         return pairs[0]
     raise UserError(
         f"{source}: config.json has architectures={config.architectures!r}, which cannot be converted; "
-        f"what can: one of {', '.join(pair[0].__name__ for pair in pairs)}, in a list"
+        f"it must be a list of one of {', '.join(pair[0].__name__ for pair in pairs)}"
     )
 
 
@@ -248,7 +243,7 @@ def _labels(config: PreTrainedConfig, our_class: type[PreTrainedModel]) -> dict[
 
 
 def _config(folder: Path, source: str, config_class: type[PreTrainedConfig], what: str) -> PreTrainedConfig:
-    """The configuration in `folder`, which must be of the class that is to be converted."""
+    """The configuration in `folder`, which must be a `config_class`."""
     try:
         content, _ = config_class.get_config_dict(folder)
         if content.get("model_type", config_class.model_type) != config_class.model_type:

@@ -59,22 +59,20 @@ def _gpt2_name(name: str) -> str:
 
 
 def _read_checkpoint(folder: Path) -> StateDict:
-    """The weights under GPT-2's names; what TensorFlow has as a convolution (1, in, out) is the matrix (in, out)."""
+    """The weights under GPT-2's names. TensorFlow's convolutions (1, in, out) become matrices (in, out)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its notes about the machine
     try:
         import tensorflow
     except ImportError:
-        raise UserError(
-            f"{folder}: OpenAI's checkpoints are TensorFlow's, which is not installed: pip install tensorflow-cpu"
-        ) from None
+        raise UserError(f"{folder}: reading it needs TensorFlow: pip install tensorflow-cpu") from None
     prefix, weights = folder / "model.ckpt", {}
     try:
         reader = tensorflow.train.load_checkpoint(str(prefix))
         for name in sorted(reader.get_variable_to_shape_map()):
-            if name.startswith("model/"):  # beside it there may be the counter of a training script
+            if name.startswith("model/"):  # others are the counters of training scripts
                 weight = torch.from_numpy(reader.get_tensor(name))
                 weights[_gpt2_name(name)] = weight.squeeze(0) if weight.dim() == 3 else weight
-    except Exception as error:  # TensorFlow has many kinds, and raises IndexError for a file that is cut off
+    except Exception as error:  # TensorFlow's many kinds, and IndexError for a file that is cut off
         raise UserError(f"{prefix}: not a complete TensorFlow checkpoint: {error}") from None
     return weights
 

@@ -76,7 +76,7 @@ def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
     run_id = read_json(download(ENVIRONMENT)).get("run_id")
     if read_json(run_dir / "environment.json").get("run_id") not in (None, run_id):
         raise UserError(
-            f"output_dir: {run_dir} holds another run than {repo_id} at {branch!r}; give another one, or another"
+            f"output_dir: {run_dir} holds another run than {repo_id} at {branch!r}; give another output_dir or"
             " hub.repo_id"
         )
     progress = read_json(download(f"{checkpoint.TRAINING_STATE}/state.json"))["progress"]
