@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -88,8 +89,10 @@ class CausalLMLoss(nn.Module):
         head, targets = self.model.get_output_embeddings(), shift_labels.flatten().to(hidden_states.device)
         if reduction == "sum":
             return _sum_without_logits(hidden_states, head.weight, targets, chunk)
-        chunks = zip(hidden_states.split(chunk), targets.split(chunk))
-        return torch.cat([_cross_entropy(head(rows), of_rows, "none") for rows, of_rows in chunks])
+        losses = torch.empty(len(targets), device=hidden_states.device)  # small tensors kept would fragment the heap
+        for rows, of_rows, into in zip(hidden_states.split(chunk), targets.split(chunk), losses.split(chunk)):
+            into.copy_(_cross_entropy(head(rows), of_rows, "none"))
+        return losses
 
     def _tokens_per_chunk(self, targets: torch.Tensor) -> int | None:
         """How many tokens' logits are made at once; None for all of them."""
@@ -236,7 +239,7 @@ def _is_plain_linear(head: nn.Module) -> bool:
     """
     return (
         type(head) is nn.Linear
-        and type(head.weight) in (nn.Parameter, torch.Tensor)
+        and type(head.weight) in (nn.Parameter, torch.Tensor, FakeTensor)
         and head.bias is None
         and "forward" not in vars(head)
         and not (head._forward_hooks or head._forward_pre_hooks)

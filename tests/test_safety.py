@@ -53,7 +53,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(name, code, tiny, l
     assert f"stopped and saved after step {checkpoint.step_of(saved)}" in last_line
     assert (name in last_line) == (name != "SIGINT")  # who pressed Ctrl-C knows
     assert f"stopped by {name}, and saved" in (Path(tiny["output_dir"]) / "report.html").read_text()
-    assert "; stopped, and can go on" in (Path(tiny["output_dir"]) / "report.html").read_text()
+    assert "; stopped, and can be resumed" in (Path(tiny["output_dir"]) / "report.html").read_text()
 
     # The same command goes on, and ends where a run that was left alone ends.
     last = str(checkpoint.step_of(saved) + 4)

@@ -180,7 +180,8 @@ class TrainingRun:
                 self.say(line)
         self.accelerator.wait_for_everyone()  # until every process has read the folder
         if main:
-            remove_leftovers(self.run_dir)
+            for folder in (self.run_dir, self.run_dir / "checkpoints"):
+                remove_leftovers(folder)
             for path in damaged:
                 checkpoint.set_aside(path)
         recorded = read_json(self.run_dir / "environment.json")
