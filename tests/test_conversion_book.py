@@ -253,6 +253,14 @@ def test_gpt2s_vocabulary_gets_gpt2s_tokenizer(tmp_path, data_dir):
     assert hf_gpt.GPTConfig.from_pretrained(tmp_path / "ours").eos_token_id == 50256
 
 
+def test_without_gpt2s_files_the_error_says_what_works(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
+    torch.save(ReadersGPT(vocab_size=50257).state_dict(), tmp_path / "model.pth")
+    message = refused(capsys, str(tmp_path / "model.pth"), str(tmp_path / "out"), "--heads", "3")
+    assert "tokenizer 'gpt2'" in message
+    assert "tokenizer 'none' converts without one" in message
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

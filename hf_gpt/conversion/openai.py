@@ -94,7 +94,4 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         vocab, merges = BPE.read_file(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
         return GPT2Tokenizer(vocab=vocab, merges=merges)
     except Exception as error:  # the only kind that `tokenizers` raises
-        raise UserError(
-            f"{folder}: encoder.json and vocab.bpe do not make a tokenizer: {error}; tokenizer 'gpt2' or 'none' does"
-            " not need them"
-        ) from None
+        raise UserError(f"{folder}: encoder.json and vocab.bpe do not make a tokenizer: {error}") from None

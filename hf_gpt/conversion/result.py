@@ -194,7 +194,10 @@ def choose_tokenizer(
     """
     if asked_for == "none":
         return None, "none, as asked for"
-    tokenizer = own() if asked_for is None else load_tokenizer(asked_for)
+    try:
+        tokenizer = own() if asked_for is None else load_tokenizer(asked_for)
+    except UserError as error:
+        raise UserError(f"{error}; tokenizer 'none' converts without one") from None
     if tokenizer is None:
         return None, "none: the source has none; give one as tokenizer"
     # As `data.tokenizer.vocab_size`, without the encoder that it would make, which is larger than the tokenizer.
@@ -213,10 +216,7 @@ def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside a model, if there is one."""
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
         return None
-    try:
-        return load_tokenizer(str(folder.resolve()))
-    except UserError as error:
-        raise UserError(f"{error}; tokenizer 'none' converts without it") from None
+    return load_tokenizer(str(folder.resolve()))
 
 
 @contextlib.contextmanager
