@@ -30,7 +30,7 @@ def duration(seconds: float) -> str:
 
 def short_number(number: float, digits: int = 3) -> str:
     """12000 -> 12k, 3400000 -> 3.4M"""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.{digits}g}{letter}"
     return f"{number:.{digits}g}"

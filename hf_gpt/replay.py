@@ -1,9 +1,8 @@
 """Training that can be audited: repeat some steps of a published run, and compare.
 
-The steps from one checkpoint of a run to another are trained again, in a scratch directory, by the run's own recipe.
-Every line of metrics that both have must be the same but for the clock, and so must the weights, bit for bit, where
-the run kept a checkpoint. That is what the promise to repeat a run comes to, checked on the run itself; it holds on
-the same hardware, versions and number of processes.
+The steps from one checkpoint of a run to another are trained again, in a temporary folder, by the run's own recipe.
+Every metric that both have must be the same, except for the clock, and so must the weights, bit for bit, where the run
+kept a checkpoint. This holds on the same hardware, versions and number of processes.
 """
 
 import dataclasses
@@ -30,9 +29,8 @@ from .training.run_log import read_events, read_metrics
 from .training.signals import lost_process_ends_run
 from .training.state import whole_weights
 
-# What two runs may differ in and be the same.
-_CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
-# What a step depends on that may change when a run is resumed.
+_NOT_COMPARED = ("step", "seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
+# Fields that may change when a run is resumed, and that a step depends on.
 _OF_A_STEP = ("train.max_steps", "train.epochs", "train.batch_size")
 
 
@@ -74,12 +72,11 @@ def replay(
     kept = {checkpoint.step_of(path): path for path in checkpoint.checkpoints(run_dir)}
     if not kept:
         raise UserError(f"{run_dir}: a run without a checkpoint; there is nothing to compare with")
-    start = (sorted(kept)[0] if len(kept) > 1 else beginning) if start is None else start
+    start = (min(kept) if len(kept) > 1 else beginning) if start is None else start
     stop = max(kept) if stop is None else stop
     if not beginning <= start < stop <= max(kept):
         raise UserError(f"{run_dir}: steps {start} to {stop} are not within the run's {beginning} to {max(kept)}")
     origin = f"{parent['run']}@{start}" if parent and start == beginning else f"{run_dir}@{start}" if start else None
-    published = _by_step(read_metrics(run_dir))
     recipe = Recipe.from_yaml(run_dir / "recipe.yaml")
     conditions = _conditions(run_dir, recipe.train)
     train, processes = conditions[max(step for step in conditions if step <= start)]
@@ -90,7 +87,7 @@ def replay(
                 f"{run_dir}: continued from step {step} with another train.batch_size or number of processes, which"
                 f" changes the last digits; repeat the steps up to {step}, or those from {step} on, by themselves"
             )
-    comparison = _Comparison(published, kept, conditions, watch)
+    comparison = _Comparison(run_dir, kept, conditions, watch)
     with tempfile.TemporaryDirectory(prefix="hf_gpt-replay-") as scratch:
         recipe = dataclasses.replace(
             recipe,
@@ -118,14 +115,17 @@ class _Comparison(Observer):
 
     def __init__(
         self,
-        published: Mapping[int, dict[str, Any]],
+        run_dir: Path,
         kept: Mapping[int, Path],
         conditions: Mapping[int, tuple[TrainRecipe, int]],
         watch: Callable[[int, list[Compared]], None] | None,
     ):
         self.results: dict[int, list[Compared]] = {}
-        self._published, self._kept, self._conditions, self._watch = published, kept, conditions, watch
-        self._repeated: dict[str, Any] = {}  # of the step at hand
+        self._kept, self._conditions, self._watch = kept, conditions, watch
+        self._repeated: dict[str, Any] = {}  # of the current step
+        self._published: dict[int, dict[str, Any]] = {}  # a step's metrics of training and evaluation together
+        for line in read_metrics(run_dir):
+            self._published.setdefault(line["step"], {}).update(line)
 
     def stepped(self, training: TrainingRun, step: int, metrics: dict[str, Any] | None) -> None:
         self._repeated = dict(metrics or {})
@@ -150,7 +150,7 @@ class _Comparison(Observer):
         found = [
             Compared(step, name, repr(published[name]), repr(value))
             for name, value in self._repeated.items()
-            if name in published and name not in _CLOCK and name != "step"
+            if name in published and name not in _NOT_COMPARED
         ]
         if kept:
             theirs: dict[str, torch.Tensor] = {}
@@ -165,9 +165,9 @@ class _Comparison(Observer):
 def _conditions(run_dir: Path, train: TrainRecipe) -> dict[int, tuple[TrainRecipe, int]]:
     """`{step: (recipe, number of processes)}`: under what a run was trained after a step, until the next such step.
 
-    The learning rate depends on a run's length, and the last digits on how a global batch is cut up; both may change
-    in a run, and `events.jsonl` says when. `train` is the recipe as the last change left it. A run that resumes from a
-    step trains everything after it anew, so what was noted of later steps before then no longer counts.
+    The learning rate depends on a run's length, and the last digits on how a global batch is divided; both may change
+    when a run is resumed, and `events.jsonl` says when. `train` is the recipe after the last change. A run that
+    resumes from a step trains all later steps again, so earlier entries for later steps no longer count.
     """
     events = read_events(run_dir)
     changed = [e for e in events if e["event"] == "changed" and e["field"] in _OF_A_STEP]
@@ -183,8 +183,8 @@ def _conditions(run_dir: Path, train: TrainRecipe) -> dict[int, tuple[TrainRecip
             processes = event.get("processes", processes)
         else:
             continue
-        earlier = {step: then for step, then in found.items() if step < event["step"]}
-        found = {**earlier, event["step"]: (dict(now), processes)}
+        found = {step: then for step, then in found.items() if step < event["step"]}
+        found[event["step"]] = (dict(now), processes)
     return {
         step: (dataclasses.replace(train, **{k.removeprefix("train."): v for k, v in then.items()}), processes)
         for step, (then, processes) in found.items()
@@ -199,12 +199,3 @@ def weights_checksum(weights: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _by_step(lines: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """The values of each step, of training and evaluation together, without the clock."""
-    values: dict[int, dict[str, Any]] = {}
-    for line in lines:
-        of_step = values.setdefault(line["step"], {})
-        of_step |= {name: value for name, value in line.items() if name not in _CLOCK and name != "step"}
-    return values

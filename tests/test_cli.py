@@ -239,7 +239,7 @@ def test_a_folder_that_holds_another_run_is_refused(recipe, tiny, capsys):
         (["train", "RUN/recipe.yaml", "--output_dir", "NOT_A_MODEL/run", "--from", "NOT_A_MODEL"], "no run with a"),
         (["decode", "RUN", "--prompt", "a", "--draws", "-1"], "--draws -1: must be 0 to 1,000,000"),
         (["demo", "RUN", "--port", "0"], "--port 0: must be 1 to 65535"),
-        (["convert", "RUN", "NOT_A_MODEL", "--to", "gpt2", "--heads", "2"], "--heads goes with --from book"),
+        (["convert", "RUN", "NOT_A_MODEL", "--to", "gpt2", "--heads", "2"], "go with --from book"),
         (["evaluate", "RUN"], "one of the arguments --text --dataset is required"),
         (["fly"], "invalid choice: 'fly'"),
         ([], "required: COMMAND"),

@@ -469,7 +469,7 @@ def test_a_result_with_other_logits_is_not_kept(tmp_path, stock, monkeypatch, ca
         (["./nowhere", "OUT", "--to", "gpt2"], "no such directory"),
         (["STOCK", "OUT"], "one of the arguments --from --to is required"),
         (["STOCK", "OUT", "--from", "gpt3"], "invalid choice: 'gpt3'"),
-        (["STOCK", "OUT", "--from", "gpt2", "--heads", "4"], "--heads goes with --from book"),
+        (["STOCK", "OUT", "--from", "gpt2", "--heads", "4"], "go with --from book"),
         (["STOCK", "OUT", "--from", "gpt2", "--tokenizer", "./nowhere"], "no such file"),
     ],
 )

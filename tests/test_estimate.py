@@ -213,7 +213,7 @@ def test_the_known_devices_are_listed_without_a_recipe(capsys):
 
 def test_memory_on_several_devices_is_marked_as_unchecked(recipe, capsys):
     assert main(["estimate", recipe, "--device", "H100", "--devices", "2"]) == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if "a device, " in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "per device, " in line]
     assert len(lines) == 2
     assert all("not checked" in line for line in lines)
 

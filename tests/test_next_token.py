@@ -310,7 +310,7 @@ def test_the_command_prints_a_table_or_json_and_draws(folder, tmp_path, capsys):
         (["--top-p", "1.5"], "--top-p 1.5: must be"),
         (["--draws", "-1"], "--draws -1: must be 0 to"),
         (["--seed", "-1"], "--seed -1: must be at least 0"),
-        (["--top", "0"], "--top 0: must be 1 to 100"),
+        (["--top", "0"], "argument --top: 0: must be 1 to 100"),
         (["--png", "."], "--png '.': is a folder"),
         (["--png", ""], "--png '': is a folder"),
     ],

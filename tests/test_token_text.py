@@ -13,7 +13,7 @@ from hf_gpt.explain.token_text import aligned, show, show_token, spelled_togethe
     [
         (" the", "␣the"),
         ("\n\t", "⏎⇥"),
-        ("\x1b[31m\r\x00\x7f", "\\x1b[31m\\x0d\\x00\\x7f"),
+        ("\x1b[31m\r\x00\x7f", "\\x1b[31m\\r\\x00\\x7f"),
         ("a\u202e\u200b\ue000", "a\\u202e\\u200b\\ue000"),
         ("中文 é", "中文␣é"),
         ("e\u0301", "e\u0301"),

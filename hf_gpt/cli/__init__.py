@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     parsed, rest = _parser().parse_known_args(arguments)
-    if rest and not parsed.parser.takes_recipe:
+    if rest and not parsed.parser.recipe:
         raise UserError(f"unknown argument {rest[0]!r}; see {parsed.parser.prog} --help")
     parsed.overrides = rest
     try:
@@ -68,10 +68,9 @@ def _parser() -> Parser:
 
     parser = Parser(
         prog="hf-gpt",
-        description="Train your own GPT and have the whole Hugging Face ecosystem accept it.",
-        epilog="MODEL is a model's directory, a run's directory (its best checkpoint) or a Hub id. A Hub id may name a"
-        " branch, tag or commit: someone/my-gpt@step-00000500."
-        " --debug shows the traceback of an error.",
+        description="Train a language model on your own text. Every checkpoint is a Hugging Face model.",
+        epilog="MODEL is the directory of a model or of a run (its best checkpoint), or a Hub id, which may name a"
+        " branch, tag or commit: someone/my-gpt@step-00000500. With --debug, errors show their traceback.",
     )
     parser.add_argument("--version", action="version", version=f"hf_gpt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -5,20 +5,52 @@ that argument, are shown with the flag (`Parser.flags`, used in `cli.main`).
 """
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..errors import UserError
 
 TOKEN_SIGNS = (
-    "In tokens, ␣ is a space, ⏎ a line break, ⇥ a tab, \\x1b a control character, and <E4 B8> are bytes of a character"
-    " that several tokens make together."
+    "In tokens, ␣ is a space, ⏎ a line break, ⇥ a tab, \\x1b a control character; <E4 B8> are bytes of a character"
+    " that is cut into several tokens."
 )
+
+
+def count(text: str) -> int:
+    """A number of tokens to show."""
+    if not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 to 100")
+    return int(text)
+
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "model": {"metavar": "MODEL", "help": "directory of a model or run, or a Hub id"},
+    "--prompt": {"required": True, "metavar": "TEXT", "help": "the text to continue"},
+    "--top-k": {"type": int, "metavar": "K", "help": "sample from the K likeliest tokens"},
+    "--top-p": {
+        "type": float,
+        "metavar": "P",
+        "help": "sample from the likeliest tokens whose probabilities add up to P",
+    },
+    "--seed": {"type": int, "default": 123, "metavar": "S", "help": "random seed of the sampling (default: 123)"},
+    "--top": {"type": count, "metavar": "N", "help": "likeliest tokens to show (default: %(default)s)"},
+    "--json": {"action": "store_true", "help": "print one JSON object on stdout"},
+}
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with errors in one line and, for commands that take a recipe, its fields in the help."""
 
-    takes_recipe = False
+    recipe: argparse.Action | None = None
+
+    def add_shared(self, *names: str, **changes: Any) -> None:
+        """Arguments that several commands take; `changes` are of all of `names`."""
+        for name in names:
+            self.add_argument(name, **{**_SHARED[name], **changes})
+
+    def add_recipe(self, flags: str) -> None:
+        """The recipe and any of its fields; `flags` are the other arguments as the usage line shows them."""
+        self.usage = f"{self.prog} RECIPE.yaml {flags} [--section.key VALUE ...]"
+        self.recipe = self.add_argument("recipe", metavar="RECIPE.yaml", help="the recipe; flags change its fields")
 
     def flags(self) -> dict[str, str]:
         """The flag of each argument, by its `dest`."""
@@ -31,36 +63,10 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         text = super().format_help()
-        if not self.takes_recipe:
+        if self.recipe is None:
             return text
         from ..recipe import fields_help
 
         lines = [f"  --{name} VALUE\n      {help} (default: {default})" for name, default, help in fields_help()]
         heading = "recipe fields (null unsets a field; --model.KEY sets any field of GPTConfig):"
         return "\n".join([text, heading, *lines, ""])
-
-
-def add_recipe(parser: Parser, flags: str) -> argparse.Action:
-    """The recipe and any of its fields; `flags` are the other arguments as the usage line shows them."""
-    parser.takes_recipe = True
-    parser.usage = f"{parser.prog} RECIPE.yaml {flags} [--section.key VALUE ...]"
-    return parser.add_argument("recipe", metavar="RECIPE.yaml", help="the recipe; flags change any of its fields")
-
-
-def add_model(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model's or run's directory, or a Hub id")
-
-
-def add_json(parser: Parser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-
-
-def add_top(parser: Parser, default: int) -> None:
-    parser.add_argument(
-        "--top", type=int, default=default, metavar="N", help=f"likeliest tokens to show (default: {default})"
-    )
-
-
-def check_top(top: int) -> None:
-    if not 1 <= top <= 100:
-        raise UserError("must be 1 to 100", field="top", value=top)

@@ -6,7 +6,7 @@ from ..errors import UserError
 from .arguments import Parser
 from .output import say
 
-HELP = "convert other models to ours, and ours to stock GPT-2"
+HELP = "convert GPT-2 weights to our GPT, or our GPT to a stock GPT-2"
 
 _EXAMPLES = """\
 examples:
@@ -32,32 +32,23 @@ def add_arguments(parser: Parser) -> None:
     kind.add_argument("--from", dest="from_", choices=["gpt2", "book", "openai"], help="what SOURCE is")
     kind.add_argument("--to", choices=["gpt2"], help="what DEST becomes; SOURCE is ours")
     parser.add_argument(
-        "--tokenizer", metavar="T", help="none, or another tokenizer than the source's, named as in a recipe"
+        "--tokenizer", metavar="T", help="another tokenizer than the source's, named as in a recipe; or none"
     )
-    parser.add_argument("--heads", type=int, metavar="N", help="attention heads (only --from book: its n_heads)")
+    parser.add_argument("--heads", type=int, metavar="N", help="the book's n_heads (only --from book)")
     parser.add_argument(
-        "--drop-rate",
-        type=float,
-        metavar="R",
-        help="dropout (only --from book: its drop_rate; default: the file's, else 0.1)",
+        "--drop-rate", type=float, metavar="R", help="dropout (only --from book; default: that of the file, or 0.1)"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    for flag, value in (("--heads", arguments.heads), ("--drop-rate", arguments.drop_rate)):
-        if value is not None and arguments.from_ != "book":
-            raise UserError(f"{flag} goes with --from book; other sources contain it")
+    if arguments.from_ != "book" and (arguments.heads, arguments.drop_rate) != (None, None):
+        raise UserError("--heads and --drop-rate go with --from book; other sources contain them")
     from .. import conversion
 
-    source, dest, tokenizer = arguments.source, arguments.dest, arguments.tokenizer
-    if arguments.to == "gpt2":
-        done = conversion.to_gpt2(source, dest, tokenizer=tokenizer)
-    elif arguments.from_ == "gpt2":
-        done = conversion.from_gpt2(source, dest, tokenizer=tokenizer)
-    elif arguments.from_ == "openai":
-        done = conversion.from_openai(source, dest, tokenizer=tokenizer)
-    else:
-        heads, drop_rate = arguments.heads, arguments.drop_rate
-        done = conversion.from_book(source, dest, heads=heads, tokenizer=tokenizer, drop_rate=drop_rate)
-    for line in done.describe():
+    kinds = {"gpt2": conversion.from_gpt2, "book": conversion.from_book, "openai": conversion.from_openai}
+    options = {"tokenizer": arguments.tokenizer}
+    if arguments.from_ == "book":
+        options |= {"heads": arguments.heads, "drop_rate": arguments.drop_rate}
+    convert = kinds.get(arguments.from_, conversion.to_gpt2)
+    for line in convert(arguments.source, arguments.dest, **options).describe():
         say(line)

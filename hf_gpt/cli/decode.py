@@ -5,47 +5,43 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import TOKEN_SIGNS, Parser, add_json, add_model, add_top, check_top
+from .arguments import TOKEN_SIGNS, Parser
 from .output import check_output_file, hide_loading_bars, print_json, say
 
 if TYPE_CHECKING:
     from ..explain.decoding import Decoding
 
-HELP = "how temperature, top-k and top-p change the distribution of the next token"
+HELP = "show how temperature, top-k and top-p change the next token's distribution"
 
 _MOST_BARS = 20
 
 
 def add_arguments(parser: Parser) -> None:
     parser.description = (
-        "How greedy decoding, temperature, top-k and top-p change the distribution of the token after a prompt, and"
-        " how often each token is drawn."
+        "Show the distribution of the token after a prompt at several temperatures, with top-k and top-p applied, and"
+        " how often each token comes in random draws."
     )
     parser.epilog = (
-        "- stands for a token that cannot be drawn: top-k or top-p exclude it, greedy decoding takes another, or the"
-        f" model's generation config forbids it. {TOKEN_SIGNS}"
+        "- marks a token that greedy decoding, top-k, top-p or the model's generation config leaves out."
+        f" {TOKEN_SIGNS}"
     )
-    add_model(parser)
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
+    parser.add_shared("model", "--prompt")
     parser.add_argument(
         "--temperature",
         type=float,
         nargs="+",
         default=[0.1, 1.0, 5.0],
         metavar="T",
-        help="one or several, 0 is greedy (default: the book's 0.1 1 5)",
+        help="up to six, 0 is greedy (default: 0.1 1 5)",
     )
-    parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens")
-    parser.add_argument(
-        "--top-p", type=float, metavar="P", help="keep the likeliest tokens that together have probability P"
-    )
+    parser.add_shared("--top-k", "--top-p")
     parser.add_argument(
         "--draws", dest="num_draws", type=int, default=1000, metavar="N", help="draws to count (default: 1000)"
     )
-    parser.add_argument("--seed", type=int, default=123, metavar="S", help="seed of the draws (default: 123)")
-    add_top(parser, 10)
+    parser.add_shared("--seed")
+    parser.add_shared("--top", default=10)
     parser.add_argument("--png", metavar="FILE", help=f"draw a bar chart of at most {_MOST_BARS} tokens")
-    add_json(parser)
+    parser.add_shared("--json")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -54,16 +50,10 @@ def run(arguments: argparse.Namespace) -> None:
     from ..explain.token_text import show_token
     from ..generation import check_prompt
 
-    settings = {
-        "temperatures": arguments.temperature,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-        "num_draws": arguments.num_draws,
-        "seed": arguments.seed,
-    }
+    settings = {name: getattr(arguments, name) for name in ("top_k", "top_p", "num_draws", "seed")}
+    settings["temperatures"] = arguments.temperature
     check_prompt(arguments.prompt)  # before the seconds that loading takes
     check_settings(**settings)
-    check_top(arguments.top)
     check_output_file(arguments.png, "png")
     hide_loading_bars()
     model, tokenizer = load_model(arguments.model)

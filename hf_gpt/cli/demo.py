@@ -3,23 +3,21 @@
 import argparse
 
 from ..errors import UserError
-from .arguments import Parser, add_model
+from .arguments import Parser
 from .output import hide_loading_bars, say
 
-HELP = "a page in the browser where a model continues prompts, with its next-token distribution"
+HELP = "serve a page on which a model continues prompts, with its next-token distribution"
 
 
 def add_arguments(parser: Parser) -> None:
     parser.epilog = (
-        "The page is at 127.0.0.1 until Ctrl-C. For a run it shows several checkpoints side by side."
+        "Only this machine can open the page. Ctrl-C ends it. For a run it shows several checkpoints side by side."
         " Needs pip install 'hf_gpt[demo]'."
     )
-    add_model(parser)
-    parser.add_argument("--port", type=int, metavar="N", help="(default: the first free one from 7860)")
+    parser.add_shared("model")
+    parser.add_argument("--port", type=int, metavar="N", help="port (default: the first free one from 7860)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument(
-        "--space", metavar="DIR", help="instead, write the files of a Hugging Face Space into a new or empty directory"
-    )
+    parser.add_argument("--space", metavar="DIR", help="only write a Hugging Face Space to a new directory")
 
 
 def run(arguments: argparse.Namespace) -> None:

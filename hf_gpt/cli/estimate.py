@@ -4,26 +4,24 @@ import argparse
 import dataclasses
 from typing import Any
 
-from .arguments import Parser, add_json, add_recipe
+from .arguments import Parser
 from .output import print_json, say
 
 HELP = "forecast the parameters, FLOPs, memory and time of a run"
 
 
 def add_arguments(parser: Parser) -> None:
-    recipe = add_recipe(parser, "[--device NAME [--devices N]] [--json]")
+    parser.add_recipe("[--device NAME [--devices N] [--utilization U]] [--json]")
     parser.epilog = (
-        "Memory is counted while the run is tried with tensors that have a shape and no contents. Time is measured in"
-        " some real steps on this machine, for about a minute at most. Nothing is written into the run's folder. With"
-        " --device, time follows from the maker's figure for dense bf16, and train.batch_size is that of each device."
-        " The memory a device under DDP and FSDP2 is calculated; it was not checked on several devices."
+        "For this machine, a few steps are run in a temporary folder, for about a minute at most. For another device,"
+        " time is calculated from its maker's figure for dense bf16, and train.batch_size is per device. Memory per"
+        " device under DDP and FSDP2 is calculated and was not checked on several devices."
     )
     parser.add_argument(
         "--device",
-        action=_DeviceAction,
-        recipe=recipe,
+        action=_Device,
         metavar="NAME",
-        help="forecast for this device, such as H100, instead of this machine; list shows the known ones",
+        help="forecast for a device such as H100 instead of this machine; --device list shows the known ones",
     )
     parser.add_argument("--devices", metavar="N", type=int, default=1, help="number of such devices (default: 1)")
     parser.add_argument(
@@ -33,50 +31,36 @@ def add_arguments(parser: Parser) -> None:
         default=0.4,
         help="assumed part of the device's peak that training reaches (default: 0.4)",
     )
-    add_json(parser)
+    parser.add_shared("--json")
 
 
-class _DeviceAction(argparse.Action):
+class _Device(argparse.Action):
     """`--device list` needs no recipe."""
 
-    def __init__(self, *args: Any, recipe: argparse.Action, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.recipe = recipe
-
     def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, option_string: Any = None) -> None:
-        setattr(namespace, self.dest, value)
-        self.recipe.required = value != "list"
+        namespace.device = value
+        parser.recipe.required = value != "list"
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.device == "list":
-        _list_devices(arguments)
-        return
-    from ..estimate.devices import check_plan
+    from ..estimate.devices import DEVICES, check_plan
 
-    check_plan(arguments.device, arguments.devices, arguments.utilization)  # before the seconds that imports take
+    if arguments.device == "list":
+        if arguments.json:
+            print_json({name: dataclasses.asdict(device) for name, device in DEVICES.items()})
+            return
+        print(f"{'device':12}{'TFLOP/s':>9}{'GB':>6}   dense bf16, as published")
+        for name, device in DEVICES.items():
+            print(f"{name:12}{device.tflops:>9,.0f}{device.gigabytes:>6}")
+        return
+    plan = (arguments.device, arguments.devices, arguments.utilization)
+    check_plan(*plan)  # before the seconds that imports take
     from ..estimate.forecast import estimate
     from ..recipe import Recipe
 
-    found = estimate(
-        Recipe.from_yaml(arguments.recipe, arguments.overrides),
-        arguments.device,
-        arguments.devices,
-        arguments.utilization,
-    )
+    found = estimate(Recipe.from_yaml(arguments.recipe, arguments.overrides), *plan)
     if arguments.json:
         print_json(found.to_dict())
         return
     for line in found.describe():
         say(line)
-
-
-def _list_devices(arguments: argparse.Namespace) -> None:
-    from ..estimate.devices import DEVICES
-
-    if arguments.json:
-        print_json({name: dataclasses.asdict(device) for name, device in DEVICES.items()})
-        return
-    print(f"{'device':12}{'TFLOP/s':>9}{'GB':>6}   dense bf16, as published")
-    for name, device in DEVICES.items():
-        print(f"{name:12}{device.tflops:>9,.0f}{device.gigabytes:>6}")

@@ -2,26 +2,24 @@
 
 import argparse
 
-from .arguments import Parser, add_json, add_model
+from .arguments import Parser
 from .output import hide_loading_bars, print_json, say
 
-HELP = "loss, perplexity and bits per byte of a model on a text"
+HELP = "measure loss, perplexity and bits per byte of a model on a text"
 
 
 def add_arguments(parser: Parser) -> None:
-    add_model(parser)
+    parser.add_shared("model")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--text", metavar="FILE", help="a file, directory or glob (txt, jsonl, parquet, csv)")
-    text.add_argument("--dataset", metavar="NAME", help="a Hub dataset id or a local dataset folder")
-    parser.add_argument(
-        "--dataset-config", dest="config", metavar="C", help="configuration, for a dataset that has several"
-    )
-    parser.add_argument("--split", metavar="S", help="split (default: test of a dataset, train of files)")
+    text.add_argument("--dataset", metavar="NAME", help="a dataset's Hub id or folder")
+    parser.add_argument("--dataset-config", dest="config", metavar="C", help="which of the dataset's configurations")
+    parser.add_argument("--split", metavar="S", help="split (default: test for --dataset, train for --text)")
     parser.add_argument("--text-column", metavar="NAME", help="column that contains the text")
     parser.add_argument(
         "--stride", metavar="N", type=int, help="tokens between window starts (default: the context length)"
     )
-    add_json(parser)
+    parser.add_shared("--json")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,33 +3,34 @@
 import argparse
 from pathlib import Path
 
-from .arguments import TOKEN_SIGNS, Parser, add_json, add_model, add_top, check_top
+from .arguments import TOKEN_SIGNS, Parser
 from .output import check_output_file, hide_loading_bars, print_json, say
 
-HELP = "the loss of a text, token by token"
+HELP = "show the loss of a text, token by token"
 
 
 def add_arguments(parser: Parser) -> None:
     parser.description = (
-        "From logits to loss: for each token of a text its probability, rank, log-probability and loss, and likelier"
-        " tokens; then their sum, mean and perplexity, and the same loss from torch's cross_entropy."
+        "Show the loss of a text, token by token: the probability, rank, log-probability and loss of each token, and"
+        " the likeliest tokens in its place. Then the mean loss and the perplexity, and the same loss from torch's"
+        " cross_entropy."
     )
     parser.epilog = TOKEN_SIGNS
-    add_model(parser)
+    parser.add_shared("model")
     parser.add_argument(
         "--text", required=True, metavar="TEXT", help="at least two tokens, at most the context length"
     )
-    add_top(parser, 3)
+    parser.add_shared("--top", default=3)
     parser.add_argument("--html", metavar="FILE", help="write a page with each token coloured by its loss")
-    add_json(parser)
+    parser.add_shared("--json")
 
 
 def run(arguments: argparse.Namespace) -> None:
     from ..checkpoint import load_model
-    from ..explain.scores import check_text, explain
+    from ..explain.scores import explain
+    from ..generation import refuse_broken_text
 
-    check_text(arguments.text)  # before the seconds that loading takes
-    check_top(arguments.top)
+    refuse_broken_text("text", arguments.text)  # before the seconds that loading takes
     check_output_file(arguments.html, "html")
     hide_loading_bars()
     explanation = explain(*load_model(arguments.model), arguments.text, arguments.top)

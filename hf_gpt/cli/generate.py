@@ -2,27 +2,22 @@
 
 import argparse
 
-from .arguments import Parser, add_model
+from .arguments import Parser
 from .output import hide_loading_bars
 
-HELP = "continue a prompt; greedy unless a sampling flag is given"
+HELP = "continue a prompt"
 
 
 def add_arguments(parser: Parser) -> None:
-    add_model(parser)
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
-    parser.add_argument("--max-new-tokens", type=int, default=50, metavar="N", help="(default: 50)")
+    parser.epilog = "Decoding is greedy unless --temperature, --top-k or --top-p is given."
+    parser.add_shared("model", "--prompt")
     parser.add_argument(
-        "--temperature",
-        type=float,
-        metavar="T",
-        help="0 is greedy, below 1 prefers likely tokens, above 1 levels them",
+        "--max-new-tokens", type=int, default=50, metavar="N", help="tokens to add at most (default: 50)"
     )
-    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
     parser.add_argument(
-        "--top-p", type=float, metavar="P", help="sample from the likeliest tokens that together have probability P"
+        "--temperature", type=float, metavar="T", help="0: greedy; below 1: likelier tokens; above 1: more varied ones"
     )
-    parser.add_argument("--seed", type=int, default=123, metavar="S", help="seed of the sampling (default: 123)")
+    parser.add_shared("--top-k", "--top-p", "--seed")
 
 
 def run(arguments: argparse.Namespace) -> None:

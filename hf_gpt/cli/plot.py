@@ -4,17 +4,17 @@ import argparse
 
 from .arguments import Parser
 
-HELP = "write the report of a run, or a comparison of several, with figures for papers"
+HELP = "write the report of a run, or a comparison of several runs"
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "run_dirs", metavar="RUN", nargs="+", help="a run's directory; the run may be in progress or have failed"
+        "run_dirs", metavar="RUN", nargs="+", help="directory of a run, also of one that is in progress or failed"
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="folder to write to (default: the run's; of several runs: comparison)"
+        "--output", metavar="DIR", help="folder to write to (default: that of the run; for several runs: comparison)"
     )
-    parser.add_argument("--x", choices=("steps", "tokens", "seconds"), default="steps", help="axis (default: steps)")
+    parser.add_argument("--x", choices=("steps", "tokens", "seconds"), default="steps", help="x-axis (default: steps)")
     parser.add_argument("--log", action="store_true", help="logarithmic axes for loss and perplexity")
 
 

@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 
 from ..errors import HubError, UserError
-from .arguments import Parser, add_json
+from .arguments import Parser
 from .output import hide_loading_bars, print_json, say, set_up_hub
 
 HELP = "publish a model, or the best checkpoint of a run, on the Hub"
@@ -21,25 +21,25 @@ examples:
   hf-gpt push runs/quickstart someone/my-gpt-as-gpt2 --as gpt2
       a GPT2LMHeadModel, which needs neither this package nor remote code
 
-A push is one commit. It also removes the weights, tokenizer and training state of the model that was there; other
-files in the repository stay. The token is that of `hf auth login` or HF_TOKEN, the address that of HF_ENDPOINT.
+A push is one commit. It replaces the model that was in the repository and leaves other files there alone.
+The token is taken from `hf auth login` or HF_TOKEN; HF_ENDPOINT names another Hub.
 """
 
 
 def add_arguments(parser: Parser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EXAMPLES
-    parser.add_argument("model", metavar="MODEL", help="a model's directory, or a run's (its best checkpoint)")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the Hub; created if it does not exist")
-    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    parser.add_argument("model", metavar="MODEL", help="directory of a model, or of a run (its best checkpoint)")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the Hub, created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="if the repository is created, make it private")
     parser.add_argument("--revision", metavar="R", default="main", help="branch to commit to (default: main)")
     parser.add_argument("--tag", metavar="T", help="tag for this commit")
     parser.add_argument("--message", metavar="M", help="commit message (default: the step)")
     parser.add_argument(
-        "--with-training-state", action="store_true", help="also send what checkpoint.resume: hub needs to resume"
+        "--with-training-state", action="store_true", help="also upload what checkpoint.resume: hub needs"
     )
-    parser.add_argument("--as", dest="as_gpt2", choices=["gpt2"], help="send the model as a stock GPT-2")
-    add_json(parser)
+    parser.add_argument("--as", dest="as_gpt2", choices=["gpt2"], help="convert the model to a stock GPT-2 first")
+    parser.add_shared("--json")
 
 
 def run(arguments: argparse.Namespace) -> None:

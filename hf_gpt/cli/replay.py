@@ -9,16 +9,16 @@ from .arguments import Parser
 if TYPE_CHECKING:
     from ..replay import Compared
 
-HELP = "repeat steps of a run and compare losses and weights with the recorded ones"
+HELP = "train steps of a run again and compare losses and weights with the recorded ones"
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("run_dir", metavar="RUN", help="the run's directory")
+    parser.add_argument("run_dir", metavar="RUN", help="directory of the run")
     parser.add_argument(
-        "--from", dest="start", type=int, metavar="S", help="0, or a step with a checkpoint (default: the oldest one)"
+        "--from", dest="start", type=int, metavar="S", help="0, or a step that has a checkpoint (default: the oldest)"
     )
     parser.add_argument("--to", dest="stop", type=int, metavar="T", help="last step (default: the newest checkpoint)")
-    parser.epilog = "Exit code 1 if anything differs, or nothing was recorded."
+    parser.epilog = "The exit code is 1 if anything differs, or if no step has a record to compare with."
 
 
 def run(arguments: argparse.Namespace) -> int:

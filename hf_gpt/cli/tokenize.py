@@ -2,15 +2,15 @@
 
 import argparse
 
-from .arguments import Parser, add_json, add_recipe
+from .arguments import Parser
 from .output import print_json, say
 
 HELP = "tokenise the text of a recipe and show what training will see"
 
 
 def add_arguments(parser: Parser) -> None:
-    add_recipe(parser, "[--json]")
-    add_json(parser)
+    parser.add_recipe("[--json]")
+    parser.add_shared("--json")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,23 +3,20 @@
 import argparse
 import sys
 
-from .arguments import Parser, add_recipe
+from .arguments import Parser
 from .output import say, set_up_hub
 
 HELP = "train a model, or resume training"
 
 
 def add_arguments(parser: Parser) -> None:
-    add_recipe(parser, "[--from RUN@STEP]")
+    parser.add_recipe("[--from RUN@STEP]")
     parser.add_argument(
-        "--from",
-        dest="parent",
-        metavar="RUN@STEP",
-        help="start from this checkpoint of another run, with its optimizer state",
+        "--from", dest="parent", metavar="RUN@STEP", help="continue another run from this step, in a new output_dir"
     )
     parser.epilog = (
-        "A run that stopped is resumed by the same command. Exit codes: 0 done, 1 the run could not continue,"
-        " 2 wrong input, 75 saved and stopped by SIGTERM or SIGUSR1, 130 saved and stopped by Ctrl-C."
+        "The same command resumes a run that stopped. Exit codes: 0 finished; 1 the run could not continue; 2 wrong"
+        " input; 75 stopped by SIGTERM or SIGUSR1, after saving; 130 stopped by Ctrl-C, after saving."
     )
 
 

@@ -1,7 +1,7 @@
 """Time and memory on accelerators that are not here, from the figures that their makers publish.
 
-Time is work over speed. The part of the published speed that training reaches is an assumption of the caller. The
-memory per device under DDP and FSDP2 is calculated from that of one process; it was not checked on several devices.
+Time is operations over speed; what part of the published speed training reaches, the caller assumes. Memory per device
+under DDP and FSDP2 is calculated from that of one process; it was not checked on several devices.
 """
 
 from dataclasses import dataclass
@@ -46,21 +46,15 @@ class Plan:
     device: str
     devices: int
     utilization: float  # assumed: the part of the published speed that training reaches
+    tflops: float  # of each device, as published
+    capacity: int  # memory of each device
     seconds: float
     memory_ddp: int
     memory_fsdp2: int
 
-    @property
-    def capacity(self) -> int:
-        return DEVICES[self.device].gigabytes * 10**9
-
 
 def find_device(name: str) -> str:
-    """The key of `DEVICES` that `name` means, in any capitalisation.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The key of `DEVICES` that `name` means, in any capitalisation."""
     key = name.upper().replace(" ", "-").replace("_", "-")
     if key not in DEVICES:
         raise UserError(f"unknown; valid names: {', '.join(DEVICES)}", field="device", value=name)
@@ -68,17 +62,13 @@ def find_device(name: str) -> str:
 
 
 def check_plan(device: str | None, devices: int, utilization: float) -> None:
-    """Refuse, before any work, what no plan can be made for.
-
-    Raises:
-        UserError: an unknown or missing device, a number of devices below 1, or an impossible utilization.
-    """
+    """Refuse an unknown or missing device, a number of devices below 1, and an impossible utilization."""
     if device is not None:
         find_device(device)
     if devices < 1:
         raise UserError("must be 1 or more", field="devices", value=devices)
     if devices > 1 and device is None:
-        raise UserError("of which? name the device too, such as H100", field="devices", value=devices)
+        raise UserError("give the device too, such as H100", field="devices", value=devices)
     if not 0 < utilization <= 1:
         raise UserError("must be above 0 and at most 1, such as 0.4", field="utilization", value=utilization)
 
@@ -100,7 +90,8 @@ def plan_run(
         memory: of one process that trains alone.
         parameters: how many, by part, as `forecast.parameters_by_part` counts them.
     """
-    device = find_device(device)
+    name = find_device(device)
+    published = DEVICES[name]
     ddp = fsdp2 = memory.peak
     if devices > 1:
         # DDP holds gradients a second time, in the buckets that it sends.
@@ -111,5 +102,13 @@ def plan_run(
         in_blocks = sum(parameters[part] for part in ("attention", "feed-forward", "norms"))
         undivided = 4 * (sum(parameters.values()) - in_blocks + 2 * in_blocks // num_layers)
         fsdp2 += undivided - state * (devices - 1) // devices
-    seconds = flops / (devices * DEVICES[device].tflops * 1e12 * utilization)
-    return Plan(device, devices, utilization, seconds, memory_ddp=ddp, memory_fsdp2=fsdp2)
+    return Plan(
+        name,
+        devices,
+        utilization,
+        tflops=published.tflops,
+        capacity=published.gigabytes * 10**9,
+        seconds=flops / (devices * published.tflops * 1e12 * utilization),
+        memory_ddp=ddp,
+        memory_fsdp2=fsdp2,
+    )

@@ -1,7 +1,7 @@
 """`estimate(recipe)`: what a run takes, as numbers and as lines for people.
 
-Sizes are counted on the model and on the tokenised text; memory and time come from trying the run out (`trial.py`), or
-time from the figures of another device (`devices.py`).
+Parameters and tokens are counted on the model and on the tokenised text. Memory is that of a trial run with fake
+tensors, time that of one with real tensors (`trial.py`), or it follows from a device's published speed (`devices.py`).
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from ..data.batches import BatchPlan
+from ..display import duration, short_number
 from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import Recipe
@@ -21,11 +22,11 @@ from ..run import find_pretrained
 from ..training.data import batch_plan, num_steps, prepare_data
 from ..training.hardware import resolve_hardware
 from ..training.utilization import flops_per_token
-from .devices import DEVICES, Plan, check_plan, plan_run
+from .devices import Plan, check_plan, plan_run
 from .memory import HEAP_KEEPS, MIB, Memory
 from .trial import MOST_SECONDS, memory_of_run, seconds_of_steps
 
-# A step of more operations than this may take too long. Then a step of one window is timed first.
+# A step of more operations than this may take too long: a step of one window is timed first.
 _LONG_STEP = 1e12
 
 _PARTS = {  # by what the names of their parameters contain
@@ -40,12 +41,12 @@ _PARTS = {  # by what the names of their parameters contain
 def estimate(
     recipe: Recipe, device: str | None = None, devices: int = 1, utilization: float = 0.4, measure: bool = True
 ) -> "Estimate":
-    """What the run of `recipe` takes: here, or on `devices` of a `device` that is not here.
+    """What the run of `recipe` takes: on this machine, or on `devices` of another `device`.
 
     Args:
         device: a name in :data:`hf_gpt.estimate.devices.DEVICES`.
         utilization: the part of that device's published speed that training is assumed to reach.
-        measure: whether to time some real steps, if the run is planned for here and fits.
+        measure: whether to time some real steps, for this machine and if the run fits into its memory.
 
     Raises:
         UserError: something in the recipe cannot work, or there is no such device.
@@ -54,27 +55,24 @@ def estimate(
     is_here = device is None
     if not is_here:
         if recipe.train.mixed_precision == "no":
-            raise UserError(
-                "no, but the published figures of devices are for bf16; use auto or bf16",
-                field="train.mixed_precision",
-            )
+            message = "no, but the published figures of devices are for bf16; use auto or bf16"
+            raise UserError(message, field="train.mixed_precision")
         train = dataclasses.replace(recipe.train, device="cpu", mixed_precision="bf16")
         recipe = dataclasses.replace(recipe, train=train)
     recipe = resolve_hardware(recipe, None)
-    fused_dropout = not is_here or recipe.train.device != "cpu"
+    on_cpu = is_here and recipe.train.device == "cpu"
     data = prepare_data(recipe, find_pretrained(recipe.model))
     batches = batch_plan(data.recipe, data.windows, devices)
-    model, memory = memory_of_run(recipe, data, batches, fused_dropout)
-    program = psutil.Process().memory_info().rss  # by now everything that a run needs is imported
+    model, memory = memory_of_run(recipe, data, batches, fused_dropout=not on_cpu)
     steps = num_steps(recipe.train, batches)
     found = Estimate(
         parameters=parameters_by_part(model),
-        num_layers=data.config.num_hidden_layers,
         tied=data.config.tie_word_embeddings,
         flops_per_token=flops_per_token(model, data.windows.context_length),
-        gradient_checkpointing=recipe.train.gradient_checkpointing,
         memory=memory,
-        program=program if is_here and recipe.train.device == "cpu" else None,
+        # By now everything that a run needs is imported.
+        program=psutil.Process().memory_info().rss if on_cpu else 0,
+        kept_by_heap=min(memory.in_heap, HEAP_KEEPS) if on_cpu else 0,
         available=_available(recipe.train.device) if is_here else None,
         text_tokens=data.windows.store.num_tokens,
         windows=len(data.windows),
@@ -84,22 +82,20 @@ def estimate(
         steps_per_epoch=batches.steps_per_epoch,
         tokens=_tokens(batches, steps),
     )
-    if not is_here:
-        # With gradient checkpointing the forward pass, a third of the work, is done twice.
-        flops = found.tokens * found.flops_per_token * (4 / 3 if found.gradient_checkpointing else 1)
-        plan = plan_run(
-            device,
-            devices,
-            utilization,
-            flops=flops,
-            memory=memory,
-            parameters=found.parameters,
-            num_layers=found.num_layers,
-        )
-        return dataclasses.replace(found, plan=plan)
-    if not measure or not found.fits or not steps:
-        return found
-    return _timed(found, recipe)
+    if is_here:
+        return _timed(found, recipe) if measure and found.fits and steps else found
+    # With gradient checkpointing the forward pass, a third of the work, is done twice.
+    passes = 4 / 3 if recipe.train.gradient_checkpointing else 1
+    plan = plan_run(
+        device,
+        devices,
+        utilization,
+        flops=found.tokens * found.flops_per_token * passes,
+        memory=memory,
+        parameters=found.parameters,
+        num_layers=data.config.num_hidden_layers,
+    )
+    return dataclasses.replace(found, plan=plan)
 
 
 def parameters_by_part(model: GPTForCausalLM) -> dict[str, int]:
@@ -116,13 +112,12 @@ class Estimate:
     """What a run takes. Memory is in bytes, time in seconds."""
 
     parameters: dict[str, int]  # by part
-    num_layers: int
     tied: bool
     flops_per_token: int
-    gradient_checkpointing: bool
     memory: Memory
-    program: int | None  # the process without tensors, where both are in the same memory
-    available: int | None  # memory that is free here
+    program: int  # the process without tensors; 0 if they are not in the same memory
+    kept_by_heap: int  # freed memory that malloc keeps; other devices have other allocators
+    available: int | None  # memory that is free on this machine
     text_tokens: int
     windows: int
     context_length: int
@@ -130,9 +125,9 @@ class Estimate:
     windows_per_step: int
     steps_per_epoch: int
     tokens: int
-    step_seconds: float | None = None  # median of the steps that were timed here
+    step_seconds: float | None = None  # median of the steps that were timed
     measured_steps: int = 0
-    measured_windows: int = 0  # of each of these steps: 1 where whole steps would have taken too long
+    measured_windows: int = 0  # in each of these steps: 1 where whole steps would have taken too long
     plan: Plan | None = None
 
     @property
@@ -141,27 +136,19 @@ class Estimate:
 
     @property
     def peak_memory(self) -> int:
-        return self.memory.peak + (self.program or 0) + self.kept_by_heap
-
-    @property
-    def kept_by_heap(self) -> int:
-        """Freed memory that malloc does not give back; other devices have allocators of their own."""
-        return min(self.memory.in_heap, HEAP_KEEPS) if self.program else 0
+        return self.memory.peak + self.program + self.kept_by_heap
 
     @property
     def fits(self) -> bool:
         """Whether the memory that is free here is enough; True if that is unknown."""
-        return self.available is None or self.peak_memory - (self.program or 0) < self.available
+        return self.available is None or self.peak_memory - self.program < self.available
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON values."""
         values = dataclasses.asdict(self)
         values |= {"num_parameters": self.num_parameters, "peak_memory": self.peak_memory}
-        values["kept_by_heap"] = self.kept_by_heap
         if self.step_seconds is not None:
             values["seconds"] = self.step_seconds * self.steps
-        if self.plan is not None:
-            values["plan"] |= {"capacity": self.plan.capacity, **dataclasses.asdict(DEVICES[self.plan.device])}
         return values
 
     def describe(self) -> Iterator[str]:
@@ -170,8 +157,8 @@ class Estimate:
         for part, count in self.parameters.items():
             tied = "tied to the embeddings" if part == "output head" and self.tied else ""
             yield _row(f"  {part}", f"{count:,}", tied)
-        amount, unit = _scaled(self.flops_per_token)
-        yield _row("operations", amount, f"{unit}FLOP a token, forward and backward (PaLM, appendix B)")
+        flops = short_number(self.flops_per_token)
+        yield _row("operations", flops, "FLOPs per token, forward and backward (PaLM, appendix B)")
         yield from self._describe_memory()
         yield _row("text", f"{self.text_tokens:,}", f"tokens, {self.windows:,} windows of {self.context_length:,}")
         yield _row(
@@ -183,47 +170,47 @@ class Estimate:
         yield from self._describe_time() if self.plan is None else _describe_plan(self.plan)
 
     def _describe_memory(self) -> Iterator[str]:
-        free = "" if self.available is None else f"; {_mib(self.available)} MiB are free here"
+        free = "" if self.available is None else f"; {_mib(self.available)} MiB are free"
         yield _row("memory", _mib(self.peak_memory), f"MiB at most{free}")
-        if self.program is not None:
+        if self.program:
             yield _row("  program", _mib(self.program), "MiB: Python and the libraries")
         for kind, size in self.memory.largest.items():
             then = self.memory.at_peak[kind]
-            less = f", {_mib(then)} of them when an update takes the most" if (size - then) > size // 100 else ""
+            less = f" ({_mib(then)} at the peak of an update)" if (size - then) > size // 100 else ""
             yield _row(f"  {kind}", _mib(size), f"MiB{less}")
-        if self.program is not None:
-            yield _row("  malloc", _mib(self.kept_by_heap), "MiB freed and not given back, about")
+        if self.program:
+            yield _row("  malloc", _mib(self.kept_by_heap), "MiB, about: freed but kept by the allocator")
         if self.memory.evaluating > sum(self.memory.at_peak.values()):
-            yield _row("  evaluating", _mib(self.memory.evaluating), "MiB of tensors, more than an update")
+            yield _row("  evaluation", _mib(self.memory.evaluating), "MiB of tensors, more than an update")
 
     def _describe_time(self) -> Iterator[str]:
         if self.step_seconds is not None:
-            speed, unit = _scaled(self.flops_per_token * self.tokens / self.steps / self.step_seconds)
+            speed = short_number(self.flops_per_token * self.tokens / self.steps / self.step_seconds)
             how = f"median of {self.measured_steps}"
             if self.measured_windows < self.windows_per_step:
-                how = f"{self.windows_per_step:,} times that of a single window"
+                how = f"{self.windows_per_step:,} times a step of one window"
             yield _row(
                 "time",
-                _duration(self.step_seconds * self.steps),
-                f"here: {self.step_seconds:.3g} s a step, {how} ({speed} {unit}FLOP/s); without evaluating and saving",
+                duration(self.step_seconds * self.steps),
+                f"without evaluating and saving: {self.step_seconds:.3g} s per step, {how} ({speed} FLOPs per second)",
             )
         elif not self.fits:
-            yield _row("time", "?", "no step was tried: the run does not fit into this machine's memory")
+            yield _row("time", "?", "not measured: the run does not fit into the memory of this machine")
 
 
 def _describe_plan(plan: Plan) -> Iterator[str]:
     yield _row(
         "time",
-        _duration(plan.seconds),
-        f"on {plan.devices:,} x {plan.device}, {DEVICES[plan.device].tflops:,.0f} TFLOP/s each in bf16 as published,"
-        f" if training reaches {plan.utilization:.0%} of that (an assumption: utilization)",
+        duration(plan.seconds),
+        f"on {plan.devices:,} x {plan.device}, if training reaches {plan.utilization:.0%} (utilization) of the"
+        f" published {plan.tflops:,.0f} TFLOP/s in bf16",
     )
     if plan.devices == 1:
         rows = [("one device", plan.memory_ddp, "")]
     else:
         rows = [
-            ("  a device, DDP", plan.memory_ddp, "; the whole state on each (calculated, not checked)"),
-            ("  a device, FSDP2", plan.memory_fsdp2, "; a part of the state on each (calculated, not checked)"),
+            ("  per device, DDP", plan.memory_ddp, "; the whole state on each (calculated, not checked)"),
+            ("  per device, FSDP2", plan.memory_fsdp2, "; a part of the state on each (calculated, not checked)"),
         ]
     for label, size, how in rows:
         fits = "fits" if size < plan.capacity else "does not fit"
@@ -265,26 +252,8 @@ def _available(device: str) -> int | None:
 
 
 def _row(label: str, number: str, words: str = "") -> str:
-    return f"{label:18}{number:>15} {words}".rstrip()
+    return f"{label:20}{number:>15} {words}".rstrip()
 
 
 def _mib(num_bytes: int) -> str:
     return f"{num_bytes / MIB:,.0f}"
-
-
-def _scaled(number: float) -> tuple[str, str]:
-    """Three digits, and the letter for the thousands left out."""
-    letters = iter("kMGTP")
-    letter = ""
-    while number >= 999.5:
-        number, letter = number / 1000, next(letters)
-    return f"{number:.3g}", letter
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if minutes < 100:
-        return f"{minutes:.0f} min"
-    return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"

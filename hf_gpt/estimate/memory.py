@@ -16,10 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 MIB = 2**20
-# glibc takes blocks of 32 MiB and more from the system and gives them back; smaller ones come from its heap, which
-# keeps what was freed (mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD). For seven models of 5 M to 52 M parameters
-# the heap kept 0 to 340 MiB, mostly 80 to 200, and no more for larger models. So the forecast is as much as comes and
-# goes in such blocks, up to 128 MiB.
+# glibc returns freed blocks of 32 MiB and more to the system; smaller ones stay in its heap (mallopt(3),
+# M_MMAP_THRESHOLD and M_TRIM_THRESHOLD). For seven models of 5 M to 52 M parameters the heap kept 0 to 340 MiB, mostly
+# 80 to 200, and no more for larger models. So the forecast is what comes and goes in small blocks, up to 128 MiB.
 _HEAP_BLOCK = 32 * MIB
 HEAP_KEEPS = 128 * MIB
 
@@ -28,7 +27,7 @@ HEAP_KEEPS = 128 * MIB
 class Memory:
     """Bytes of tensors in one process, by kind: weights, gradients, optimizer, and activations.
 
-    Activations are everything else that comes and goes, also logits and the batch.
+    Activations are everything else, also logits and the batch.
     """
 
     largest: dict[str, int]  # of each kind, at its own maximum
@@ -44,9 +43,9 @@ class Memory:
 class MemoryTracker(TorchDispatchMode):
     """Records when the storage of each tensor appears and goes, while code runs inside this context.
 
-    Works on fake tensors, and is entered after their mode. A fake tensor has no value: reading a number from one gives
-    zero, or true, so that losses are finite and nothing overflows. The optimizers that make a step meanwhile show what
-    is a weight, a gradient or optimizer state.
+    It is entered after the mode that makes tensors fake. Reading a number from a fake tensor gives zero, or true, so
+    that losses are finite and nothing overflows. What is a weight, a gradient or optimizer state is taken from the
+    optimizers that step in this context.
     """
 
     def __init__(self):
@@ -98,7 +97,7 @@ class MemoryTracker(TorchDispatchMode):
         return Memory(largest, at_peak, evaluating, most_in_heap)
 
     def _number(self, tensor: torch.Tensor) -> int:
-        """The number of a tensor's storage; a storage that was not seen before gets the next one."""
+        """The number of a tensor's storage; a new storage gets the next one."""
         storage = tensor.untyped_storage()
         if id(storage) not in self._numbers:
             self._numbers[id(storage)] = self._count

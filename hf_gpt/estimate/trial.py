@@ -1,12 +1,10 @@
-"""A run, tried out before it begins.
+"""A trial of a run: the loop of `training/loop.py` itself, in a temporary folder.
 
-It is the run of `training/loop.py` itself, in a temporary folder; its own folder is neither written to nor read. With
-fake tensors, for its memory: two updates and an evaluation take seconds and almost no memory, whatever the size of the
-model. And with real ones, for its time: some steps on this machine.
+For memory it runs with fake tensors: two updates and an evaluation take seconds and almost no memory, for any size of
+model. For time it runs some real steps on this machine. The run's own folder is neither read nor written.
 
-Fake tensors are always on the CPU, and stand in for those of another device. They are the same there but in attention,
-where GPUs have kernels for dropout, and in the loss, which makes no logits on a GPU only where there are more of them
-(`loss.tokens_per_chunk`).
+Fake tensors are always on the CPU, and stand in for those of another device. There attention differs, since GPUs have
+kernels with dropout, and the loss, which is computed in chunks only for more logits (`loss.tokens_per_chunk`).
 """
 
 import dataclasses
@@ -29,7 +27,7 @@ from .memory import Memory, MemoryTracker
 
 # Two updates, the second of which finds the optimizer's state; then an evaluation.
 _UPDATES = 2
-# Steps are timed until there are so many, or for so long. The first, which is slower, counts only if it is alone.
+# Most steps and seconds to time. The first step, which is slower, counts only if it is the only one.
 _TIMED_STEPS = 20
 MOST_SECONDS = 30
 
@@ -42,7 +40,7 @@ def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, fused_dropout: bo
         device="cpu",
         compile=False,
         global_batch_size=None,
-        gradient_accumulation_steps=min(2, plan.accumulation),  # the second finds gradients, others are like it
+        gradient_accumulation_steps=min(2, plan.accumulation),  # further micro-batches are like the second
     )
     if fused_dropout:
         if train.mixed_precision == "fp16":  # of the same size

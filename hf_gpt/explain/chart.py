@@ -1,7 +1,7 @@
 """The book's bar chart of the next token's probabilities under several temperatures, drawn for a real model.
 
-Bars are what `generate()` draws from. An outline is a token that top-k or top-p leave out, as high as it was without
-them. Dots are the draws. A character that no font of the machine has is written as `U+4E2D`; `missing_characters`
+Bars are what `generate()` samples from. An outline is the probability, without top-k and top-p, of a token that they
+leave out. Dots are the draws. A character that no font of the machine has is written as `U+4E2D`; `missing_characters`
 lists them.
 """
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from ..report import fonts
 from ..report.html import PALETTE
-from .decoding import Decoding, distribution
-from .token_text import show, width
+from .decoding import Decoding, distribution, others
+from .token_text import show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,22 +20,17 @@ _COLOURS = [PALETTE[name] for name in ("blue", "gold", "green", "sky", "vermilio
 
 
 def chart(decoding: Decoding, top: int = 10) -> "Figure":
-    """The `top` likeliest tokens and all others together, a bar for each setting. Save it with `figure.savefig(...)`.
-
-    A `matplotlib.figure.Figure` on a canvas of its own: nothing of pyplot, no window, no global state.
-    """
+    """The `top` likeliest tokens and all others together, a bar for each setting; without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     ids = decoding.likeliest(top)
-    labels = [_start(fonts.drawable(decoding.names(token))) for token in ids]
+    labels = [_label(decoding.names(token)) for token in ids]
     if num_others := len(decoding.logits) - len(ids):
         labels.append(f"{num_others:,}\nothers")
     bar = 0.8 / len(decoding.settings)
     inches = min(24.0, max(7.0, 1.8 + len(labels) * max(0.42, 0.2 * len(decoding.settings))))
-    a_character = 0.085  # of a label, in inches
-    tilted = max(map(width, "\n".join(labels).split("\n"))) * a_character > (inches - 0.8) / len(labels)
-    figure = Figure(figsize=(inches, 5.4 if tilted else 4.8), dpi=150, layout="constrained")
+    figure = Figure(figsize=(inches, 5.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for index, (setting, counts, colour) in enumerate(zip(decoding.settings, decoding.counts, _COLOURS)):
@@ -54,9 +49,9 @@ def chart(decoding: Decoding, top: int = 10) -> "Figure":
     title = _title(decoding.prompt)
     text = {"family": fonts.families_for("".join([*labels, title])), "parse_math": False}
     axes.set_title(title, loc="left", fontsize=11, **text)
-    axes.set_xticks(range(len(labels)), labels, rotation=45 if tilted else 0, fontsize=10)
-    for label in axes.get_xticklabels():
-        label.set(ha="right" if tilted else "center", rotation_mode="anchor", va="top", **text)
+    axes.set_xticks(
+        range(len(labels)), labels, fontsize=10, rotation=45, rotation_mode="anchor", ha="right", va="top", **text
+    )
     axes.tick_params(axis="x", length=0)
     axes.set(
         xlim=(-0.6, len(labels) - 0.4), ylim=(0, 1.02), xlabel="next token, likeliest first", ylabel="probability"
@@ -91,12 +86,13 @@ def _add_legend(figure, axes, decoding: Decoding) -> None:
 
 def _with_others(values, ids: list[int]) -> list[float]:
     shown = values[ids].tolist()
-    return shown if len(ids) == len(values) else [*shown, max(0.0, values.sum().item() - sum(shown))]
+    return shown if len(ids) == len(values) else [*shown, others(values, ids)]
 
 
-def _title(prompt: str, longest: int = 48) -> str:
+def _title(prompt: str, longest: int = 40) -> str:
     """The end of a prompt, on one line."""
-    return f"after “{_start(fonts.drawable(_on_one_line(prompt))[::-1], longest)[::-1]}”"
+    text = fonts.drawable(_on_one_line(prompt))
+    return f"after “{text if len(text) <= longest else '…' + text[1 - longest :]}”"
 
 
 def _on_one_line(prompt: str) -> str:
@@ -104,10 +100,6 @@ def _on_one_line(prompt: str) -> str:
     return show(" ".join(prompt.split()).encode()).replace("␣", " ") + "␣" * prompt[-1:].isspace()
 
 
-def _start(text: str, longest: int = 16) -> str:
-    """The start of a text, with … for the rest."""
-    if width(text) <= longest:
-        return text
-    while width(text) >= longest:
-        text = text[:-1]
-    return text + "…"
+def _label(token: str, longest: int = 16) -> str:
+    text = fonts.drawable(token)
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,11 +1,10 @@
 """What decoding does to the distribution of the next token: temperature, top-k and top-p on a real model.
 
-Nothing is computed in a second way. The logits come out of `generate()`; temperature, top-k and top-p are
-transformers' own logits processors, in the order in which `generate()` applies them; a draw is its
-`torch.multinomial`. So this is what the model samples from, and tests compare it with the scores of `generate()`.
+This is what `generate()` samples from, computed by the same code: the logits are its own, temperature, top-k and top-p
+are transformers' logits processors in its order, and a draw is its `torch.multinomial`. Tests compare the two.
 
 `next_token_logits` is the one forward pass of a prompt. `distribution`, `count_draws` and `compare` work on its
-logits, and none touches torch's global random stream.
+logits. None of them changes torch's global random stream.
 """
 
 import math
@@ -28,7 +27,6 @@ from ..evaluation import evaluating
 from ..generation import check_prompt, check_sampling, check_seed, encode_prompt, plain_options, refuse_past_window
 from .token_text import aligned
 
-BOOK_TEMPERATURES = (0.1, 1.0, 5.0)
 _NUMBERS_AT_ONCE = 1 << 20  # of a chunk of draws
 
 
@@ -36,8 +34,8 @@ _NUMBERS_AT_ONCE = 1 << 20  # of a chunk of draws
 class NextToken:
     """The distribution of the next token under one setting. Tensors are (vocab_size,), on the CPU.
 
-    `probabilities` are float32 and sum to 1. `kept` is true where top-k and top-p leave a token in; it may still have
-    the probability 0, where float32 holds nothing smaller. Temperature 0 is greedy: the likeliest token has it all.
+    `probabilities` are float32 and sum to 1. `kept` is true where top-k and top-p keep a token; its probability may
+    still be too small for float32, and so 0. Temperature 0 is greedy: the likeliest token has probability 1.
     """
 
     temperature: float
@@ -50,8 +48,8 @@ class NextToken:
 def next_token_logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
     """The logits (vocab_size,) from which `generate()` chooses the token after a prompt; float32, on the CPU.
 
-    A prompt longer than the window is seen through the window, and what the model's generation config adds without
-    sampling (a repetition penalty, forbidden tokens: -inf) is in them.
+    The model reads the end of a prompt that is longer than its window. What its generation config does without
+    sampling is in the logits: a repetition penalty, forbidden tokens (-inf).
 
     Raises:
         UserError: an empty prompt, one too long for a model whose window does not slide, or logits that are NaN.
@@ -85,13 +83,10 @@ def distribution(
     check_sampling(temperature, top_k, top_p)
     scores = logits.detach().float().cpu()
     if temperature == 0:
-        kept = torch.zeros(len(scores), dtype=torch.bool)
-        kept[scores.argmax()] = True
+        kept = torch.arange(len(scores)) == scores.argmax()
         return NextToken(0.0, top_k, top_p, kept.float(), kept)
     # What `GenerationMixin._get_logits_processor` puts together for these values.
-    processors = LogitsProcessorList()
-    if temperature != 1:
-        processors.append(TemperatureLogitsWarper(float(temperature)))
+    processors = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
     if top_k is not None:
         processors.append(TopKLogitsWarper(top_k))
     if top_p is not None and top_p < 1:
@@ -118,7 +113,7 @@ def count_draws(probabilities: torch.Tensor, num_draws: int = 1000, seed: int = 
 
 @dataclass(frozen=True)
 class Decoding:
-    """The logits after a prompt under several settings, as `table()`, as `to_dict()`, or as a `chart.chart`.
+    """The logits after a prompt under several settings.
 
     `names` gives the text to show for a token id; `counts[i]` are the draws under `settings[i]`.
     """
@@ -151,14 +146,13 @@ class Decoding:
             ["logit", *(f"{self.logits[token]:.2f}" for token in ids), "", f"of {vocab_size:,}"],
         ]
         for setting, counts in zip(self.settings, self.counts):
-            others = {"probability": _others(setting.probabilities, ids), "draws": _others(counts, ids)}
             kept = [bool(setting.kept[token]) for token in ids]
             shown = [f"{setting.probabilities[token]:.4f}" if keeps else "-" for token, keeps in zip(ids, kept)]
             drawn = [f"{counts[token]:,}" if keeps else "-" for token, keeps in zip(ids, kept)]
             name = f"T={setting.temperature:g}" if setting.temperature else "greedy"
-            columns.append([name, *shown, f"{others['probability']:.4f}", f"{int(setting.kept.sum()):,}"])
+            columns.append([name, *shown, f"{others(setting.probabilities, ids):.4f}", f"{int(setting.kept.sum()):,}"])
             if self.num_draws:
-                columns.append(["draws", *drawn, f"{int(others['draws']):,}", ""])
+                columns.append(["draws", *drawn, f"{others(counts, ids):,.0f}", ""])
         rows = [*zip(*columns)]
         if vocab_size == len(ids):
             del rows[-2]
@@ -167,7 +161,7 @@ class Decoding:
     def to_dict(self, top: int = 10) -> dict[str, Any]:
         """The same for programs. A token that the model's generation config forbids has the logit None, not -inf."""
         ids = self.likeliest(top)
-        logits = {token: self.logits[token].item() for token in ids}
+        logits = self.logits[ids].tolist()
         return {
             "prompt": self.prompt,
             "vocabulary": len(self.logits),
@@ -175,7 +169,7 @@ class Decoding:
             "draws": self.num_draws,
             "tokens": [
                 {"id": token, "text": self.names(token), "logit": logit if math.isfinite(logit) else None}
-                for token, logit in logits.items()
+                for token, logit in zip(ids, logits)
             ],
             "settings": [
                 {
@@ -185,10 +179,7 @@ class Decoding:
                     "kept": int(setting.kept.sum()),
                     "probabilities": setting.probabilities[ids].tolist(),
                     "draws": counts[ids].tolist(),
-                    "others": {
-                        "probability": _others(setting.probabilities, ids),
-                        "draws": int(_others(counts, ids)),
-                    },
+                    "others": {"probability": others(setting.probabilities, ids), "draws": int(others(counts, ids))},
                 }
                 for setting, counts in zip(self.settings, self.counts)
             ],
@@ -199,13 +190,15 @@ def compare(
     logits: torch.Tensor,
     names: Callable[[int], str],
     prompt: str,
-    temperatures: Sequence[float] = BOOK_TEMPERATURES,
+    temperatures: Sequence[float] = (0.1, 1.0, 5.0),
     top_k: int | None = None,
     top_p: float | None = None,
     num_draws: int = 1000,
     seed: int = 123,
 ) -> Decoding:
     """The distributions that these temperatures make of the logits after a prompt, each with draws of its own.
+
+    The default temperatures are the book's.
 
     Raises:
         UserError: a value that cannot work.
@@ -229,7 +222,7 @@ def check_settings(
     check_seed(seed)
 
 
-def _others(values: torch.Tensor, ids: list[int]) -> float:
+def others(values: torch.Tensor, ids: list[int]) -> float:
     """The sum of all values but those of the given ids."""
     others = torch.ones(len(values), dtype=torch.bool)
     others[ids] = False

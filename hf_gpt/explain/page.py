@@ -1,14 +1,13 @@
 """An explanation as an HTML page: the text with each token coloured by its loss, then all figures as a table.
 
-The colours are steps of one scale whose lightness goes one way only, so that their order is seen with any colour
-vision and in grey; each has a text colour of enough contrast (WCAG AA; a test computes it). The steps are the same on
-every page: two pages compare.
+The lightness of the colours only rises or only falls with the loss, so their order is seen with any colour vision and
+in grey. The text on each has enough contrast (WCAG AA; a test computes it). All pages have the same steps.
 """
 
 from bisect import bisect_right
 
 from ..report.html import render
-from .scores import ExplainedToken, Explanation, show_probability
+from .scores import Explanation, show_probability
 
 # Lower ends of the steps, in nats. A guess among 50,257 tokens costs 10.8, a coin 0.69.
 LOSS_STEPS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
@@ -20,7 +19,7 @@ DARK_TEXT = 5 * ["#fff"] + 4 * ["#000"]
 
 
 def page(explanation: Explanation, model: str = "") -> str:
-    """The whole page. `model` is named in it."""
+    """The whole page; `model` is the name that it shows."""
     return render(
         "explain/templates/page.html",
         title="Loss of each token",
@@ -29,7 +28,6 @@ def page(explanation: Explanation, model: str = "") -> str:
         loss_steps=LOSS_STEPS,
         loss_step=loss_step,
         show_probability=show_probability,
-        figures=_figures,
         light=[*zip(LIGHT, LIGHT_TEXT)],
         dark=[*zip(DARK, DARK_TEXT)],
     )
@@ -38,15 +36,3 @@ def page(explanation: Explanation, model: str = "") -> str:
 def loss_step(loss: float) -> int:
     """Which of the `LOSS_STEPS` a loss lies in."""
     return max(0, bisect_right(LOSS_STEPS, loss) - 1)
-
-
-def _figures(token: ExplainedToken) -> str:
-    """What the pointer shows: a few lines of text."""
-    name = f"{token.described}  (id {token.id})"
-    if token.loss is None:
-        return f"{name}\nthe first token: nothing before it to predict it from"
-    likeliest = ", ".join(f"{one.text} {one.probability:.3f}" for one in token.alternatives)
-    probability = show_probability(token.probability)
-    return (
-        f"{name}\nloss {token.loss:.4f} nats, probability {probability}, rank {token.rank:,}\nlikeliest: {likeliest}"
-    )

@@ -1,8 +1,8 @@
 """From logits to loss, for each token of a text: the six steps that the book prints in chapter 5.
 
-Logits, their probabilities, those of the tokens that came, the logarithms, their mean, and its negative: the loss,
-whose exponential is the perplexity. `explain` keeps each step for each token, with the tokens that the model held
-likelier; beside the result stands what `torch.nn.functional.cross_entropy` makes of the same logits.
+Logits, their probabilities, those of the tokens that followed, the logarithms, their mean, and its negative: the loss,
+whose exponential is the perplexity. `explain` keeps each step for each token, with the likeliest tokens there, and
+compares the loss with that of `torch.nn.functional.cross_entropy`.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +20,7 @@ from .token_text import aligned, show, show_token, spelled_together, token_bytes
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could have come instead."""
+    """A likely token at the place of another."""
 
     id: int
     text: str
@@ -31,9 +31,9 @@ class Alternative:
 class ExplainedToken:
     """A token, and how well the model predicted it from all tokens before it.
 
-    `text` is as token_text.py shows it. Where a token spells no whole character, `part_of` is what it spells together
-    with its neighbours, and it is number `part` of `num_parts`. `rank` 1 is the likeliest token. `loss` is
-    `-log_probability`, in nats. The first token of a text has no figures: nothing predicts it.
+    `text` is as token_text.py shows it. A token that is a part of a character is number `part` of the `num_parts`
+    tokens that spell `part_of` together. `rank` 1 is the likeliest token. `loss` is `-log_probability`, in nats. The
+    first token of a text has no figures: nothing predicts it.
     """
 
     id: int
@@ -57,8 +57,8 @@ class ExplainedToken:
 class Explanation:
     """The tokens of a text and the steps from their log-probabilities to the loss.
 
-    `sum` and `mean` are of the log-probabilities of all tokens but the first, in nats; the loss is `-mean`, and
-    `cross_entropy` the same figure from torch's own function.
+    `sum` and `mean` are of the log-probabilities of all tokens but the first, in nats. The loss is `-mean`;
+    `cross_entropy` is the same figure from torch's own function.
     """
 
     text: str
@@ -76,7 +76,7 @@ class Explanation:
         return {**asdict(self), "loss": self.loss}
 
     def table(self) -> str:
-        """A line for each token, with those that were likeliest there, and the steps to the loss below."""
+        """A line for each token with the likeliest tokens there, then the steps to the loss."""
         rows = [["token", "id", "probability", "rank", "log-prob.", "loss", "likeliest"]]
         for token in self.tokens:
             row = [token.described, str(token.id)]
@@ -90,7 +90,7 @@ class Explanation:
         return "\n".join([*aligned(rows, "<>>>>><"), "", *aligned(self.steps(), "<><")])
 
     def steps(self) -> list[tuple[str, str, str]]:
-        """From the sum of the log-probabilities to the perplexity: name, figure, unit or what it is."""
+        """From the sum of the log-probabilities to the perplexity: name, figure, unit."""
         count = len(self.tokens) - 1
         return [
             ("sum of log-probabilities", f"{self.sum:.4f}", f"nats, {count:,} token{'s' * (count != 1)}"),
@@ -102,13 +102,13 @@ class Explanation:
 
 
 def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, top: int = 5) -> Explanation:
-    """How well a model predicts each token of a text, and the `top` tokens that it held likeliest there.
+    """How well a model predicts each token of a text, and the `top` likeliest tokens there.
 
     Raises:
-        UserError: the text is empty, a single token, longer than the model's window, or not UTF-8; the model's logits
-            are not finite.
+        UserError: the text is shorter than two tokens, longer than the model's window, or not UTF-8; or the model's
+            logits are not finite.
     """
-    check_text(text)
+    refuse_broken_text("text", text)
     ids = token_ids(model, tokenizer, text)
     _check_length(model, tokenizer, ids)
     input_ids = torch.tensor([ids], device=model.device)
@@ -141,13 +141,6 @@ def explain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: st
         perplexity=perplexity(-mean),
         cross_entropy=cross_entropy(logits, targets).item(),
     )
-
-
-def check_text(text: str) -> None:
-    """Refuse a text that cannot be explained, without a model."""
-    if not text:
-        raise UserError("it is empty; give a sentence of at least two tokens", field="text")
-    refuse_broken_text("text", text)
 
 
 def show_probability(probability: float) -> str:

@@ -12,6 +12,7 @@ Printed raw, it vanishes, moves the cursor or turns into a question mark. So the
 Everything else stands for itself. Two different tokens may look alike; their ids do not.
 """
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.tokenizer import byte_characters
 
 _SHOWN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
+_BROKEN = re.compile("[\udc80-\udcff]+")  # bytes that are no whole character, as "surrogateescape" decodes them
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bytes:
@@ -41,26 +43,23 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bytes:
 
 
 def show_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """One token, whatever it is, as printable characters without a space."""
+    """One token as printable characters without a space."""
     return show(token_bytes(tokenizer, token_id)) or f"<id {token_id}>"
 
 
 def show(data: bytes) -> str:
     """Bytes as printable characters: see the top of this file."""
-    shown: list[str] = []
-    broken = b""
-    text = data.decode("utf-8", errors="surrogateescape")  # a byte that is no part of a character: U+DC80 to U+DCFF
-    for char in [*text, ""]:
-        if "\udc80" <= char <= "\udcff":
-            broken += bytes([ord(char) - 0xDC00])
-            continue
-        if broken:
-            shown.append(f"<{broken.hex(' ').upper()}>")
-            broken = b""
-        if _is_mark(char) and (not shown or shown[-1].endswith(">")):
-            shown.append("◌")
-        shown.append(_SHOWN.get(char) or (char if char.isprintable() else _escaped(char)))
-    return "".join(shown)
+    text = data.decode("utf-8", errors="surrogateescape")
+    shown = "".join(map(_shown, text, "\n" + text))
+    return _BROKEN.sub(lambda found: f"<{found[0].encode(errors='surrogateescape').hex(' ').upper()}>", shown)
+
+
+def _shown(char: str, before: str) -> str:
+    if _BROKEN.match(char):
+        return char
+    if _is_mark(char) and not before.isprintable():
+        return "◌" + char
+    return _SHOWN.get(char) or (char if char.isprintable() else repr(char)[1:-1])
 
 
 def spelled_together(parts: Sequence[bytes]) -> list[range]:
@@ -74,8 +73,7 @@ def spelled_together(parts: Sequence[bytes]) -> list[range]:
         try:
             waiting.decode()
         except UnicodeDecodeError as error:
-            # The start of a character, which the next token may complete; anything else never will be whole.
-            if error.reason == "unexpected end of data":
+            if error.reason == "unexpected end of data":  # the next token may complete the character
                 continue
         runs.append(range(start, index + 1))
         start, waiting = index + 1, b""
@@ -101,12 +99,7 @@ def aligned(rows: Sequence[Sequence[str]], columns: str) -> list[str]:
 
 
 def _is_mark(char: str) -> bool:
-    return bool(char) and unicodedata.category(char) in ("Mn", "Me")
-
-
-def _escaped(char: str) -> str:
-    number = ord(char)
-    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
+    return unicodedata.category(char) in ("Mn", "Me")
 
 
 @cache
