@@ -69,9 +69,9 @@ def edit_json(path: Path, change) -> None:
     path.write_text(json.dumps(value))
 
 
-def written(saved: Path, run_dir: Path, **options) -> str:
+def written(saved: Path, run_dir: Path) -> str:
     """The card as it is made now."""
-    return write_card(saved, run_dir, **options).read_text()
+    return write_card(saved, run_dir).read_text()
 
 
 def prose(card: str) -> str:
@@ -234,7 +234,7 @@ def test_what_the_run_did_not_record_is_left_out(copied):
 def test_without_a_training_state_there_is_no_card_to_make(copied):
     run_dir, saved = copied
     (saved / "training_state" / "state.json").unlink()
-    with pytest.raises(UserError, match=r"has no training_state/state.json, which says how far the run was"):
+    with pytest.raises(UserError, match=r"has no training_state/state.json, which holds its step"):
         write_card(saved, run_dir)
 
 
@@ -266,7 +266,10 @@ def test_the_code_in_a_card_works(trained, tmp_path, capsys):
 def test_the_models_name_on_the_hub_is_in_the_code(copied):
     run_dir, saved = copied
     unpublished = (saved / "README.md").read_text()
-    card = written(saved, run_dir, repo_id="me/my-gpt")
+    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
+    recipe["hub"]["repo_id"] = "me/my-gpt"
+    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    card = written(saved, run_dir)
     assert UNPUBLISHED not in card
     assert 'from_pretrained("me/my-gpt")' in card
     assert "\n# my-gpt\n" in card

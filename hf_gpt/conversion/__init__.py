@@ -1,12 +1,12 @@
-"""Models of other kinds into this package's kind, and back to stock GPT-2.
+"""Convert other models into this package's GPT, and this GPT into stock GPT-2.
 
-`table.py` has the names of every weight in each layout, side by side. A conversion computes the source's logits, moves
-the weights along the table one by one, so that there is never a second copy of the model in memory, and writes
-the result; then it loads the result as anybody would and keeps it only if the logits agree. Nothing that is read is
-executed: safetensors, JSON, and torch's own files with `weights_only=True`.
+`table.py` lists the names of every weight in each layout, side by side. A conversion computes the source's logits,
+converts the weights one by one, so that memory never holds the model twice, and writes the result. Then it loads the
+result as a user would, and keeps it only if the logits agree. Nothing that is read is executed: safetensors, JSON, and
+torch's own files with `weights_only=True`.
 
-Weights keep their dtype and their bits. There and back is bit-exact; the one difference is that GPT-2 always has
-query, key and value biases: where ours has none they become zeros, and come back as zeros.
+Weights keep their dtype and their bits. The one difference: GPT-2 always has query, key and value biases, which become
+zeros where our model has none.
 """
 
 from .book import from_book

@@ -1,12 +1,11 @@
 """The state dicts of Raschka's *Build a Large Language Model From Scratch* into our model.
 
-Whoever typed the book's `GPTModel` and trained it has a file that `torch.save` wrote: names and numbers, without a
-configuration. All sizes are read from the shapes. What shapes cannot tell: the number of heads, which only divides the
-width and has to be given, and the dropout rate, which matters for training further. Both are taken from the book's
-`GPT_CONFIG` dictionary if the file holds it beside the weights.
+A reader who trained the book's `GPTModel` has a file that `torch.save` wrote: weights by name, no configuration. The
+sizes are read from the shapes. The number of heads and the dropout rate are not in the shapes: they are arguments, or
+come from the book's `GPT_CONFIG` dictionary if the file holds it.
 
-`_VARIANTS` brings the names that the companion code and its readers use to the book's, which `table.TABLE` has. No
-stock model computes the source's logits here: a forward pass in the book's names does.
+`_VARIANTS` translates the names of the companion code and of readers into the book's, which are in `table.TABLE`. No
+stock model can compute the source's logits here, so this file has the book's forward pass, in the book's names.
 """
 
 import functools
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
 
 from ..configuration_gpt import GPTConfig
 from ..errors import UserError
@@ -28,10 +26,9 @@ from .result import Conversion, Source, choose_tokenizer, convert, our_config, s
 from .table import Row, StateDict, free_memory, rows_between
 
 _GPT2_VOCAB_SIZE = 50257
-_DROP_RATE = 0.1
 _EMBEDDING, _HEAD = "tok_emb.weight", "out_head.weight"
 
-# What others call it, and the book's name.
+# Other names, and the book's.
 _VARIANTS = (
     (WRAPPERS, ""),
     (re.compile(r"^token_emb\."), "tok_emb."),
@@ -41,7 +38,7 @@ _VARIANTS = (
     (re.compile(r"\b(norm1|norm2|final_norm)\.weight$"), r"\1.scale"),  # nn.LayerNorm
     (re.compile(r"\b(norm1|norm2|final_norm)\.bias$"), r"\1.shift"),
 )
-# Where training scripts put the state dict when they save more than that.
+# Keys under which training scripts save the state dict beside other things.
 _SECTIONS = ("model_state_dict", "state_dict", "model")
 
 
@@ -51,28 +48,29 @@ def from_book(
     """Convert the file `source` with a state dict of the book's GPT into our model in the new directory `out`.
 
     Args:
-        heads: attention heads (the book's `n_heads`); needed unless the file says it.
-        tokenizer: see `load_tokenizer`, or `"none"`. By default GPT-2's if the vocabulary is GPT-2's.
-        drop_rate: for training it further; by default the file's, or 0.1 if it does not say.
+        heads: the book's `n_heads`; needed unless the file contains it.
+        tokenizer: see `load_tokenizer`, or `"none"`. By default GPT-2's if the vocabulary has GPT-2's size.
+        drop_rate: dropout when training continues; by default the file's, else the book's 0.1.
 
     Raises:
-        UserError: it is not such a file, weights are missing or unknown, or the number of heads is.
+        UserError: it is not such a file, weights are missing or unknown, or `heads` is needed or does not fit.
     """
     with new_directory(out) as directory:
         path = Path(source)
-        weights, said = _read(path)
+        weights, settings = _read(path)
         fields = _sizes(source, weights)
-        fields["num_attention_heads"] = _heads(source, fields["hidden_size"], heads, said)
-        fields["dropout"] = _drop_rate(source, drop_rate, said)
+        fields["num_attention_heads"] = _heads(source, fields["hidden_size"], heads, settings)
+        fields["dropout"] = settings.get("drop_rate", 0.1) if drop_rate is None else drop_rate
         config = our_config(source, fields)
         rows = _rows(source, weights, config)
         notes = []
-        # Safetensors hold tied weights once.
-        config.tie_word_embeddings = _HEAD not in weights or torch.equal(weights[_HEAD], weights[_EMBEDDING])
+        config.tie_word_embeddings = torch.equal(weights[_HEAD], weights[_EMBEDDING])
         if config.tie_word_embeddings:
             notes.append("out_head is tok_emb: saved once, as a tied head (tie_word_embeddings)")
             rows = [row for row in rows if row.sources != (_HEAD,)]
-        chosen = _tokenizer(tokenizer, config.vocab_size)
+        if tokenizer is None and config.vocab_size == _GPT2_VOCAB_SIZE:
+            tokenizer = "gpt2"
+        chosen = choose_tokenizer(tokenizer, lambda: None, config.vocab_size)
         if chosen[0] is not None:
             for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 setattr(config, token, getattr(chosen[0], token))
@@ -86,27 +84,25 @@ def from_book(
 def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     """The weights under the book's names, and a dictionary like its `GPT_CONFIG_124M` if the file holds one."""
     content, others = read_file(path, _SECTIONS)
-    weights: StateDict = {}
-    came_from: dict[str, str] = {}
-    for name, weight in content.items():
-        new = name
-        for pattern, replacement in _VARIANTS:
-            new = pattern.sub(replacement, new)
-        if new in weights:
-            raise UserError(f"{path}: {came_from[new]} and {name} are two weights for one place")
-        weights[new], came_from[new] = weight, name
-    if path.suffix == ".safetensors" and _EMBEDDING not in weights and _HEAD in weights:
-        weights[_EMBEDDING] = weights.pop(_HEAD)  # tied weights are there once, under either name
-    said = (value for value in others.values() if isinstance(value, Mapping) and type(value.get("n_heads")) is int)
-    return weights, next(said, {})
+    weights = {_book_name(name): weight for name, weight in content.items()}
+    if len(weights) < len(content):
+        raise UserError(f"{path}: two of its weights have the same name in the book, such as module.x and x")
+    if path.suffix == ".safetensors":  # which holds tied weights once, under either name
+        for one, other in ((_HEAD, _EMBEDDING), (_EMBEDDING, _HEAD)):
+            if one not in weights and other in weights:
+                weights[one] = weights[other]
+    settings = (value for value in others.values() if isinstance(value, Mapping) and type(value.get("n_heads")) is int)
+    return weights, next(settings, {})
+
+
+def _book_name(name: str) -> str:
+    for pattern, replacement in _VARIANTS:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def _rows(source: str, weights: StateDict, config: GPTConfig) -> list[Row]:
-    """The rows of the table for these weights, once it is sure that they are those of a whole model.
-
-    Raises:
-        UserError: weights are missing, there are others, or one has another shape. It names the first.
-    """
+    """The rows of the table for these weights, if they are exactly those of a model of this configuration."""
     layout = "book_fused" if "trf_blocks.0.att.qkv.weight" in weights else "book"
     shapes = shapes_of(source, GPTForCausalLM, config)
     rows = rows_between(layout, "ours", config.num_hidden_layers, shapes)
@@ -114,14 +110,11 @@ def _rows(source: str, weights: StateDict, config: GPTConfig) -> list[Row]:
     for row in rows:
         first, *rest = shapes[row.targets[0]]
         needed[row.sources[0]] = [len(row.targets) * first, *rest]
-    missing = [name for name in needed if name not in weights]
-    unexpected = [name for name in weights if name not in needed]
-    if missing and not (missing == [_HEAD] and source.endswith(".safetensors")):
-        also = f"; it has {unexpected[0]}, which is not known" if unexpected else ""
-        raise UserError(f"{source}: lacks {missing[0]}{also}")
-    if unexpected:
-        raise UserError(f"{source}: holds {unexpected[0]}, which this model has no place for")
+    if missing := [name for name in needed if name not in weights]:
+        raise UserError(f"{source}: lacks {missing[0]}")
     for name, weight in weights.items():
+        if name not in needed:
+            raise UserError(f"{source}: holds {name}, which this model has no place for")
         if list(weight.shape) != needed[name]:
             raise UserError(f"{source}: {name} has the shape {list(weight.shape)}, the model needs {needed[name]}")
     return rows
@@ -131,18 +124,13 @@ def _sizes(source: str, weights: StateDict) -> dict[str, Any]:
     """The fields of our configuration that the shapes tell."""
     for name in (_EMBEDDING, "pos_emb.weight", "trf_blocks.0.ff.layers.0.weight"):
         if name not in weights or weights[name].dim() != 2:
-            raise UserError(
-                f"{source}: not a state dict of the book's GPTModel: {name} is missing or no matrix; "
-                f"it has {', '.join(list(weights)[:2])}"
-            )
-    layers = {int(found[1]) for name in weights if (found := re.match(r"trf_blocks\.(\d+)\.", name))}
-    if layers != set(range(len(layers))):
-        raise UserError(f"{source}: lacks blocks between trf_blocks.0 and trf_blocks.{max(layers)}")
+            found = ", ".join(list(weights)[:2])
+            raise UserError(f"{source}: not a state dict of the book's GPTModel: no matrix {name}; it has {found}")
     return {
         "vocab_size": weights[_EMBEDDING].shape[0],
         "hidden_size": weights[_EMBEDDING].shape[1],
         "max_position_embeddings": weights["pos_emb.weight"].shape[0],
-        "num_hidden_layers": len(layers),
+        "num_hidden_layers": len({name.split(".")[1] for name in weights if name.startswith("trf_blocks.")}),
         "intermediate_size": weights["trf_blocks.0.ff.layers.0.weight"].shape[0],
         "qkv_bias": any(re.search(r"\.att\.(qkv|W_query|W_key|W_value)\.bias$", name) for name in weights),
         "initialization": "pytorch",
@@ -150,42 +138,15 @@ def _sizes(source: str, weights: StateDict) -> dict[str, Any]:
     }
 
 
-def _heads(source: str, width: int, heads: int | None, said: Mapping[str, Any]) -> int:
-    in_file = said.get("n_heads")
+def _heads(source: str, width: int, heads: int | None, settings: Mapping[str, Any]) -> int:
+    in_file = settings.get("n_heads")
     if heads is None and in_file is None:
-        # Every GPT-2 has heads of 64; a hint, no more: with another number the model would be another function.
-        hint = f", such as {width // 64}, GPT-2's for this width" if width >= 64 and width % 64 == 0 else ""
-        raise UserError(f"the weights in {source} do not tell it; give n_heads of your model{hint}", field="heads")
+        # All GPT-2 models have heads of width 64. Only a hint: another number of heads makes another function.
+        hint = f", such as {width // 64}, as in GPT-2" if width % 64 == 0 else ""
+        raise UserError(f"{source} does not contain their number; give n_heads of your model{hint}", field="heads")
     if heads is not None and in_file not in (None, heads):
-        raise UserError(f"{source} itself says n_heads={in_file}; leave it out", field="heads", value=heads)
-    number = in_file if heads is None else heads
-    if number < 1 or width % number:
-        what = f"must divide the width of the model, emb_dim {width}"
-        if heads is None:
-            raise UserError(f"{source}: it says n_heads={number}, which {what}")
-        raise UserError(what, field="heads", value=heads)
-    return number
-
-
-def _drop_rate(source: str, drop_rate: float | None, said: Mapping[str, Any]) -> float:
-    rate = said.get("drop_rate", _DROP_RATE) if drop_rate is None else drop_rate
-    if not isinstance(rate, int | float) or not 0 <= rate < 1:
-        what = "must be at least 0 and less than 1"
-        if drop_rate is None:
-            raise UserError(f"{source}: its drop_rate={rate!r} {what}; give another as drop_rate")
-        raise UserError(what, field="drop_rate", value=drop_rate)
-    return rate
-
-
-def _tokenizer(asked_for: str | None, num_embeddings: int) -> tuple[PreTrainedTokenizerBase | None, str]:
-    if asked_for is None and num_embeddings != _GPT2_VOCAB_SIZE:
-        return None, f"none: {num_embeddings:,} ids are not GPT-2's; name the tokenizer that it was trained with"
-    try:
-        return choose_tokenizer(asked_for or "gpt2", lambda: None, num_embeddings)
-    except UserError:
-        if asked_for is not None:
-            raise
-        return None, "none: gpt2 cannot be had here; convert again with a network or another tokenizer to have one"
+        raise UserError(f"{source} contains n_heads={in_file}; give the same or nothing", field="heads", value=heads)
+    return in_file if heads is None else heads
 
 
 @torch.inference_mode()
@@ -215,4 +176,4 @@ def _book_logits(weights: StateDict, num_layers: int, num_heads: int, ids: torch
         x = x + linear(context.transpose(1, 2).reshape(time, -1), f"{block}.att.out_proj")
         y = F.gelu(linear(norm(x, f"{block}.norm2"), f"{block}.ff.layers.0"), approximate="tanh")
         x = x + linear(y, f"{block}.ff.layers.2")
-    return linear(norm(x, "final_norm"), "out_head" if _HEAD in weights else "tok_emb").flatten()
+    return linear(norm(x, "final_norm"), "out_head").flatten()

@@ -1,4 +1,4 @@
-"""Read a file of weights: memory-mapped where it can be, and without running anything that is in it."""
+"""Read a file of weights: memory-mapped where possible, and without running any code that is in it."""
 
 import re
 import warnings
@@ -23,18 +23,15 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def read_file(path: Path, sections: Iterable[str] = ()) -> tuple[StateDict, dict[str, Any]]:
-    """The weights in a file of safetensors or `torch.save`, but for masks, and what else the file holds.
+    """The weights in a file of safetensors or `torch.save`, without masks, and what else the file holds.
 
     Args:
         sections: keys under which a training script may have put the weights beside other things.
 
     Raises:
-        UserError: it is not such a file, is damaged, holds a pickle that asks for more than weights, or weights that
-            are not floating-point numbers.
+        UserError: it is not such a file, is damaged, holds objects that are not data, or weights that are not
+            floating-point numbers.
     """
-    if not path.is_file():
-        what = "a directory" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {what}; a file that torch.save or safetensors wrote is needed")
     content = _load(path)
     others = {}
     for section in sections:
@@ -44,15 +41,20 @@ def read_file(path: Path, sections: Iterable[str] = ()) -> tuple[StateDict, dict
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: holds a {type(content).__name__}, not a state dict; "
-            "write one with torch.save(model.state_dict(), 'model.pth')"
+            "save one with torch.save(model.state_dict(), 'model.pth')"
         )
     weights = {}
     for name, value in content.items():
         if not isinstance(value, torch.Tensor):
             others = {**others, name: value}
         elif not MASK.search(str(name)):
+            if value.layout is not torch.strided or value.is_meta or value.dtype not in _FLOATS:
+                kind = "meta" if value.is_meta else f"{value.layout}, {value.dtype}".replace("torch.", "")
+                raise UserError(
+                    f"{path}: {name} is a tensor of another kind ({kind}); only dense weights in float32, bfloat16, "
+                    "float16 or float64 can be converted"
+                )
             weights[str(name)] = value
-            _refuse_other_kinds(f"{path}: {name}", value)
     if not weights:
         raise UserError(f"{path}: holds no weights")
     return weights, others
@@ -67,36 +69,15 @@ def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings():  # about pickle protocols, before an error says it better
+        with warnings.catch_warnings():  # about pickle protocols; an error follows that says more
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=can_be_mapped(path))
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # damaged and hostile files fail in the unpickler in any way they like
-        raise UserError(_why_not_loaded(path, error)) from None
-
-
-def _refuse_other_kinds(where: str, weight: torch.Tensor) -> None:
-    if weight.layout is not torch.strided or weight.is_meta or weight.is_nested:
-        kind = "meta" if weight.is_meta else "nested" if weight.is_nested else str(weight.layout)
-        kind = kind.removeprefix("torch.").replace("_", " ")
-        raise UserError(f"{where} is a {kind} tensor; only dense weights are converted")
-    if weight.dtype not in _FLOATS:
-        kind = str(weight.dtype).removeprefix("torch.")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except Exception as error:  # damaged and hostile files raise anything in the unpickler
+        text = " ".join(str(error).split()) or type(error).__name__
+        why = text.partition("WeightsUnpickler error: ")[2].partition(". Please ")[0] or text[:150]
         raise UserError(
-            f"{where} is {kind}; quantised weights are not converted, only float32, bfloat16, float16 and float64"
-        )
-
-
-def _why_not_loaded(path: Path, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if "GLOBAL" in text or "TorchScript" in text or "Unsupported class" in text or "Trying to" in text:
-        wanted = text.partition("Unsupported global: GLOBAL ")[2].split(" ")[0]
-        return (
-            f"{path}: holds more than weights{f' ({wanted})' if wanted else ''} and is not read, "
-            "for a pickle can run code; save the weights alone: torch.save(model.state_dict(), 'model.pth')"
-        )
-    why = text.partition("WeightsUnpickler error: ")[2].split(" Please file")[0] or text or type(error).__name__
-    return f"{path}: not a whole file of torch.save ({why[:150]})"
+            f"{path}: not a file of weights alone ({why}); anything else is not read, because a pickle can run code; "
+            "save them with torch.save(model.state_dict(), 'model.pth')"
+        ) from None

@@ -1,15 +1,13 @@
 """Stock GPT-2 into our model and back, bit for bit.
 
-transformers' own GPT-2 reads the source, so every layout that it knows is read: with and without the prefix
+transformers' own GPT-2 loads the source, so every layout that it knows can be read: with and without the prefix
 `transformer.`, with old masks, with the tied head written out, in shards, in `.bin`. `table.TABLE` then has the names.
-What one of the two models cannot express is refused by name; the language model and the three heads that both have are
-converted.
+The language model and the three heads that both packages have are converted. What one of the two models cannot express
+is refused by name.
 """
 
 import functools
-import json
 import pickle
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..checkpoint import model_folder
+from ..checkpoint import model_folder, refuse_missing_weights
 from ..configuration_gpt import GPTConfig
 from ..data.files import cache_folder, content_hash, digest
 from ..errors import UserError
@@ -81,11 +79,9 @@ _FIELDS = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
 }
-# Ours that GPT-2 has no field for and needs none: what it always has, and how weights once started.
-_FIELDS_NOT_NEEDED = {"qkv_bias", "initialization"}
 # GPT-2's that our model has no field for, and the value that it always has.
 _FIELDS_FIXED = {"add_cross_attention": False, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
-# What both take from all of transformers' configurations, and a classifier needs.
+# Fields of all of transformers' configurations that a classifier needs.
 _LABEL_FIELDS = ("id2label", "label2id", "problem_type", "classifier_dropout")
 
 
@@ -104,11 +100,8 @@ def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion
         folder = model_folder(source)
         config = _config(folder, source, GPT2Config, "GPT-2")
         for field, fixed in _FIELDS_FIXED.items():
-            if getattr(config, field) is not fixed:
-                raise UserError(
-                    f"{source}: config.json has {field}={getattr(config, field)}, which our model cannot express; "
-                    f"only {fixed} can be converted"
-                )
+            if (value := getattr(config, field)) is not fixed:
+                raise UserError(f"{source}: config.json has {field}={value}; only {fixed} can be converted")
         their_class, our_class = _classes(config, source)
         ours = our_config(source, fields_from_gpt2(config) | _labels(config, our_class))
         stock = _source(folder, source, their_class, config, tokenizer)
@@ -140,19 +133,17 @@ def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
         folder = model_folder(model)
         config = _config(folder, model, GPTConfig, "a model of this package")
         if config.is_heterogeneous:
-            raise UserError(
-                f"{model}: its layers have configurations of their own (per_layer_config), GPT-2's have one"
-            )
+            raise UserError(f"{model}: its layers have different configurations (per_layer_config); GPT-2's have one")
         our_class, their_class = _classes(config, model)
         fields = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
         for rate in ("attn_pdrop", "embd_pdrop"):
             fields[rate] = config.dropout if fields[rate] is None else fields[rate]
         if fields["n_inner"] == 4 * config.hidden_size:
             fields["n_inner"] = None
-        fields["n_ctx"] = fields["n_positions"]  # which older configurations had, and llama.cpp's converter reads
+        fields["n_ctx"] = fields["n_positions"]  # the old name, which llama.cpp's converter reads
         theirs = GPT2Config(**fields, **_labels(config, our_class))
-        ours = _source(folder, model, our_class, config, tokenizer)
         shapes_of(model, our_class, config)  # refuses what no model can have
+        ours = _source(folder, model, our_class, config, tokenizer)
         zeros = "query, key and value biases, which GPT-2 has and the model lacks, are zeros"
         notes = [] if config.qkv_bias else [zeros]
         return convert_model(ours, ("ours", "gpt2"), their_class, theirs, directory, out, notes)
@@ -173,16 +164,13 @@ def convert_model(
     out: str,
     notes: Sequence[str] = (),
 ) -> Conversion:
-    """Convert `source`, which loads a model, from one layout into the other (see `convert`)."""
+    """Convert the model that `source` loads from one layout into the other (see `convert`)."""
     shapes_of(source.name, target_class, config)  # refuses what no model can have, before weights are read
     model = source.load()
     if config.tie_word_embeddings and isinstance(model, GPT2LMHeadModel | GPTForCausalLM):
         config.tie_word_embeddings = model.lm_head.weight is model.get_input_embeddings().weight
         if not config.tie_word_embeddings:
-            notes = [
-                *notes,
-                "lm_head is not the embedding, although config.json ties them: it stays a head of its own",
-            ]
+            notes = [*notes, "lm_head differs from the embedding, although config.json ties them: it stays separate"]
     targets = shapes_of(source.name, target_class, config)
     rows = rows_between(*layouts, config.num_hidden_layers, targets, model.state_dict())
     logits = logits_of(model, token_ids(config))
@@ -194,24 +182,14 @@ def convert_model(
 def _source(
     folder: Path, name: str, model_class: type[PreTrainedModel], config: PreTrainedConfig, tokenizer: str | None
 ) -> Source:
-    """The model in `folder`, loaded in the dtype of its weights: the one in config.json may be another."""
-    files, dtypes, layers, is_wrapped = _weight_files(folder), set(), set(), False
-    for file in files:
-        weights, _ = read_file(file)
-        dtypes |= {weight.dtype for weight in weights.values()}
-        layers |= {found[0] for weight in weights if (found := re.search(r"\b(h|layers)\.\d+\.", weight))}
-        is_wrapped = is_wrapped or any(map(WRAPPERS.match, weights))
-        del weights
-    if len(layers) != config.num_hidden_layers:  # before a model of that many is thought of
-        raise UserError(f"{name}: its weights have {len(layers)} layers, config.json says {config.num_hidden_layers}")
-    how = {"key_mapping": {WRAPPERS.pattern: ""}} if is_wrapped else {}
-    how["dtype"] = functools.reduce(torch.promote_types, dtypes)  # the widest holds the others as they are
+    """The model in `folder`, loaded in the widest dtype of its weights; config.json may name another."""
+    files = _weight_files(folder)
+    dtypes = {weight.dtype for file in files for weight in read_file(file)[0].values()}
+    dtype = functools.reduce(torch.promote_types, dtypes)
     generation_config = folder / "generation_config.json"
-    if generation_config.is_file():
-        _read_json(generation_config, name)  # transformers would pass over one that it cannot read
     return Source(
         name,
-        load=lambda: load(model_class, folder, name, **how),
+        load=lambda: load(model_class, folder, name, dtype=dtype, key_mapping={WRAPPERS.pattern: ""}),
         is_mapped=all(map(can_be_mapped, files)),
         tokenizer=choose_tokenizer(tokenizer, lambda: tokenizer_in(folder), config.vocab_size),
         generation_config=generation_config if generation_config.is_file() else None,
@@ -219,51 +197,43 @@ def _source(
 
 
 def load(model_class: type[PreTrainedModel], folder: Path | None, name: str, **how: Any) -> PreTrainedModel:
-    """`from_pretrained`, which must fill the model and leave nothing over. `name`: what the user calls it.
-
-    Raises:
-        UserError: it cannot be loaded, weights are missing, there are others, or one has another shape.
-    """
+    """`from_pretrained`, which must fill the model and use every weight. `name`: what the user calls it."""
     how |= {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with quiet():
             model, report = model_class.from_pretrained(folder, **how)
     except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         raise UserError(f"{name}: {model_class.__name__} cannot load it: {error}") from None
-    unexpected = {weight for weight in report["unexpected_keys"] if not MASK.search(weight)}
-    for weights, what in ((report["missing_keys"], "lacks"), (unexpected, "holds what this model has no place for:")):
-        if weights:
-            more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
-            raise UserError(f"{name}: {what} {min(weights)}{more}")
-    for weight, found, needed in sorted(report["mismatched_keys"]):
-        raise UserError(f"{name}: {weight} has the shape {list(found)}, the model needs {list(needed)}")
+    refuse_missing_weights(name, report)
+    for weight in sorted(report["unexpected_keys"]):
+        if not MASK.search(weight):
+            raise UserError(f"{name}: holds {weight}, which this model has no place for")
     return model
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads: one or its shards, `.safetensors` before `.bin`."""
+    """The files that transformers reads: one file or its shards, `.safetensors` before `.bin`."""
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         files = [folder / (stem + suffix)]
         if not files[0].is_file():
             files = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
         if files:
             return files
-    raise UserError(
-        f"{folder}: no weights in it: neither model.safetensors nor pytorch_model.bin, nor shards of one of them"
-    )
+    raise UserError(f"{folder}: has no model.safetensors and no pytorch_model.bin, nor shards of one of them")
 
 
 def _classes(config: PreTrainedConfig, source: str) -> tuple[type[PreTrainedModel], type[PreTrainedModel]]:
-    """The class that `architectures` of config.json names, and the other's; a bare model gets its tied head."""
+    """The class that `architectures` names and its counterpart; a model without a head gets its tied head."""
     pairs = _CLASSES if isinstance(config, GPT2Config) else [pair[::-1] for pair in _CLASSES]
-    known = {pair[0].__name__: pair for pair in pairs}
-    named = config.architectures[0] if isinstance(config.architectures, list) and config.architectures else None
-    if config.architectures and named not in {*known, "GPT2Model", "GPTModel"}:
-        raise UserError(
-            f"{source}: config.json has architectures={config.architectures!r}, which cannot be converted; "
-            f"what can: a list of one of {', '.join(known)}"
-        )
-    return known.get(named, pairs[0])
+    for pair in pairs:
+        if config.architectures == [pair[0].__name__]:
+            return pair
+    if config.architectures in (None, [], ["GPT2Model"], ["GPTModel"]):
+        return pairs[0]
+    raise UserError(
+        f"{source}: config.json has architectures={config.architectures!r}, which cannot be converted; "
+        f"it must be a list of one of {', '.join(pair[0].__name__ for pair in pairs)}"
+    )
 
 
 def _labels(config: PreTrainedConfig, our_class: type[PreTrainedModel]) -> dict[str, Any]:
@@ -273,28 +243,17 @@ def _labels(config: PreTrainedConfig, our_class: type[PreTrainedModel]) -> dict[
 
 
 def _config(folder: Path, source: str, config_class: type[PreTrainedConfig], what: str) -> PreTrainedConfig:
-    """The configuration in `folder`, which must be of the class that is to be converted."""
-    content = _read_json(folder / "config.json", source)
-    if content.get("model_type", config_class.model_type) != config_class.model_type:
-        raise UserError(
-            f"{source}: config.json has model_type={content.get('model_type')!r}, which is not {what} "
-            f"({config_class.model_type!r})"
-        )
-    if content.get("quantization_config"):
-        raise UserError(f"{source}: config.json has a quantization_config; convert the model it was made from")
+    """The configuration in `folder`, which must be a `config_class`."""
     try:
+        content, _ = config_class.get_config_dict(folder)
+        if content.get("model_type", config_class.model_type) != config_class.model_type:
+            raise UserError(f"{source}: config.json has model_type={content['model_type']!r}, which is not {what}")
+        if content.get("quantization_config"):
+            raise UserError(f"{source}: config.json has a quantization_config; convert the model it was made from")
         return config_class.from_dict(content)
+    except UserError:
+        raise
     except StrictDataclassError as error:  # two lines that name the validator; its cause names the field
         raise UserError(f"{source}: config.json cannot be used: {error.__cause__ or error}") from None
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise UserError(f"{source}: config.json cannot be used: {error}") from None
-
-
-def _read_json(file: Path, source: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: {file.name} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{source}: {file.name} holds a {type(content).__name__}; a JSON object is needed: {{...}}")
-    return content

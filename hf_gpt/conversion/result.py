@@ -1,7 +1,7 @@
-"""Convert, load the result again as anybody would, and keep it only if its logits are those of the source.
+"""Write the result of a conversion, load it again as a user would, and compare its logits with the source's.
 
-Every conversion ends in `convert`. Where the source comes from and what its logits are is left to `gpt2.py`,
-`openai.py` and `book.py`.
+Every conversion ends in `convert`. Reading the source and computing its logits is left to `gpt2.py`, `openai.py` and
+`book.py`.
 """
 
 import contextlib
@@ -18,24 +18,19 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging
 
 from ..configuration_gpt import GPTConfig
-from ..data.tokenizer import load_tokenizer
+from ..data.tokenizer import TOKENIZER_FILES, load_tokenizer
 from ..errors import UserError
 from .table import Row, StateDict, free_memory, renamed
 
 _NUM_TOKENS = 64
-# How far logits may be apart, as a part of the largest of them (or of 1, if that is larger): two ways to sum the same
-# products. A wrong conversion is off by about the logits themselves.
+# How far logits may differ, relative to the largest of them (or to 1, if that is larger): the same products are summed
+# in another order. After a wrong conversion logits differ by about their own size.
 _TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted into what, and how it was checked.
-
-    `difference` is the largest distance of two logits over `num_tokens` tokens.
-    """
+    """What was made, and the largest difference between two logits over `num_tokens` tokens."""
 
     destination: str
     model_class: str
@@ -62,10 +57,10 @@ class Source:
 
     Args:
         name: what the user calls it.
-        load: loads it, or its state dict, each time anew.
-        is_mapped: whether the weights that were loaded lie in memory-mapped files.
-        tokenizer: what goes with the result, and what to say about it (see `choose_tokenizer`).
-        generation_config: its file, which goes along as it is.
+        load: loads it, or its state dict, anew at each call.
+        is_mapped: whether the loaded weights are in memory-mapped files.
+        tokenizer: the result's, and a text about it (see `choose_tokenizer`).
+        generation_config: a file to copy.
     """
 
     name: str
@@ -89,9 +84,9 @@ def convert(
     out: str,
     notes: Sequence[str] = (),
 ) -> Conversion:
-    """Write the model that `rows` make of `source` into `directory`, which is to become `out`, and compare logits.
+    """Write the model that `rows` make of `source` into `directory`, which will become `out`, and compare logits.
 
-    What `rows` leave out of the model is zeros.
+    Weights that no row makes are zeros.
 
     Args:
         logits: the source's for `token_ids`, in the dtype to compute in.
@@ -117,10 +112,10 @@ def convert(
     difference = (logits_of(converted, ids).float() - logits.float()).abs().max().item()
     largest = logits.float().abs().max().item()
     if not largest < float("inf"):
-        raise UserError(f"{source.name}: its logits are not finite, so there is nothing to compare a result with")
+        raise UserError(f"{source.name}: its logits are not finite, so they cannot be compared")
     if not difference <= _TOLERANCES[logits.dtype] * max(1.0, largest):
         raise UserError(
-            f"{source.name}: the result's logits differ from the source's by {difference:.1e} (the largest is "
+            f"{source.name}: after the conversion the logits differ by {difference:.1e} (the largest is "
             f"{largest:.1f}), so it is not the same model, and nothing was written"
         )
     return Conversion(
@@ -151,24 +146,20 @@ def _save(
 
 
 def token_ids(config: PreTrainedConfig) -> torch.LongTensor:
-    """The tokens that logits are compared on, (1, up to 64): any will do that differ."""
+    """Random tokens to compare logits on, (1, up to 64)."""
     num_tokens = min(_NUM_TOKENS, config.max_position_embeddings)
     return torch.randint(config.vocab_size, (1, num_tokens), generator=torch.Generator().manual_seed(0))
 
 
 @torch.inference_mode()
 def logits_of(model: PreTrainedModel, ids: torch.LongTensor) -> torch.Tensor:
-    """What a model computes for `ids` with any of its heads, flat."""
+    """The outputs of a model's head, whichever it is, as one vector."""
     outputs = model.eval()(input_ids=ids, use_cache=False)
     return torch.cat([outputs[name].flatten() for name in ("logits", "start_logits", "end_logits") if name in outputs])
 
 
 def our_config(source: str, fields: dict[str, Any]) -> GPTConfig:
-    """Our configuration of what was found in `source`.
-
-    Raises:
-        UserError: no model can have it.
-    """
+    """Our configuration with these `fields`, which were found in `source`."""
     try:
         return GPTConfig(**fields)
     except ValueError as error:
@@ -176,15 +167,15 @@ def our_config(source: str, fields: dict[str, Any]) -> GPTConfig:
 
 
 def shapes_of(source: str, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of a model's weights by name; a tied head is none of its own.
+    """The shapes of a model's weights by name, without those of a tied head.
 
     Raises:
-        UserError: there is no such model as the configuration in `source` says.
+        UserError: no model can have the configuration that was found in `source`.
     """
     try:
         model = _without_memory(model_class, config)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # torch's go on with what it was called with
-        raise UserError(f"{source}: there is no such model: {str(error).partition('. ')[0]}") from None
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{source}: no model can have its configuration: {error}") from None
     tied = model.all_tied_weights_keys
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items() if name not in tied}
 
@@ -192,54 +183,45 @@ def shapes_of(source: str, model_class: type[PreTrainedModel], config: PreTraine
 def choose_tokenizer(
     asked_for: str | None, own: Callable[[], PreTrainedTokenizerBase | None], num_embeddings: int
 ) -> tuple[PreTrainedTokenizerBase | None, str]:
-    """The tokenizer that goes with the result, and what to say about it.
+    """The tokenizer of the result, and a text about it.
 
     Args:
         asked_for: see `load_tokenizer`, or `"none"`; None for the source's, which `own` loads.
 
     Raises:
         UserError: there is no such tokenizer, or the one that was asked for has more ids than the model has
-            embeddings. Of the source's own that is said, no more: the source is like that.
+            embeddings. If the source's own has, the text says so.
     """
     if asked_for == "none":
         return None, "none, as asked for"
-    tokenizer = own() if asked_for is None else load_tokenizer(asked_for)
+    try:
+        tokenizer = own() if asked_for is None else load_tokenizer(asked_for)
+    except UserError as error:
+        raise UserError(f"{error}; tokenizer 'none' converts without one") from None
     if tokenizer is None:
-        return None, "none: the source has none; name one as tokenizer to put it with the model"
+        return None, "none: the source has none; give one as tokenizer"
     # As `data.tokenizer.vocab_size`, without the encoder that it would make, which is larger than the tokenizer.
     num_ids = max(tokenizer.get_vocab().values()) + 1
     name = "the source's" if asked_for is None else asked_for
     about = f"{name}, {num_ids:,} ids"
     if num_ids <= num_embeddings:
         return tokenizer, about
+    about += f", more than the model's {num_embeddings:,} embeddings"
     if asked_for is None:
-        about += f", but the model has embeddings for {num_embeddings:,}: text with the others will fail"
-        return tokenizer, about
-    raise UserError(
-        f"it has {num_ids:,} ids, the model embeddings for {num_embeddings:,}; name the tokenizer that the model was"
-        " trained with, or none",
-        field="tokenizer",
-        value=asked_for,
-    )
+        return tokenizer, f"{about}: text with the last ones will fail"
+    raise UserError(f"{about}; give the tokenizer that the model was trained with, or none", field="tokenizer")
 
 
 def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a model, if there is one.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    """The tokenizer beside a model, if there is one."""
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
         return None
-    try:
-        return load_tokenizer(str(folder.resolve()))
-    except UserError as error:
-        raise UserError(f"{error}; tokenizer 'none' leaves it out") from None
+    return load_tokenizer(str(folder.resolve()))
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and loading reports: what is missing or too much is looked at here."""
+    """Without transformers' progress bars and loading reports; `load` checks what is missing or unexpected."""
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,7 +1,7 @@
 """The names of the weights: ours, GPT-2's and the book's, side by side.
 
-`TABLE` is the conversion. `rows_between` picks two of its columns, and `renamed` moves a state dict along them, one
-weight after the other: renamed, transposed, split or joined.
+`TABLE` is the conversion. `rows_between` picks two of its columns, and `renamed` converts a state dict from one to the
+other, one weight after another: it renames, transposes, splits and joins them.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ _QKV = {
     "book_fused": ("qkv",),  # the companion code's
 }
 
-_SMALL = 16 * 2**20  # bytes of weights that are not worth loading twice
+_SMALL = 16 * 2**20  # bytes: fewer weights are not worth loading the file again
 
 
 class Row(NamedTuple):
@@ -91,9 +91,9 @@ def rows_between(
     for entry in TABLE:
         is_transposed = entry.is_conv1d and "gpt2" in (source, target)
         for layer in range(num_layers if "{i}" in entry.ours else 1):
-            theirs, ours = _names(entry, source, layer), _names(entry, target, layer)
-            pairs = [((one,), (other,)) for one, other in zip(theirs, ours)] if len(theirs) == len(ours) else None
-            for names, new_names in pairs or [(theirs, ours)]:
+            old, new = _names(entry, source, layer), _names(entry, target, layer)
+            one_by_one = zip(zip(old), zip(new))
+            for names, new_names in one_by_one if len(old) == len(new) else [(old, new)]:
                 if names and set(new_names) <= set(targets) and (sources is None or set(names) <= set(sources)):
                     rows.append(Row(names, new_names, is_transposed, dim=-1 if target == "gpt2" else 0))
     return rows
@@ -106,11 +106,10 @@ def _names(entry: Entry, layout: Layout, layer: int) -> tuple[str, ...]:
 
 
 def renamed(load: Callable[[], StateDict], rows: list[Row], is_mapped: bool) -> StateDict:
-    """The weights of `load()` under their new names, in memory of their own.
+    """The weights of `load()` under their new names, copied.
 
-    A weight is let go as soon as it is converted. If it lies in a memory-mapped file (`is_mapped`) its pages still
-    count as memory of this process, as long as anything of the file is in use: so the file is loaded anew after each
-    eighth of a model.
+    Each weight is freed once it is converted. Pages of a memory-mapped file (`is_mapped`) count as memory of this
+    process while the file is in use, so it is loaded anew after each eighth of the model.
     """
     needed = {name for row in rows for name in row.sources}  # not the second name of a tied head
     state, results, num_read = load(), {}, 0

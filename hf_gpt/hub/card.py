@@ -1,12 +1,11 @@
 """The model card: what a stranger who finds a checkpoint on the Hub should know about it.
 
 All of it is read from the files of the run (`recipe.yaml`, `environment.json`, `metrics.jsonl`, `samples.jsonl`) and
-of the checkpoint, up to the checkpoint's step, so the card of a checkpoint can be made again at any time. What the run
-does not know is left out. Private facts stay out too: a local path shows its last part, never a folder, a user or a
-machine.
+of the checkpoint, up to the checkpoint's step, so the card can be made again at any time. What the run did not record
+is left out. So are private facts: of a local path only the last part is shown, and no user or machine.
 
-The page is `templates/card.md.jinja`; markdown.py escapes what it prints. Which part of a published card is a
-person's, and stays, is card_merge.py's.
+The page is `templates/card.md.jinja`; markdown.py escapes what it prints. card_merge.py keeps what people changed in a
+published card.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..checkpoint import TRAINING_STATE
-from ..display import duration, escape_unprintable, perplexity
+from ..display import duration, escape_unprintable, perplexity, short_number
 from ..errors import UserError
 from ..recipe import Recipe
 from ..report.plots import loss_plot
@@ -37,16 +36,9 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float
 _STATE = f"{TRAINING_STATE}/state.json"
 
 
-def write_card(checkpoint: str | Path, run_dir: str | Path, *, repo_id: str | None = None) -> Path:
-    """Write a checkpoint's `README.md`, with the losses beside it as `loss.png` if there are any.
-
-    Args:
-        checkpoint: a folder with the model and its training state; it may be one that is being written.
-        run_dir: the run that it is of.
-        repo_id: the model's name on the Hub; by default the recipe's `hub.repo_id`.
-    """
-    checkpoint = Path(checkpoint)
-    facts = _facts(checkpoint, Path(run_dir), repo_id)
+def write_card(checkpoint: Path, run_dir: Path) -> Path:
+    """Write a checkpoint's `README.md`, with the losses beside it as `loss.png` if there are any."""
+    facts = _facts(checkpoint, run_dir)
     if has_losses(facts["metrics"]) and facts["tokens"]:
         loss_plot(run_dir, checkpoint / "loss.png", until=facts["step"])
     sections: dict[str, str] = {}
@@ -62,7 +54,7 @@ def write_card(checkpoint: str | Path, run_dir: str | Path, *, repo_id: str | No
 
 
 class CardWriter(Observer):
-    """Observer, for the main process: each checkpoint gets a card and a plot, the run's folder the newest plot."""
+    """Observer, for the main process: a card and a plot in each checkpoint, the newest plot also in the run."""
 
     def saving(self, training: "TrainingRun", directory: Path) -> None:
         write_card(directory, training.run_dir)
@@ -72,25 +64,25 @@ class CardWriter(Observer):
             copy_file(checkpoint / "loss.png", training.run_dir / "loss.png")
 
 
-def _facts(checkpoint: Path, run_dir: Path, repo_id: str | None) -> dict[str, Any]:
-    """What a run and a checkpoint know, up to the checkpoint's step, under the names that the template uses."""
+def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
+    """The variables of the template: what the run and the checkpoint recorded, up to the checkpoint's step."""
     recipe = Recipe.from_yaml(run_dir / "recipe.yaml")
     environment, config = read_json(run_dir / "environment.json"), read_json(checkpoint / "config.json")
     state = read_json(checkpoint / _STATE)
     if not state:
-        raise UserError(f"{checkpoint}: has no {_STATE}, which says how far the run was; its card cannot be made")
+        raise UserError(f"{checkpoint}: has no {_STATE}, which holds its step; its card cannot be made")
     progress, processes = state["progress"], state["processes"]
     step, train = progress["step"], recipe.train
     metrics = read_metrics(run_dir) if (run_dir / "metrics.jsonl").is_file() else []
     metrics = [line for line in metrics if line["step"] <= step]
     evaluation = next((line for line in reversed(metrics) if "eval_train_loss" in line), {})
     sources = environment.get("sources", {})
-    texts = {kind: sources.get(kind, {}) for kind in ("training", "validation")}
+    training, validation = sources.get("training", {}), sources.get("validation", {})
     num_parameters, dtypes = _parameters(checkpoint)
     length, is_finished = _length(train, step, max((line["epoch"] for line in metrics), default=0.0))
     prompt, samples = _samples(read_lines(run_dir / "samples.jsonl"), step, recipe.evaluation.prompts)
     parent = environment.get("parent")
-    repo_id = repo_id or recipe.hub.repo_id
+    repo_id = recipe.hub.repo_id
     return {
         "name": repo_id.rpartition("/")[2] if repo_id else _last_part(recipe.output_dir),
         "address": repo_id or UNPUBLISHED,
@@ -100,21 +92,22 @@ def _facts(checkpoint: Path, run_dir: Path, repo_id: str | None) -> dict[str, An
         "environment": environment,
         "versions": environment.get("versions", {}),
         "config": config,
-        **texts,
+        "training": training,
+        "validation": validation,
         "tokenizer": sources.get("tokenizer", {}),
         "model": sources.get("model", {}),
-        "trained_on": texts["training"].get("source", "").removesuffix(" (training text)"),
-        "hashes": {name: digest for text in texts.values() for name, digest in text.get("files", [])},
-        "num_files": max(text.get("num_files", 0) for text in texts.values()),
+        "trained_on": training.get("source", "").removesuffix(" (training text)"),
+        "hashes": dict([*training.get("files", []), *validation.get("files", [])]),
+        "num_files": max(training.get("num_files", 0), validation.get("num_files", 0)),
         "num_parameters": num_parameters,
         "shape": _shape(config, dtypes),
         "metrics": metrics,
         "evaluation": evaluation,
-        "is_evaluated": evaluation.get("step") == step,  # these very weights
+        "is_evaluated": evaluation.get("step") == step,  # these weights, not earlier ones
         "step": step,
         "tokens": progress["tokens"],
         "skipped": progress.get("skipped", 0),
-        "epochs": progress["tokens"] / texts["training"]["tokens"] if texts["training"].get("tokens") else None,
+        "epochs": progress["tokens"] / training["tokens"] if training.get("tokens") else None,
         "duration": duration(progress["seconds"]),
         "length": length,
         "is_finished": is_finished,
@@ -128,18 +121,18 @@ def _facts(checkpoint: Path, run_dir: Path, repo_id: str | None) -> dict[str, An
         or (recipe.evaluation.temperature is None and bool(recipe.evaluation.top_k)),
         "example": prompt if prompt and len(prompt) <= 80 else "Every effort moves you",
         "perplexity": perplexity,
-        "large": _large,
+        "short_number": short_number,
     }
 
 
 def _parameters(checkpoint: Path) -> tuple[int, set[str]]:
-    """How many there are and of which types, from the headers of the weights' files."""
+    """The number of parameters and their dtypes, from the headers of the safetensors files."""
     from safetensors import safe_open
 
     count, dtypes = 0, set()
     for path in checkpoint.glob("model*.safetensors"):
         with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no dictionary
+            for name in file.keys():  # noqa: SIM118 - it is not a dictionary
                 tensor = file.get_slice(name)
                 count += math.prod(tensor.get_shape())
                 dtypes.add(str(tensor.get_dtype()))
@@ -147,7 +140,7 @@ def _parameters(checkpoint: Path) -> tuple[int, set[str]]:
 
 
 def _shape(config: Mapping[str, Any], dtypes: set[str]) -> dict[str, Any]:
-    """The rows of the table of the model; what the config lacks is left out."""
+    """The table of the model's sizes, without what the config does not say."""
     width = config.get("hidden_size")
     rows = {
         "layers": config.get("num_hidden_layers"),
@@ -176,7 +169,7 @@ def _length(train: Any, step: int, epoch: float) -> tuple[str, bool]:
 
 
 def _samples(lines: list[dict[str, Any]], step: int, prompts: list[str]) -> tuple[str | None, list[tuple[int, str]]]:
-    """The first prompt of the recipe with samples, else the last one's; its samples at the start, middle and end."""
+    """The recipe's first prompt with samples, else the last sampled one; its first, middle and last sample."""
     lines = [line for line in lines if line["step"] <= step]
     sampled = [line["prompt"] for line in lines]
     prompt = next((prompt for prompt in prompts if prompt in sampled), sampled[-1] if sampled else None)
@@ -186,14 +179,6 @@ def _samples(lines: list[dict[str, Any]], step: int, prompts: list[str]) -> tupl
     first, last = min(texts), max(texts)
     middle = min(sorted(texts), key=lambda step: abs(step - (first + last) / 2))
     return prompt, [(step, texts[step]) for step in sorted({first, middle, last})]
-
-
-def _large(count: int) -> str:
-    """1998720 -> 2.0 million"""
-    for size, name in ((10**9, "billion"), (10**6, "million")):
-        if count >= size:
-            return f"{count / size:.1f} {name}"
-    return f"{count:,}"
 
 
 # Metadata -----------------------------------------------------------------------------------------------------------
@@ -211,13 +196,13 @@ def _metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
         tags=["hf_gpt", "gpt"],
         datasets=[*dict.fromkeys(datasets)] or None,
         base_model=facts["model"].get("hub"),
-        model_name=facts["name"] if results else None,  # it is part of `model-index`, and no field of its own
+        model_name=facts["name"] if results else None,  # a part of `model-index`
         eval_results=results or None,
     ).to_dict()
 
 
 def _eval_results(facts: Mapping[str, Any]) -> Iterator[Any]:
-    """Loss, perplexity and bits per byte on the validation text, if these very weights were evaluated."""
+    """Loss, perplexity and bits per byte on the validation text, if exactly these weights were evaluated."""
     from huggingface_hub import EvalResult
 
     found, text = facts["evaluation"], facts["validation"]
@@ -225,7 +210,7 @@ def _eval_results(facts: Mapping[str, Any]) -> Iterator[Any]:
         return
     split = text.get("split") if text.get("dataset") else "validation"
     if text.get("dataset") and "part" in text:
-        split = None  # a part that the run cut off is no split of the dataset; its name says so
+        split = None  # a part that the run cut off is not a split of the dataset; the name says which part
     values = {
         "loss": ("Loss (nats per token)", found["validation_loss"]),
         "perplexity": ("Perplexity", found["perplexity"]),
@@ -251,7 +236,7 @@ def _eval_results(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _public(recipe: Recipe, sources: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe, with the last part of every local path in its place."""
+    """The recipe, with only the last part of every local path."""
     values = _without_paths(recipe.to_dict())
     values["evaluation"]["prompts"] = list(recipe.evaluation.prompts)
     values["output_dir"] = _last_part(recipe.output_dir)
@@ -278,7 +263,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def _last_part(path: str) -> str:
-    """A path's last part, unless that is somebody's home."""
+    """The last part of a path; of a home directory, which names a person, `gpt`."""
     name = next((part for part in reversed(re.split(r"[/\\]+", path.strip())) if part not in ("", ".", "..", "~")), "")
     with contextlib.suppress(RuntimeError):
         name = "" if name == Path.home().name else name

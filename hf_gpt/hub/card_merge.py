@@ -1,16 +1,16 @@
-"""Which words of a model card are ours and which are a person's, so that ours can be updated and theirs stay.
+"""Update a published model card without losing what people wrote into it.
 
-The sections that this package writes stand between marks, which the rendered page does not show:
+The sections that this package writes are between marks, which the rendered page does not show:
 
     <!-- hf_gpt: begin results 1a2b3c4d -->
     ...
     <!-- hf_gpt: end results -->
 
-The number is a hash of the text between the marks: it shows whether a person has changed the section. A last mark,
-`made`, holds the names of all sections and hashes of the metadata, so that what a person removed stays removed.
+The number is a hash of the text between the marks. If it does not match, a person has changed the section. A last
+mark, `made`, holds the names of all sections and hashes of the metadata, so that what a person removed stays removed.
 
-`merge` uses that when a model is pushed again. What a card says is card.py's; here are only changes to whole cards,
-which need neither torch nor the run.
+`merge` uses these when a model is pushed again. card.py writes what a card says; this file only changes whole cards,
+and needs neither torch nor the run.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from ..errors import UserError
 from .markdown import template
 
 UNPUBLISHED = "path/to/this/model"
-"""What the code in a card loads as long as the model has no name on the Hub."""
+"""Stands for the model's name in the code of a card, until the model is pushed."""
 
 _SECTION = re.compile(
     r"^<!-- hf_gpt: begin ([a-z]+) ([0-9a-f]{8}) -->[ \t]*\n(.*?)^<!-- hf_gpt: end \1 -->[ \t]*$", re.M | re.S
@@ -36,7 +36,7 @@ _MADE = re.compile(r"^<!-- hf_gpt: made (\{.*\}) -->[ \t]*$", re.M)
 
 
 def compose(metadata: Mapping[str, Any], sections: Mapping[str, str]) -> str:
-    """A card of metadata and of sections by name (letters a to z), with their marks."""
+    """A card with this metadata and these sections, by name (letters a to z)."""
     made = {
         "metadata": {key: _hash_of(value) for key, value in metadata.items()},
         "results": [_hash_of(result) for entry in metadata.get("model-index", []) for result in entry["results"]],
@@ -47,17 +47,17 @@ def compose(metadata: Mapping[str, Any], sections: Mapping[str, str]) -> str:
 
 
 def bare_card() -> str:
-    """The card of a model of which nothing is known."""
+    """The card of a model about which nothing is known."""
     return compose({"library_name": "transformers", "pipeline_tag": "text-generation"}, {})
 
 
 def with_repo_id(card: str, repo_id: str) -> str:
-    """A card that was written before the model had a name on the Hub, with that name in the code that loads it."""
+    """The card with the model's name on the Hub in the code that loads it."""
     return _with_sections(card, lambda name, text: text.replace(UNPUBLISHED, repo_id))
 
 
 def as_gpt2_card(card: str, repo_id: str) -> str:
-    """The card of the same model in stock GPT-2's form, which loads in another way."""
+    """The card of the same model as a stock GPT-2, which is loaded with other code."""
     use = template("use_gpt2.md.jinja").render(address=repo_id)
     return _with_sections(card, lambda name, text: use if name == "use" else text)
 
@@ -65,10 +65,10 @@ def as_gpt2_card(card: str, repo_id: str) -> str:
 def merge(new: str, published: str) -> str:
     r"""The card `new`, with what people wrote into the `published` one.
 
-    A section that nobody changed is replaced by the new one, or removed if `new` has none of its name. One that a
-    person changed stays as it is and is not updated any more; to take a section over, it is enough to delete one of
-    its marks. One that a person removed stays removed; deleting the last mark (`made`) too brings it back. All other
-    text stays where it is. Sections that are new come last; a card without any marks is followed by all of them.
+    A section that nobody changed is replaced by the new one, or removed if `new` has none of that name. A section that
+    a person changed is not updated any more, nor is one without one of its marks. A section that a person removed
+    stays removed, unless the last mark (`made`) is removed too. All other text stays where it is. New sections are
+    appended; to a card without marks, all of them.
 
     Metadata follows the same rules by field, and `model-index` by result. Comments in the metadata are lost.
 
@@ -82,7 +82,7 @@ def merge(new: str, published: str) -> str:
     try:
         made = json.loads(_MADE.search(body)[1])
         made = {key: kind(made[key]) for key, kind in (("metadata", dict), ("results", list), ("sections", list))}
-    except (TypeError, KeyError, ValueError):  # the mark is gone or damaged: all is a person's
+    except (TypeError, KeyError, ValueError):  # the mark is missing or damaged: all metadata is a person's
         made = {"metadata": {}, "results": [], "sections": []}
     merged = _merge_metadata(new_metadata, metadata, made)
     return _card(merged, _merge_bodies(new_body, body, made["sections"]))
@@ -111,19 +111,19 @@ def _merge_metadata(new: Mapping[str, Any], published: Mapping[str, Any], made: 
 
 
 def _merge_results(new: list[Any], published: Any, results_made: list[str]) -> Any:
-    """The new results, and the published ones that are not of this package."""
+    """The new results, and the published ones that this package did not write."""
     try:
         kept = [
             {**entry, "results": [result for result in entry["results"] if _hash_of(result) not in results_made]}
             for entry in published
         ]
-    except (TypeError, KeyError):  # it has another form than the Hub's
+    except (TypeError, KeyError):  # not the Hub's format
         return published
     return [*new, *(entry for entry in kept if entry["results"])]
 
 
 def _with_sections(card: str, change: Callable[[str, str], str]) -> str:
-    """The card with another text, `change(name, text)`, in the sections that no person has changed."""
+    """The card with the text `change(name, text)` in each section that no person has changed."""
 
     def changed(found: re.Match[str]) -> str:
         return found[0] if _is_changed(found) else _marked(found[1], change(found[1], found[3]))
@@ -141,7 +141,7 @@ def _is_changed(section: re.Match[str]) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Without white space at the ends of lines and of the text, which editors change on their own."""
+    """The text without trailing white space, which editors remove."""
     return "\n".join(line.rstrip() for line in text.strip().split("\n"))
 
 
@@ -160,14 +160,14 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
     except yaml.YAMLError:
         metadata = None
     if not isinstance(metadata, dict):
-        raise UserError("README.md: its metadata on the Hub is not YAML; mend it there, then push again")
+        raise UserError("README.md: its metadata on the Hub is not YAML; correct it there, then push again")
     return metadata, card[found.end() :]
 
 
 def _hash_of(value: Any) -> str:
     try:
         return _hash(json.dumps(value, sort_keys=True, default=str))
-    except TypeError:  # keys of several types, which are none of ours
+    except TypeError:  # keys of several types, which this package never writes
         return _hash(repr(value))
 
 

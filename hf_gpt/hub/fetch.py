@@ -1,8 +1,8 @@
-"""Resume a run on another machine: bring its newest checkpoint here from the Hub.
+"""Download a run from the Hub, to resume it on another machine.
 
-A run that was pushed with its training state (`push.py`) has its recipe, its records and the newest checkpoint on one
-branch, and each checkpoint under a tag. `fetch_run` lays them out as the run's folder, from which training resumes as
-from any other. It only brings what is newer than the checkpoints that are here already.
+A run that was pushed with its training state (push.py) has its recipe, its records and the newest checkpoint on one
+branch, and a tag for each checkpoint. `fetch_run` makes a run's folder of them, from which training resumes as usual.
+It downloads a checkpoint only if it is newer than those in the folder.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ _RETRY_AFTER = (5.0, 15.0, 45.0, 120.0)  # seconds
 
 
 def fetch_run(repo_id: str, branch: str, run_dir: Path) -> Path | None:
-    """Bring a run here from the Hub: its newest checkpoint, the best one, and its records.
+    """Download a run from the Hub into `run_dir`: its newest checkpoint, the best one, and its records.
 
-    A Hub that does not answer is asked again for some minutes. Of several processes only one fetches, and none while
-    another process trains in `run_dir`.
+    If the Hub does not answer, it is asked again for some minutes. Locks make sure that only one of several processes
+    downloads, and none while another process trains in `run_dir`.
 
     Returns:
-        The newest checkpoint; None if the one here is as new, or the Hub has none.
+        The newest checkpoint; None if the one in `run_dir` is as new, or the Hub has none.
 
     Raises:
         UserError: the branch holds no training state, or that of another run than the one in `run_dir`.
@@ -66,7 +66,7 @@ def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
     published = set(api.list_repo_files(repo_id, revision=commit))
     if not {checkpoint.MANIFEST, f"{RECORDS_FOLDER}/recipe.yaml"} <= published:
         raise UserError(
-            f"checkpoint.resume: hub, but {repo_id} at {branch!r} holds no training state; it is pushed with"
+            f"checkpoint.resume: hub, but {repo_id} at {branch!r} holds no training state; a run pushes it with"
             " hub.with_training_state: true"
         )
 
@@ -76,18 +76,18 @@ def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
     run_id = read_json(download(ENVIRONMENT)).get("run_id")
     if read_json(run_dir / "environment.json").get("run_id") not in (None, run_id):
         raise UserError(
-            f"output_dir: {run_dir} holds another run than {repo_id} at {branch!r}; give another one, or another"
+            f"output_dir: {run_dir} holds another run than {repo_id} at {branch!r}; give another output_dir or"
             " hub.repo_id"
         )
     progress = read_json(download(f"{checkpoint.TRAINING_STATE}/state.json"))["progress"]
     newest, _ = checkpoint.newest_whole(run_dir)
     if newest is not None and checkpoint.step_of(newest) >= progress["step"]:
         return None
-    # The process may die between two of these downloads. The newest checkpoint comes last: while it is missing, the
-    # next attempt fetches everything again.
+    # The process may die between two of these downloads. The newest checkpoint comes last: until it is here, the next
+    # attempt downloads everything again.
     if progress.get("best_step") not in (None, progress["step"]):
         best = checkpoint.name_of(progress["best_step"])
-        # It may never have been pushed, or without its training state, or its tag is another run's: it is left out.
+        # It is left out if it was never pushed, or without its training state, or if its tag is another run's.
         with contextlib.suppress(RevisionNotFoundError, RemoteEntryNotFoundError):
             tagged = api.repo_info(repo_id, revision=best).sha
             if read_json(download(ENVIRONMENT, tagged)).get("run_id") == run_id:
@@ -99,7 +99,7 @@ def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
 
 
 def _download_checkpoint(api: "HfApi", repo_id: str, commit: str, final: Path) -> Path:
-    """A checkpoint from the Hub without the records of its run, verified, then put in its place atomically."""
+    """Download a checkpoint without the records of its run, verify it, and put it in its place atomically."""
     with replacing_directory(final) as directory:
         snapshot = api.snapshot_download(repo_id, revision=commit, ignore_patterns=f"{RECORDS_FOLDER}/*")
         left_out = shutil.ignore_patterns(".*", Path(RECORDS_FOLDER).name)

@@ -1,9 +1,9 @@
 r"""Templates for Markdown, in which every text is escaped unless a filter says otherwise.
 
-What a template prints comes from strangers: names of files and datasets, prompts, samples. Jinja2 escapes for HTML
-only, and huggingface_hub's `ModelCard.from_template` not at all, so this environment escapes for Markdown:
+What a template prints comes from strangers: names of files and datasets, prompts, samples. Jinja2 escapes only for
+HTML, and huggingface_hub's `ModelCard.from_template` does not escape, so this environment escapes for Markdown:
 
-    {{ name }}               text that shows as it is: no Markdown, no HTML, none of our marks
+    {{ name }}               as plain text: no Markdown, no HTML, none of our marks
     {{ name | code }}        the same, as code in a line or in a table's cell
     {{ sample | block }}     as a block of code, which the text cannot end
     {{ text | python }}      as a Python string, within a block of code; {{ word | shell }} as a word of a command
@@ -22,12 +22,12 @@ from markupsafe import Markup
 from ..display import escape_unprintable
 
 _LONGEST = 200  # characters of a text in a line
-# What Markdown, HTML or the Hub's extensions give a meaning within a line; _ means nothing inside a word.
+# Characters with a meaning in Markdown, HTML or the Hub's extensions; _ has none inside a word.
 _SPECIAL = re.compile(r"[\\`*\[\]<>&~|#!$^@:{}=]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def escape(text: Any) -> Markup:
-    """Text in a line, as text; what a template or a filter made stays as it is."""
+    """Text in a line, as plain text. `Markup`, which templates and filters make, is returned unchanged."""
     if isinstance(text, Markup):
         return text
     text = escape_unprintable(str(text), one_line=True, limit=_LONGEST)
@@ -37,7 +37,7 @@ def escape(text: Any) -> Markup:
 def code(text: Any) -> Markup:
     """Text in a line, as code."""
     shown = escape_unprintable(str(text), one_line=True, limit=_LONGEST)
-    if not shown or shown != shown.strip() or "`" in shown or "|" in shown:  # which a table does not take in code
+    if not shown or shown != shown.strip() or "`" in shown or "|" in shown:  # not possible as code in a table
         return escape(text)
     return Markup(f"`{shown}`")
 
@@ -51,7 +51,7 @@ def block(text: str, language: str = "text", limit: int | None = None) -> Markup
 
 
 def python(text: str) -> Markup:
-    """A Python string, in double quotes where that needs no more escapes."""
+    """A Python string, in double quotes unless that needs more escapes."""
     found = repr(text)
     return Markup(found if '"' in found else f'"{found[1:-1]}"')
 

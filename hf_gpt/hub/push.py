@@ -1,14 +1,14 @@
 """Publish a model on the Hub.
 
-The one idea: a push is one commit. Whoever reads the repository sees the model before or after it, never a mixture:
-files of the previous model that the new one lacks are removed in the same commit, and a tag is set once the commit is
-there. Files that the Hub has already are not sent again.
+A push is one commit: readers of the repository see the model before or after it, never a mixture. The same commit
+removes files of the previous model that the new one lacks. A tag is set after the commit. Files that the Hub has
+already are not sent again.
 
-`training_state/` is sent only on request. With it go the records of the run, in `training_state/run/`, from which
-another machine can resume it (`fetch.py`). What people wrote into the model card stays (`card_merge.py`).
+`training_state/` is sent only on request, together with the records of the run (in `training_state/run/`), from which
+fetch.py resumes it on another machine. What people wrote into the model card stays (card_merge.py).
 
-Traffic, token, address (`HF_ENDPOINT`), cache and offline mode are huggingface_hub's. No message contains the token.
-Pushes during training are background.py's.
+huggingface_hub does the traffic and knows the token, the address (`HF_ENDPOINT`), the cache and the offline mode. No
+message contains the token. background.py pushes during training.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from .. import checkpoint
+from ..data.tokenizer import TOKENIZER_FILES
 from ..errors import HubError, UserError, translate_hub_errors
 from ..storage import read_json
 from .card_merge import as_gpt2_card, bare_card, merge, with_repo_id
@@ -28,8 +29,8 @@ RECORDS = ("recipe.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", 
 RECORDS_FOLDER = f"{checkpoint.TRAINING_STATE}/run"
 ENVIRONMENT = f"{RECORDS_FOLDER}/environment.json"
 
-# The files of a model, at the top of a repository. Those on the Hub that the pushed model lacks are removed; files
-# with other names or in other folders (but `training_state/`) are other people's and stay.
+# The files of a model, at the top of a repository. A push removes those that the pushed model lacks. All other files
+# may be a person's and stay, such as `vocab.txt` or what only matches a pattern of TOKENIZER_FILES.
 _MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -37,28 +38,22 @@ _MODEL_FILES = (
     "model.safetensors.index.json",
     "pytorch_model*.bin",
     "pytorch_model.bin.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
+    *(name for name in TOKENIZER_FILES if name != "vocab.txt" and "*" not in name),
     "tokenizer.model",
-    "vocab.json",
-    "vocab.bpe",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
     "chat_template.jinja",
     "configuration_gpt.py",
     "modeling_gpt.py",
     "loss.png",
 )
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")  # reading one can run code
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")  # never sent: loading one can run code
 
 _TIMEOUT = 60.0  # seconds, unless HF_HUB_DOWNLOAD_TIMEOUT is set
-_LONGEST_RETRY_AFTER = 15.0  # seconds that the client may sleep inside a request because the Hub asked it to
+_LONGEST_RETRY_AFTER = 15.0  # seconds that huggingface_hub may sleep inside a request when the Hub asks for it
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where a model went."""
+    """Where a model was published."""
 
     repo_id: str
     revision: str
@@ -82,10 +77,10 @@ def push(
 
     Args:
         model: a model's directory, or a run's, which means its best checkpoint.
-        repo_id: `OWNER/NAME`, or `NAME` for one's own.
-        private: a repository that is created now is private. An existing public one is refused.
+        repo_id: `OWNER/NAME`, or `NAME` for your own.
+        private: create a private repository. An existing public one is refused.
         revision: the branch to commit to.
-        tag: set to the commit; a tag of that name is moved.
+        tag: set to the commit; an existing tag of that name is moved.
         message: of the commit; by default it names the step.
         with_training_state: also send what resuming needs, with the run's recipe and records.
         as_gpt2: send a stock `GPT2LMHeadModel`, which needs neither this package nor remote code.
@@ -97,17 +92,14 @@ def push(
     source = Path(checkpoint.resolve_model(str(model)))
     if not source.is_dir():
         raise UserError(f"{model}: no such directory; only a model on this disk can be pushed")
-    source = source.resolve()  # so that a checkpoint's parents are its run's
-    for name, value in (("revision", revision), ("tag", tag)):
-        if value == "":
-            raise UserError("it is empty; give a name, or leave it out", field=name)
+    source = source.resolve()  # so that its parents are those of the run
     is_checkpoint = (source / checkpoint.MANIFEST).is_file()
     if is_checkpoint:
         checkpoint.verify(source)
     if with_training_state and not is_checkpoint:
-        raise UserError(f"{model} has none; only checkpoints of a run have", field="with_training_state")
+        raise UserError(f"{model} has none; only checkpoints of a run have one", field="with_training_state")
     if as_gpt2 and with_training_state:
-        raise UserError("excludes the training state; training resumes from our own form only", field="as_gpt2")
+        raise UserError("excludes the training state; only a model in our form can be resumed", field="as_gpt2")
     message = message or _message(source)
     with tempfile.TemporaryDirectory() as folder:
         files = _gpt2_files(source, Path(folder, "gpt2")) if as_gpt2 else _files(source, with_training_state)
@@ -116,10 +108,10 @@ def push(
 
 
 def give_up_silent_connections() -> None:
-    """Let this process's requests to the Hub fail when nothing arrives for a minute; many have no time limit.
+    """Let requests of this process to the Hub fail if nothing arrives for a minute; many have no time limit.
 
-    `HF_HUB_DOWNLOAD_TIMEOUT`, in seconds, sets another limit. A request that the Hub asks to repeat after a long pause
-    fails at once, with that pause in the error; the client would sleep through it.
+    `HF_HUB_DOWNLOAD_TIMEOUT`, in seconds, sets another limit. If the Hub asks to repeat a request after a long pause,
+    it fails at once with that pause in the error; huggingface_hub would sleep without a message.
     """
     from huggingface_hub import get_session, set_client_factory
 
@@ -157,7 +149,7 @@ def _files(folder: Path, with_training_state: bool) -> dict[str, Path]:
         and (with_training_state or not name.startswith(f"{checkpoint.TRAINING_STATE}/"))
     }
     if not any(fnmatch(name, "*.safetensors") for name in found):
-        raise UserError(f"{folder}: has no safetensors weights; a .bin is a pickle, and can run code")
+        raise UserError(f"{folder}: has no safetensors weights; a .bin is not sent, because a pickle can run code")
     if not with_training_state:
         return found
     run_dir = folder.parent.parent
@@ -165,8 +157,7 @@ def _files(folder: Path, with_training_state: bool) -> dict[str, Path]:
         if (run_dir / name).is_file():
             found[f"{RECORDS_FOLDER}/{name}"] = run_dir / name
         elif name in ("recipe.yaml", "environment.json"):
-            what = f"{folder} lies in no run with a {name}, which resuming needs"
-            raise UserError(what, field="with_training_state")
+            raise UserError(f"{folder} is in no run with a {name}, which resuming needs", field="with_training_state")
     return found
 
 
@@ -206,7 +197,7 @@ def _commit(
             raise UserError(f"{repo_id}: its branch {revision!r} holds another run; give another branch or repository")
     contents: dict[str, Path | bytes] = dict(files)
     if "README.md" in files or "README.md" in published:
-        # Of a model without a card nothing is known: the published card keeps only what people wrote.
+        # For a model without a card, the published card keeps only what people wrote.
         card = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else bare_card()
         card = as_gpt2_card(card, repo_id) if as_gpt2 else card
         card = with_repo_id(card, repo_id)
@@ -224,7 +215,7 @@ def _commit(
         revision=revision,
         parent_commit=parent,
     ).oid
-    if tag is not None and tags.get(tag) != commit:
+    if tag and tags.get(tag) != commit:
         if tag in tags:
             api.delete_tag(repo_id, tag=tag)
         api.create_tag(repo_id, tag=tag, revision=commit)
