@@ -36,7 +36,7 @@ try:
 finally:
     logging.disable(_level)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _DEFINED_IN = {
     "CausalLMLoss": "loss",

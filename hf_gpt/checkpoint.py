@@ -134,7 +134,7 @@ def clear_unfinished(run_dir: str | Path) -> None:
     """Remove what a process that died left half-written or half-removed."""
     for pattern in (".writing-*", ".removing-*"):
         for path in (Path(run_dir) / "checkpoints").glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -259,7 +259,7 @@ def model_folder(model: str, revision: str | None = None) -> Path:
 
     small = ["*.json", "*.txt", "*.model", "*.jinja"]
     try:
-        with translate_hub_errors(f"{model}: neither a directory here nor to be had from the Hub"):
+        with translate_hub_errors(f"{model}: neither a directory here nor found on the Hub"):
             folder = download([*small, "model.safetensors", "model-*.safetensors"])
             if not any(folder.glob("model*.safetensors")):
                 folder = download([*small, "pytorch_model*.bin"])

@@ -38,4 +38,4 @@ def short_number(number: float, digits: int = 3) -> str:
 
 def perplexity(loss: float) -> str:
     """The exponential of a loss: `48,725.8`."""
-    return f"{math.exp(loss):,.1f}" if loss < 15 else f"{math.exp(loss):.1e}" if loss < 700 else "beyond measure"
+    return f"{math.exp(loss):,.1f}" if loss < 15 else f"{math.exp(loss):.1e}" if loss < 700 else "too large"

@@ -128,7 +128,7 @@ def _refusal(error, subject: str) -> HubError:
         429: "too many requests (429)",
     }
     if isinstance(error, errors.GatedRepoError):
-        text = "its owner lets in whoever accepts the conditions on its page and logs in with: hf auth login"
+        text = "access is restricted: accept the conditions on its page and log in with: hf auth login"
     elif isinstance(error, errors.RevisionNotFoundError):
         text = "it has no such branch, tag or commit"
     elif isinstance(error, errors.RepositoryNotFoundError) and (status != 401 or get_token() is None):
@@ -136,7 +136,7 @@ def _refusal(error, subject: str) -> HubError:
     elif status in texts:
         text = texts[status]
     elif status >= 500:
-        text = f"the Hub has a fault of its own ({status})"
+        text = f"the Hub has a server error ({status})"
     else:
         reason = _without_addresses(error.server_message or "it gives no reason")
         text = f"the Hub does not take it ({status}): {reason}"

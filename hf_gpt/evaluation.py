@@ -150,8 +150,13 @@ def evaluate_tokens(
         num_bytes: UTF-8 bytes of the text that the scored tokens stand for.
         stride: how far the window moves. The context length (the default) is fastest; a smaller one gives each token
             at least `context_length - stride` tokens of context, as in Hugging Face's guide to perplexity.
+
+    Raises:
+        UserError: the model has no limit of positions.
     """
-    context = model.config.max_position_embeddings
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        raise UserError(f"a {model.config.model_type} model has no max_position_embeddings, which is the window here")
     stride = min(stride or context, context)
     device = next(model.parameters()).device
     num_targets = len(tokens) - 1

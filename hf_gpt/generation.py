@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 
 from .configuration_gpt import GPTConfig
 from .errors import UserError
-from .evaluation import evaluating
+from .loss import evaluating
 
 
 def generate_text(

@@ -31,7 +31,7 @@ except ImportError:  # torch before 2.13
     linear_cross_entropy = None
 
 # Without gradients, chunks are so small that their logits (32 MiB in fp32) come from glibc's heap, which keeps them.
-# Larger blocks are mapped and faulted in anew for each chunk: with a vocabulary of 50,257 that took half of the time.
+# Larger blocks are mapped and faulted in again for each chunk: with a vocabulary of 50,257 that took half of the time.
 _LOGITS_WITHOUT_GRADIENTS = 2**23
 
 
@@ -82,7 +82,7 @@ class CausalLMLoss(nn.Module):
             raise ValueError(f"targets of shape {tuple(shift_labels.shape)} for input of {tuple(input_ids.shape)}")
         inputs = {"input_ids": input_ids, "use_cache": False, **inputs}
         chunk = self._tokens_per_chunk(shift_labels)
-        if chunk is None:
+        if chunk is None or (reduction == "none" and torch.is_grad_enabled()):
             logits = self.model(**inputs).logits
             return _cross_entropy(logits.flatten(0, 1), shift_labels.flatten(), reduction)
         hidden_states = self.model.get_decoder()(**inputs).last_hidden_state.flatten(0, 1)
@@ -96,9 +96,9 @@ class CausalLMLoss(nn.Module):
 
     def _tokens_per_chunk(self, targets: torch.Tensor) -> int | None:
         """How many tokens' logits are made at once; None for all of them."""
-        if not self.head_makes_logits:
-            return None
         head, num_tokens = self.model.get_output_embeddings(), targets.numel()
+        if not self.head_makes_logits or not isinstance(head.weight, torch.Tensor):  # quantised layers have methods
+            return None
         if not torch.is_grad_enabled():
             chunk = max(1, _LOGITS_WITHOUT_GRADIENTS // head.weight.shape[0])
             return chunk if chunk < num_tokens else None
@@ -137,19 +137,19 @@ def head_makes_logits(model: PreTrainedModel) -> bool:
 
 @contextlib.contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout), no gradients; the modes are put back after.
+    """Evaluation mode (no dropout), no gradients; afterwards every module is in the mode that it had.
 
-    And nothing is compiled: what was compiled for the one shape of training would be compiled anew for each other one.
+    Nothing is compiled: what was compiled for the one shape of training would be compiled again for each other one.
     """
-    modes = [model.training for model in models]
+    modes = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        for model, mode in zip(models, modes):
-            model.train(mode)
+        for module, mode in modes:
+            module.training = mode
 
 
 def tokens_per_chunk(num_tokens: int, vocab_size: int, device_type: str) -> int | None:

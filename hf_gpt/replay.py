@@ -53,6 +53,7 @@ def replay(
     start: int | None = None,
     stop: int | None = None,
     watch: Callable[[int, list[Compared]], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> dict[int, list[Compared]]:
     """Repeat the steps after `start` up to `stop` of a run, and compare: what was compared, by step.
 
@@ -60,6 +61,7 @@ def replay(
         start: a step with a checkpoint, or 0 for the beginning. By default the oldest checkpoint that is not the last.
         stop: by default the newest checkpoint.
         watch: called with each step and what was compared, as soon as it is.
+        warn: called with what is different here from where the run was trained.
 
     Raises:
         UserError: there is no such run, or it keeps no checkpoint of `start`.
@@ -97,7 +99,9 @@ def replay(
             tracking=TrackingRecipe(),
         )
         job = prepare_run(recipe, origin)
-        changes_of_environment(run_dir, job.environment)  # refuses another text
+        for warning in changes_of_environment(run_dir, job.environment):
+            if job.accelerator.is_main_process and warn is not None:
+                warn(warning)
         if processes != job.accelerator.num_processes:
             raise UserError(
                 f"{run_dir}: these steps were trained on {processes} processes, and repeat exactly on as many;"
@@ -123,9 +127,13 @@ class _Comparison(Observer):
         self.results: dict[int, list[Compared]] = {}
         self._kept, self._conditions, self._watch = kept, conditions, watch
         self._repeated: dict[str, Any] = {}  # of the current step
+        # Losses on other texts than those of the last recipe are not compared.
+        changes = [e["step"] for e in read_events(run_dir) if e.get("field") == "evaluation.tokens"]
+        self._evaluated_since = max(changes, default=-1)
         self._published: dict[int, dict[str, Any]] = {}  # a step's metrics of training and evaluation together
         for line in read_metrics(run_dir):
-            self._published.setdefault(line["step"], {}).update(line)
+            if line["step"] > self._evaluated_since or "train_loss" in line:
+                self._published.setdefault(line["step"], {}).update(line)
 
     def stepped(self, training: TrainingRun, step: int, metrics: dict[str, Any] | None) -> None:
         self._repeated = dict(metrics or {})

@@ -29,7 +29,7 @@ from .training.run_log import RunLog, read_lines, read_metrics
 from .training.setup import Job, prepare
 from .training.signals import exit_on_preemption, lost_process_ends_run
 from .training.terminal import Terminal
-from .training.trackers import Trackers
+from .training.trackers import Trackers, refuse_missing_trackers
 from .training.utilization import Utilization
 
 
@@ -72,6 +72,7 @@ def prepare_run(recipe: Recipe, parent: str | None = None) -> Job:
         run_dir = Path(recipe.output_dir).expanduser()
         refuse_unwritable(run_dir, "output_dir")
         fetch_run(recipe.hub.repo_id, recipe.hub.branch, run_dir)
+    refuse_missing_trackers(recipe.tracking.to)
     return prepare(recipe, parent, find_pretrained(recipe.model))
 
 
@@ -150,4 +151,4 @@ class TrainingResult:
 
 
 Run = TrainingResult
-"""The name of this class in version 0.1."""
+"""The name of this class before version 0.2."""

@@ -113,9 +113,7 @@ def new_directory(name: str) -> Iterator[Path]:
         yield temporary
         flush_tree(temporary)  # first, so that nothing can come there between the look and the rename
         if _is_occupied(final):
-            raise UserError(
-                f"{name}: something has come there in the meantime; it was left alone, nothing was written"
-            )
+            raise UserError(f"{name}: it was created meanwhile; it was left alone, nothing was written")
 
 
 def _is_occupied(path: Path) -> bool:

@@ -69,7 +69,7 @@ print(explain(untrained, tokenizer, "Every effort moves you", top=3).table())
 
 # %% [markdown]
 # ## Training
-# `train_model_simple`, with evaluation and samples on the way, checkpoints, and a run that goes on if it is stopped.
+# `train_model_simple`, with evaluation and samples on the way, checkpoints, and a run that resumes if it is stopped.
 
 # %%
 run = hf_gpt.train(recipe)

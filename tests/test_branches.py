@@ -55,12 +55,12 @@ def test_a_branch_goes_its_own_way_and_says_where_it_comes_from(run, tiny, tmp_p
     parent = json.loads((branch.output_dir / "environment.json").read_text())["parent"]
     assert (parent["run"], parent["step"]) == (str(run.output_dir), 8)
 
-    # The command once more goes on with the branch, and another parent is refused.
+    # The same command resumes the branch, and another parent is refused.
     longer = changed(recipe, train__max_steps=18)
     again = hf_gpt.train(longer, parent=f"{run.output_dir}@8")
     assert again.metrics[-1]["step"] == 18
     for path in (run.output_dir / "checkpoints").glob("step-*"):
-        shutil.rmtree(path)  # the parent goes on, and keeps other steps
+        shutil.rmtree(path)  # the parent continues, and keeps other steps
     hf_gpt.train(longer, parent=f"{run.output_dir}@8")
     with pytest.raises(UserError, match=r"began from .*@8; give another output_dir"):
         hf_gpt.train(longer, parent=f"{run.output_dir}@12")
@@ -124,7 +124,7 @@ def test_the_global_batch_may_be_given_and_cut_up_anew(tiny, tmp_path):
     cut_up = changed(recipe, train__batch_size=1)
     shutil.rmtree(whole.checkpoints[-1])
     theirs = [line["train_loss"] for line in whole.metrics if "train_loss" in line]
-    resumed = hf_gpt.train(cut_up)  # goes on after step 8, for the windows of a step are the same
+    resumed = hf_gpt.train(cut_up)  # resumes after step 8, for the windows of a step are the same
     assert resumed.metrics[-1]["step"] == STEPS
     ours = [line["train_loss"] for line in resumed.metrics if "train_loss" in line]
     assert ours[:8] == theirs[:8]

@@ -73,7 +73,7 @@ def test_what_comes_there_in_the_meantime_is_kept(tmp_path, is_there):
             out.mkdir(exist_ok=True)
             (out / "config.json").write_text("theirs")
 
-    with pytest.raises(UserError, match="out: something has come there in the meantime"):
+    with pytest.raises(UserError, match="out: it was created meanwhile"):
         write_while_somebody_else_does()
     assert (out / "config.json").read_text() == "theirs"
     assert os.listdir(tmp_path) == ["out"]

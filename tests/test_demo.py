@@ -353,9 +353,7 @@ def test_a_space_of_a_hub_model_names_it_once_it_was_found(run, tmp_path):
         )
     assert done.stdout.splitlines()[-3:] == ["0", "2", "2"], done.stderr
     no_repository, no_revision = [line for line in done.stderr.splitlines() if line.startswith("hf-gpt: ")]
-    assert no_repository.startswith(
-        "hf-gpt: runs/quickstrt: neither a directory here nor to be had from the Hub: no such"
-    )
+    assert no_repository.startswith("hf-gpt: runs/quickstrt: neither a directory here nor found on the Hub: no such")
     assert no_revision.endswith("it has no such branch, tag or commit")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "someone"]
     assert [path.name for path in (tmp_path / "someone").iterdir()] == [f"my-gpt@{commit}"]

@@ -1,4 +1,4 @@
-"""What only a GPU shows: bf16, fused AdamW, compiled steps, and runs that go on exactly there too."""
+"""What only a GPU shows: bf16, fused AdamW, compiled steps, and runs that resume exactly there too."""
 
 import copy
 

@@ -290,7 +290,7 @@ FAULTS = {
     "403": (Fault("/commit/", status=403), "someone/faulty: the token may not do this (403)"),
     "413": (Fault("/commit/", status=413), "too large"),
     "429": (Fault("/commit/", status=429, headers={"Retry-After": "77"}), "too many requests (429)"),
-    "503": (Fault("/commit/", status=503), "a fault of its own (503)"),
+    "503": (Fault("/commit/", status=503), "a server error (503)"),
     "cut while sending": (Fault("/commit/", cut_request_after=100), "was not reached"),
     "cut while answering": (Fault("/api/models/", method="GET", cut_response_after=5), "was not reached"),
     "hangs": (Fault("/commit/", hang=True), "no answer in time"),
@@ -349,7 +349,7 @@ def test_a_model_that_the_hub_does_not_give_is_one_line(hub, commands, step):
     for model, text in says.items():
         code, printed = commands.run("generate", model, "--prompt", "Line")
         assert code == 2
-        assert f"hf-gpt: {model}: neither a directory here nor to be had from the Hub: " in printed
+        assert f"hf-gpt: {model}: neither a directory here nor found on the Hub: " in printed
         assert text in printed
         assert len(printed.splitlines()) == 1
 
@@ -431,7 +431,7 @@ def test_what_was_overtaken_is_not_sent_and_pauses_grow(hub, step, tmp_path, mon
     assert waits[1] - waits[0] > 0.6  # twice the first pause
     assert waits[2] - waits[1] > 2.2  # what the Hub asked for
     assert [line.partition("(")[0] for line in told] == [
-        f"hub: {repo}: the Hub has a fault of its own ",
+        f"hub: {repo}: the Hub has a server error ",
         f"hub: {repo}: too many requests ",
         "hub: pushing works again; step-00000012 is at " + hub.url + f"/{repo}/tree/training",
     ]
@@ -555,7 +555,7 @@ def test_one_hiccup_does_not_stop_a_run_that_resumes_from_the_hub(hub, commands,
     changes = {"hub": {"repo_id": "someone/hiccup"}, "checkpoint": {"resume": "hub"}, "train": {"max_steps": 1}}
     code, printed = trained(commands, recipe, tmp_path, **changes)
     assert code == 0, printed
-    assert "a fault of its own (503); asking again in 5 s" in printed
+    assert "a server error (503); asking again in 5 s" in printed
 
 
 def test_resume_from_the_hub_starts_where_there_is_nothing_yet(hub, commands, recipe, tmp_path):

@@ -305,6 +305,25 @@ def test_what_a_model_does_to_its_logits_is_seen_before_training(model_type, fie
     torch.testing.assert_close(CausalLMLoss(model)(ids, ids), plain)
 
 
+def test_the_losses_of_tokens_have_gradients(chunks, monkeypatch):
+    monkeypatch.setattr(loss_module, "_LOGITS_WITHOUT_GRADIENTS", CHUNK * VOCABULARY)
+    model, ids = small_model(), random_ids(BATCH, TIME)
+    plain = loss_and_gradients(model, ids, ids)
+    model.zero_grad()
+    loss = CausalLMLoss(model)(ids, ids, reduction="none").mean()
+    loss.backward()
+    assert_agree((loss.detach(), [p.grad for p in model.parameters()]), plain)
+
+
+def test_evaluating_leaves_each_module_in_its_mode():
+    model = small_model()
+    model.model.layers[0].eval()
+    with loss_module.evaluating(model):
+        assert not model.training
+    assert model.training
+    assert not model.model.layers[0].mlp.training
+
+
 def test_targets_of_another_shape_are_refused(chunks):
     model, ids = small_model(), random_ids(BATCH, TIME)
     with pytest.raises(ValueError, match="shape"):

@@ -81,7 +81,7 @@ def test_an_observer_does_not_change_the_numbers(tiny):
     assert lines == timeless(plain.metrics)
 
 
-@pytest.mark.parametrize("event", ["stepped", "evaluated", "saving", "saved", "noted", "ended"])
+@pytest.mark.parametrize("event", ["stepped", "evaluated", "saving", "saved", "noted", "needs", "ended"])
 def test_an_observer_that_fails_costs_the_run_nothing(tiny, event, capsys):
     failing = Failing(event)
     run = hf_gpt.train(tiny, observers=[failing])
@@ -103,3 +103,20 @@ def test_a_change_is_recorded_by_field(tiny):
     run = hf_gpt.train(longer)
     events = [json.loads(line) for line in (run.output_dir / "events.jsonl").read_text().splitlines()]
     assert {"event": "changed", "step": 12, "field": "train.max_steps", "old": 12, "new": 14} in events
+
+
+def test_a_metric_that_no_line_can_hold_is_left_out(tiny, capsys):
+    class Careless(hf_gpt.Observer):
+        def stepped(self, training, step, metrics):
+            metrics["of_its_own"] = torch.ones(2)
+
+    run = hf_gpt.train(tiny, observers=[Careless()])
+    assert not any("of_its_own" in line for line in run.metrics)
+    assert "of_its_own is neither" in capsys.readouterr().err
+
+
+def test_observers_that_began_are_told_when_another_cannot(tiny):
+    recorder = Recorder()
+    with pytest.raises(RuntimeError, match="of its own"):
+        hf_gpt.train(tiny, observers=[recorder, Failing("began")])
+    assert [event for event, _ in recorder.told] == ["began", "ended"]

@@ -226,7 +226,7 @@ def test_workers_whose_launcher_is_killed_save_and_end_within_a_minute(launched,
     assert f"SIGTERM: stopped and saved after step {int(saved.removeprefix('step-'))}" in printed
 
 
-# What each process of the sharded run does, and, alone, the one that goes on from its checkpoint.
+# What each process of the sharded run does, and, alone, the one that resumes from its checkpoint.
 _SHARDED = """
 import json, os, sys
 from pathlib import Path

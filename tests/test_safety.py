@@ -55,7 +55,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(name, code, tiny, l
     assert f"stopped by {name}, and saved" in (Path(tiny["output_dir"]) / "report.html").read_text()
     assert "; stopped, and can be resumed" in (Path(tiny["output_dir"]) / "report.html").read_text()
 
-    # The same command goes on, and ends where a run that was left alone ends.
+    # The same command resumes it, and ends where a run that was left alone ends.
     last = str(checkpoint.step_of(saved) + 4)
     assert forks.run("train", long_run, "--train.max_steps", last)[0] == 0
     assert forks.run("train", long_run, "--train.max_steps", last, "--output_dir", tmp_path / "whole")[0] == 0

@@ -1,4 +1,4 @@
-"""Trackers, through accelerate: what they are told, and that a run that goes on goes on in the same place."""
+"""Trackers, through accelerate: what they are told, and that a resumed run continues in the same place."""
 
 from pathlib import Path
 
@@ -45,3 +45,10 @@ def test_a_run_that_goes_on_is_one_curve_in_its_tracker(tracked):
     newest.write_bytes(newest.read_bytes()[:-1])  # steps 9 to 12 are made and told once more
     hf_gpt.train(tracked)
     assert [step for step, _ in read_back(tracked["output_dir"], "train_loss")] == list(range(1, 13))
+
+
+def test_a_branch_is_a_curve_of_its_own(tracked, tiny, tmp_path):
+    hf_gpt.train(tracked)
+    branch = changed(tracked, output_dir=str(tmp_path / "branch"))
+    hf_gpt.train(branch, parent=f"{tracked['output_dir']}@8")
+    assert [step for step, _ in read_back(branch["output_dir"], "train_loss")] == list(range(9, 13))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .arguments import Parser
+from .output import hide_loading_bars, say
 
 if TYPE_CHECKING:
     from ..replay import Compared
@@ -24,13 +25,18 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ..replay import replay
 
-    steps = replay(arguments.run_dir, arguments.start, arguments.stop, watch=_show)
+    hide_loading_bars()
+    steps = replay(arguments.run_dir, arguments.start, arguments.stop, watch=_show, warn=_warn)
     if not steps:  # not the process that compares
         return 0
     recorded = [compared for compared in steps.values() if compared]
     exact = sum(all(one.matches for one in compared) for compared in recorded)
     print(f"{len(steps)} steps repeated; {exact} of the {len(recorded)} recorded ones match")
     return 0 if 0 < exact == len(recorded) else 1
+
+
+def _warn(text: str) -> None:
+    say(f"note: {text}")
 
 
 def _show(step: int, compared: Sequence["Compared"]) -> None:

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from ..errors import UserError
-from ..evaluation import evaluating
 from ..generation import check_prompt, check_sampling, check_seed, encode_prompt, plain_options, refuse_past_window
+from ..loss import evaluating
 from .token_text import aligned
 
 _NUMBERS_AT_ONCE = 1 << 20  # of a chunk of draws

@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..evaluation import evaluating, perplexity
+from ..evaluation import perplexity
 from ..generation import context_length, refuse_broken_text, token_ids
+from ..loss import evaluating
 from .token_text import aligned, show, show_token, spelled_together, token_bytes
 
 

@@ -93,7 +93,7 @@ class BackgroundPush(Observer):
         for text in self.finish() if error is None else self.left():
             training.say(text)
 
-    def needs(self) -> set[Path]:
+    def needs(self, training: "TrainingRun") -> set[Path]:
         waiting = {branch.wanted for branch in self._branches if branch.is_behind}
         return waiting | {branch.sending for branch in self._branches if branch.process}
 

@@ -1,1 +1,1 @@
-"""Training: the loop, and what belongs to it. README.md in this folder says where what is."""
+"""Training: the loop, and what belongs to it. README.md in this folder lists the files."""

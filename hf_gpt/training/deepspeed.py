@@ -35,15 +35,15 @@ def asked_for() -> bool:
 
 
 def version() -> str | None:
-    """Of DeepSpeed, if this run uses it."""
+    """The version of DeepSpeed, if this run uses it."""
     return importlib.metadata.version("deepspeed") if asked_for() else None
 
 
 def accelerator_options(recipe: Recipe) -> dict[str, Any]:
-    """How accelerate comes to DeepSpeed, on a CPU too: there it needs to be told by what its processes talk.
+    """What makes accelerate use DeepSpeed. On a CPU it also needs the backend of its processes (gloo).
 
     Raises:
-        UserError: DeepSpeed is not here, or the recipe wants of it what it cannot do.
+        UserError: DeepSpeed is not installed, or cannot do what the recipe asks for.
     """
     if not is_deepspeed_available():
         raise UserError("train: DeepSpeed is not installed; pip install 'hf_gpt[deepspeed]', or use fsdp2.yaml")
@@ -126,7 +126,7 @@ def optimizer_state(engine: nn.Module) -> dict[str, Any]:
 
 
 def set_optimizer_state(engine: nn.Module, state: dict[str, dict[str, torch.Tensor]]) -> None:
-    """Put back what `optimizer_state` gave, and let the optimizer take up the weights that the model has now."""
+    """Put back what `optimizer_state` gave, and let the optimizer use the weights that the model has now."""
     from deepspeed.utils import safe_set_full_optimizer_state
 
     engine.optimizer.refresh_fp32_params()

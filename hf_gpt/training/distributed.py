@@ -15,7 +15,6 @@ from torch.distributed.fsdp import FSDPModule
 from ..errors import UserError
 from ..recipe import Recipe
 from . import deepspeed
-from .trackers import refuse_missing_trackers
 
 
 def start_accelerator(recipe: Recipe) -> Accelerator:
@@ -31,7 +30,6 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     options = {"cpu": recipe.train.device == "cpu", "mixed_precision": recipe.train.mixed_precision}
     if deepspeed.asked_for():
         options = deepspeed.accelerator_options(recipe)
-    refuse_missing_trackers(recipe.tracking.to)
     try:
         accelerator = Accelerator(
             **options,

@@ -180,8 +180,7 @@ class TrainingRun:
                 self.say(line)
         self.accelerator.wait_for_everyone()  # until every process has read the folder
         if main:
-            for folder in (self.run_dir, self.run_dir / "checkpoints"):
-                remove_leftovers(folder)
+            remove_leftovers(self.run_dir)
             for path in damaged:
                 checkpoint.set_aside(path)
         recorded = read_json(self.run_dir / "environment.json")
@@ -216,7 +215,7 @@ class TrainingRun:
             self.progress = Progress(step=self.progress.step, tokens=self.progress.tokens)
             what = "branching off after"
         elif self.progress.step >= self.max_steps:
-            what = "finished already (more train.max_steps or train.epochs continue it):"
+            what = "already finished; raise train.max_steps or train.epochs to continue"
         else:
             what = "resuming after"
         self.say(f"{what} step {self.progress.step}, from {start}")
@@ -402,7 +401,7 @@ class TrainingRun:
 
     def _prune(self) -> None:
         if self.accelerator.is_main_process:
-            checkpoint.prune(self.run_dir, self.recipe.checkpoint.keep, self.observers.needs())
+            checkpoint.prune(self.run_dir, self.recipe.checkpoint.keep, self.observers.needs(self))
 
     # Position, time, and what ends a run
 

@@ -17,7 +17,7 @@ from ..recipe import ModelRecipe, Recipe
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What `model.from_pretrained` names: a folder of our layout, and of a Hub id the commit that it is of.
+    """What `model.from_pretrained` names: a folder in our layout, and for a Hub id the commit.
 
     It is looked up once for a run: the branch that it names may move in the meantime.
     """

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 # The quintic of Jordan et al.: steepest at zero, so that few iterations do; singular values end near 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
-# More matrices at once than this many numbers gain nothing and hold memory: 16 M are 64 MiB in fp32.
+# Matrices are stacked up to this many numbers, 64 MiB in fp32; larger stacks are no faster and take more memory.
 _STACKED_NUMBERS = 2**24
 
 

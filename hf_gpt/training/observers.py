@@ -16,6 +16,7 @@ and not notified again. (`required` observers are the exception: a run whose rec
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,7 +58,7 @@ class Observer:
     def noted(self, training: "TrainingRun", kind: str | None, message: str | None, facts: Mapping[str, Any]) -> None:
         """Something happened: an event of some `kind` with its facts, a `message` for people, or both."""
 
-    def needs(self) -> Collection[Path]:
+    def needs(self, training: "TrainingRun") -> Collection[Path]:
         """Checkpoints that must not be removed yet."""
         return ()
 
@@ -72,9 +73,16 @@ class Observers:
         self._observers = list(observers)
 
     def began(self, training: "TrainingRun") -> None:
-        with _random_streams_kept(training):
-            for observer in self._observers:
-                observer.began(training)
+        begun: list[Observer] = []
+        try:
+            with _random_streams_kept(training):
+                for observer in self._observers:
+                    observer.began(training)
+                    begun.append(observer)
+        except BaseException as error:
+            self._observers = begun
+            self.ended(training, error)
+            raise
 
     def stepped(self, training: "TrainingRun", step: int, metrics: dict[str, Any] | None) -> None:
         self._notify("stepped", training, step, metrics, line=metrics)
@@ -82,7 +90,7 @@ class Observers:
     def evaluated(
         self, training: "TrainingRun", step: int, metrics: dict[str, Any], samples: Sequence[Mapping[str, Any]]
     ) -> None:
-        self._notify("evaluated", training, step, metrics, samples, line=metrics)
+        self._notify("evaluated", training, step, metrics, [*map(MappingProxyType, samples)], line=metrics)
 
     def saving(self, training: "TrainingRun", directory: Path) -> None:
         self._notify("saving", training, directory)
@@ -91,24 +99,25 @@ class Observers:
         self._notify("saved", training, checkpoint)
 
     def noted(self, training: "TrainingRun", kind: str | None, message: str | None, facts: Mapping[str, Any]) -> None:
-        self._notify("noted", training, kind, message, facts)
+        self._notify("noted", training, kind, message, MappingProxyType(facts))
 
     def ended(self, training: "TrainingRun", error: BaseException | None) -> None:
         self._observers.reverse()
         self._notify("ended", training, error)
 
-    def needs(self) -> set[Path]:
-        return {path for observer in self._observers for path in observer.needs()}
+    def needs(self, training: "TrainingRun") -> set[Path]:
+        return {path for paths in self._notify("needs", training) for path in paths}
 
     def _notify(
         self, event: str, training: "TrainingRun", *arguments: Any, line: dict[str, Any] | None = None
-    ) -> None:
-        """`line`: the metrics among the arguments, to which observers may add values, but not change what is there."""
-        measured = dict(line or {})
+    ) -> list[Any]:
+        """What each observer answers. `line`: the metrics among the arguments; observers may add values to them."""
+        answers, measured = [], dict(line or {})
         with _random_streams_kept(training):
             for observer in list(self._observers):
                 try:
-                    getattr(observer, event)(training, *arguments)
+                    answers.append(getattr(observer, event)(training, *arguments))
+                    _refuse_odd_values(line, measured)
                 except Exception as error:
                     if observer.required:
                         raise
@@ -117,6 +126,16 @@ class Observers:
                     training.say(f"warning: {name}.{event}() failed and is not called again: {error!r}")
                 if line is not None:
                     line.update(measured)
+        return answers
+
+
+def _refuse_odd_values(line: dict[str, Any] | None, measured: Mapping[str, Any]) -> None:
+    """Raises :class:`TypeError` for an added value that a line of metrics cannot hold, after removing it."""
+    odd = [name for name in line or () if name not in measured and not isinstance(line[name], (int, float, str))]
+    for name in odd:
+        del line[name]
+    if odd:
+        raise TypeError(f"metrics hold numbers and strings, {odd[0]} is neither")
 
 
 def _random_streams_kept(training: "TrainingRun") -> AbstractContextManager[None]:

@@ -75,7 +75,7 @@ def describe_sources(data: Data) -> dict[str, Any]:
 
 
 def _named(name: str, revision: str | None) -> dict[str, Any]:
-    """A model or tokenizer: a Hub id with its revision, or what is on this disk by its name, if a run's with that."""
+    """A model or tokenizer: a Hub id and its revision, or a local folder by name; a checkpoint also by its run."""
     if name in ("gpt2", "bytes"):
         return {"name": name}
     path = Path(name).expanduser()

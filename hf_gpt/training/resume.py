@@ -170,8 +170,8 @@ def find_parent(
             field="parent",
             value=asked,
         )
-    groups = read_json(parent / checkpoint.TRAINING_STATE / "state.json").get("param_groups", [])
-    kept = "muon" if any(group.get("orthogonal") for group in groups) else "adamw"
+    its_recipe = earlier_recipe(parent.parent.parent)
+    kept = its_recipe.optimizer.name if its_recipe is not None else optimizer
     if kept != optimizer:
         raise UserError(
             f"it holds the state of {kept} and the recipe's optimizer is {optimizer}; to start from its weights alone,"

@@ -48,7 +48,7 @@ class RunLog(Observer):
     ) -> None:
         self._append(self._metrics, metrics)
         for sample in samples:
-            self._append(self._samples, sample)
+            self._append(self._samples, dict(sample))
 
     def noted(self, training: "TrainingRun", kind: str | None, message: str | None, facts: Mapping[str, Any]) -> None:
         if kind is not None:

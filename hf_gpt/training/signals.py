@@ -99,11 +99,11 @@ def _handling(numbers: Sequence[int], handler: Callable[[int, Any], None]) -> It
 
 @contextlib.contextmanager
 def lost_process_ends_run() -> Iterator[None]:
-    """What one process of several learns when another dies, a connection that closes, as a :class:`RunStopped`."""
+    """Raise :class:`RunStopped` where another process of the run has died, which shows as a closed connection."""
     try:
         yield
     except RuntimeError as error:
-        # NCCL and the store by which processes meet raise errors of their own, gloo one that names its source file.
+        # NCCL and the rendezvous store raise DistError; gloo raises a RuntimeError that names its source file.
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error).lower():
             raise
-        raise RunStopped("another process of this run is gone; its message or its launcher's tells why") from error
+        raise RunStopped("another process of this run is gone; its output or its launcher's says why") from error

@@ -91,7 +91,7 @@ def load_training_state(
     """Restore the weights and what `save_training_state` wrote, on every process, and return its `progress`.
 
     Learning rate, betas and weight decay stay those that `optimizer` has. Where the number of processes is another
-    one than the checkpoint's, each draws its dropout from `seed` anew.
+    one than the checkpoint's, each starts its dropout's random stream from `seed`.
 
     Raises:
         UserError: something in the checkpoint is not what was written there.

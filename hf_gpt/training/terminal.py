@@ -37,7 +37,8 @@ class Terminal(Observer):
         self._started = self._last_line = 0.0
 
     def began(self, training: "TrainingRun") -> None:
-        logging.disable_progress_bar()  # of transformers, which would cross this one
+        self._bars_were_enabled = logging.is_progress_bar_enabled()  # of transformers, which would cross this one
+        logging.disable_progress_bar()
         self._first_step = training.progress.step
         if training.resumed_from is not None:
             for line in read_metrics(training.run_dir):
@@ -88,7 +89,8 @@ class Terminal(Observer):
     def ended(self, training: "TrainingRun", error: BaseException | None) -> None:
         if self._bar is not None:
             self._bar.close()
-        logging.enable_progress_bar()
+        if self._bars_were_enabled:
+            logging.enable_progress_bar()
 
     def _print_line(self, step: int, max_steps: int, metrics: Mapping[str, Any]) -> None:
         now = time.monotonic()

@@ -1,6 +1,6 @@
 """Experiment trackers (tensorboard, wandb, trackio ...), through accelerate.
 
-A tracker is told the recipe once, and the metrics of each train and eval line. A resumed run continues the tracker's
+A tracker gets the recipe once, and the metrics of each train and eval line. A resumed run continues the tracker's
 own run, which it finds by the id in `environment.json`.
 """
 
@@ -32,7 +32,8 @@ class Trackers(Observer):
 
     def began(self, training: "TrainingRun") -> None:
         job, run_id = training.job, training.environment["run_id"]
-        known = training.resumed_from is not None and set(job.recipe.tracking.to) <= set(job.earlier.tracking.to)
+        known = job.earlier is not None and set(job.recipe.tracking.to) <= set(job.earlier.tracking.to)
+        known = known and training.resumed_from is not None  # else the trackers' run begins too
         name = f"{training.run_dir.name}-{run_id}"
         training.accelerator.init_trackers(
             training.run_dir.name,
