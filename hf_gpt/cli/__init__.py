@@ -70,7 +70,7 @@ def _parser() -> Parser:
         prog="hf-gpt",
         description="Train a language model on your own text. Every checkpoint is a Hugging Face model.",
         epilog="MODEL is the directory of a model or of a run (its best checkpoint), or a Hub id, which may name a"
-        " branch, tag or commit: someone/my-gpt@step-00000500. With --debug, errors show their traceback.",
+        " branch, tag or commit: someone/my-gpt@step-00000480. With --debug, errors show their traceback.",
     )
     parser.add_argument("--version", action="version", version=f"hf_gpt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

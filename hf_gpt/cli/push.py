@@ -16,7 +16,7 @@ _EXAMPLES = """\
 examples:
   hf-gpt push runs/quickstart someone/my-gpt
       the run's best checkpoint, on the branch main
-  hf-gpt push runs/quickstart/checkpoints/step-00000480 someone/my-gpt --revision training --tag step-00000500
+  hf-gpt push runs/quickstart/checkpoints/step-00000480 someone/my-gpt --revision training --tag step-00000480
       one checkpoint, on a branch of its own
   hf-gpt push runs/quickstart someone/my-gpt-as-gpt2 --as gpt2
       a GPT2LMHeadModel, which needs neither this package nor remote code
