@@ -23,6 +23,8 @@ PALETTE = {
     "sky": "#3F9BCB",
     "gray": "#555B64",
 }
+# Colours that only pages have: blue on a dark page, and alarms.
+_OF_PAGES = {"bright_blue": "#5AB4F0", "rust": "#9A3412"}
 # The reader's own fonts; where several have a Chinese character, those with its Chinese shape.
 SANS = ("system-ui", "Noto Sans", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 MONO = ("ui-monospace", "DejaVu Sans Mono", "PingFang SC", "Microsoft YaHei", "Noto Sans Mono CJK SC", "monospace")
@@ -48,7 +50,7 @@ def _environment() -> "Environment":
     )
     for family, names in (("sans", SANS), ("mono", MONO)):
         environment.globals[family] = Markup(", ".join(f'"{name}"' if " " in name else name for name in names))
-    environment.globals["palette"] = PALETTE
+    environment.globals["palette"] = PALETTE | _OF_PAGES
     environment.filters["count"] = lambda number: f"{number:,}"
     environment.filters["cut"] = lambda text, limit: escape_unprintable(str(text), limit=limit)
     environment.filters["perplexity"] = perplexity
