@@ -181,7 +181,7 @@ def test_overfitting_is_marked_with_the_checkpoint_to_use(tmp_path):
         ([5.0, 4.0, 3.0], [5.0, 4.0, 3.0], "It does not overfit so far."),
         ([5.0, 4.0, 3.0, 4.0, 5.0, 6.0], [5.0, 4.0, 3.0, 4.0, 5.0, 6.0], "It diverges."),
         ([5.0, 4.0, 3.0, 3.5], [5.0, 4.0, 3.0, 2.0], "It may have begun to overfit."),
-        ([None], [5.0], "There is no validation text, so whether it overfits cannot be told."),
+        ([None], [5.0], "There is no validation text, so whether it overfits is unknown."),
     ],
 )
 def test_the_verdict_names_the_trend(tmp_path, validation, training, verdict):
