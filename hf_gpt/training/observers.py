@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Override what you need. Every process of a run notifies its own observers.
+    """Override what you need. Every process of a run notifies its own observers; only the main one saves.
 
     `training` is the run at work: among others `recipe`, `run_dir`, `progress`, `max_steps`, `model`, `accelerator`,
     and `say(text)` for the person who watches.
