@@ -237,3 +237,21 @@ def test_the_command_line_branches_and_replays(run, tiny, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "2 steps repeated; 2 of the 2 recorded ones match"
     assert main(["replay", str(run.output_dir), "--from", "3"]) == 2
     assert "keeps no checkpoint of step 3" in capsys.readouterr().err
+
+
+def test_a_replay_compares_no_losses_on_another_text(run, tiny):
+    hf_gpt.train(changed(tiny, train__max_steps=14, evaluation__tokens=64, checkpoint__keep=None))
+    steps = replay(run.output_dir, 8, 14)
+    assert all(one.matches for compared in steps.values() for one in compared)
+    assert "validation_loss" not in {one.what for one in steps[12]}
+    assert "validation_loss" in {one.what for one in steps[14]}
+
+
+def test_a_replay_says_what_is_different_here(run):
+    path = run.output_dir / "environment.json"
+    environment = json.loads(path.read_text())
+    environment["versions"]["torch"] = "2.0"
+    path.write_text(json.dumps(environment))
+    warnings: list[str] = []
+    replay(run.output_dir, 8, warn=warnings.append)
+    assert "torch was 2.0" in warnings[0]
