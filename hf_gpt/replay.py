@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from . import checkpoint
 from .errors import UserError
-from .recipe import CheckpointRecipe, Recipe, TrackingRecipe, TrainRecipe
-from .run import prepare_run
+from .recipe import Recipe, TrainRecipe
+from .run import prepare_run, scratch_recipe
 from .storage import read_json
 from .training.data import num_steps
 from .training.loop import TrainingRun, run
@@ -91,14 +91,7 @@ def replay(
             )
     comparison = _Comparison(run_dir, kept, conditions, watch)
     with tempfile.TemporaryDirectory(prefix="hf_gpt-replay-") as scratch:
-        recipe = dataclasses.replace(
-            recipe,
-            output_dir=scratch,
-            train=train,
-            checkpoint=CheckpointRecipe(every=None),
-            tracking=TrackingRecipe(),
-        )
-        job = prepare_run(recipe, origin)
+        job = prepare_run(dataclasses.replace(scratch_recipe(recipe, scratch), train=train), origin)
         for warning in changes_of_environment(run_dir, job.environment):
             if job.accelerator.is_main_process and warn is not None:
                 warn(warning)

@@ -4,6 +4,7 @@ The core ends here. What a run does beside training is a list of observers; `def
 `train(recipe, observers=[...])` adds a user's own.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from .errors import UserError
 from .hub.background import BackgroundPush
 from .hub.card import CardWriter
 from .hub.fetch import fetch_run
-from .recipe import ModelRecipe, Recipe
+from .recipe import CheckpointRecipe, HubRecipe, ModelRecipe, Recipe, TrackingRecipe
 from .report.page import ReportWriter
 from .storage import refuse_unwritable
 from .training.loop import run
@@ -74,6 +75,17 @@ def prepare_run(recipe: Recipe, parent: str | None = None) -> Job:
         fetch_run(recipe.hub.repo_id, recipe.hub.branch, run_dir)
     refuse_missing_trackers(recipe.tracking.to)
     return prepare(recipe, parent, find_pretrained(recipe.model))
+
+
+def scratch_recipe(recipe: Recipe, folder: str) -> Recipe:
+    """`recipe` for a trial in a temporary folder: no checkpoint before the last step, no trackers, no Hub."""
+    return dataclasses.replace(
+        recipe,
+        output_dir=folder,
+        checkpoint=CheckpointRecipe(every=None),
+        tracking=TrackingRecipe(),
+        hub=HubRecipe(),
+    )
 
 
 def find_pretrained(recipe: ModelRecipe) -> Pretrained | None:

@@ -5,6 +5,7 @@ import yaml
 
 from hf_gpt.errors import UserError
 from hf_gpt.recipe import ModelRecipe, Recipe, differences, fields_help
+from hf_gpt.run import scratch_recipe
 
 
 def test_defaults_are_a_whole_recipe():
@@ -144,3 +145,11 @@ def test_every_field_has_help():
     names = [name for name, _, text in fields_help() if text]
     assert len(names) == len(list(fields_help()))
     assert {"seed", "train.max_steps", "tokenizer.name", "data.source"} <= set(names)
+
+
+def test_a_recipe_that_publishes_can_be_tried_out_in_a_scratch_folder():
+    recipe = Recipe.from_dict(
+        {"hub": {"repo_id": "someone/my-gpt", "push_every": 500}, "checkpoint": {"every": 500, "resume": "hub"}}
+    )
+    scratch = scratch_recipe(recipe, "scratch")
+    assert (scratch.output_dir, scratch.hub.repo_id, scratch.checkpoint.resume) == ("scratch", None, "auto")

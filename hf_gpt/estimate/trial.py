@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..configuration_gpt import GPTConfig
 from ..data.batches import BatchPlan
 from ..modeling_gpt import GPTForCausalLM
-from ..recipe import CheckpointRecipe, EvaluationRecipe, ModelRecipe, Recipe, TrackingRecipe
-from ..run import prepare_run
+from ..recipe import EvaluationRecipe, ModelRecipe, Recipe
+from ..run import prepare_run, scratch_recipe
 from ..training.data import Data
 from ..training.loop import TrainingRun, run
 from ..training.observers import Observer
@@ -50,7 +50,7 @@ def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, fused_dropout: bo
             config["attention_dropout"] = 0.0
     with tempfile.TemporaryDirectory(prefix="hf_gpt-estimate-") as scratch:
         recipe = dataclasses.replace(
-            _in_folder(data.recipe, scratch),
+            scratch_recipe(data.recipe, scratch),
             model=ModelRecipe(config=config),  # without the weights of a pretrained model
             train=train,
             evaluation=EvaluationRecipe(first=_UPDATES, tokens=1, prompts=[]),
@@ -68,7 +68,7 @@ def seconds_of_steps(recipe: Recipe) -> list[float]:
     clock = _Clock()
     with tempfile.TemporaryDirectory(prefix="hf_gpt-estimate-") as scratch:
         recipe = dataclasses.replace(
-            _in_folder(recipe, scratch),
+            scratch_recipe(recipe, scratch),
             train=dataclasses.replace(recipe.train, log_every=1),  # which waits for the device in each step
             evaluation=EvaluationRecipe(first=10**9),
         )
@@ -101,9 +101,3 @@ class _Clock(Observer):
 
 class _TimeIsUp(Exception):
     """Ends the run that is timed."""
-
-
-def _in_folder(recipe: Recipe, folder: str) -> Recipe:
-    return dataclasses.replace(
-        recipe, output_dir=folder, checkpoint=CheckpointRecipe(every=None), tracking=TrackingRecipe()
-    )
