@@ -464,7 +464,7 @@ def test_a_result_with_other_logits_is_not_kept(tmp_path, stock, monkeypatch, ca
             ["nobody/nothing", "OUT", "--from", "gpt2"],
             "neither a directory here nor found on the Hub: the Hub cannot be",
         ),
-        (["nobody/nothing", "OUT", "--to", "gpt2"], "give a directory, or come back with a network"),
+        (["nobody/nothing", "OUT", "--to", "gpt2"], "its cache has no such files; give a directory"),
         (["no body", "OUT", "--from", "gpt2"], "it is no Hub id (OWNER/NAME)"),
         (["./nowhere", "OUT", "--to", "gpt2"], "no such directory"),
         (["STOCK", "OUT"], "one of the arguments --from --to is required"),

@@ -343,7 +343,7 @@ def test_a_model_that_the_hub_does_not_give_is_one_line(hub, commands, step):
         "someone/nothing": "no such repository",
         "someone/there@nowhere": "it has no such branch, tag or commit",
         "not a name": "it is no Hub id (OWNER/NAME)",
-        "someone/closed": "accepts the conditions on its page",
+        "someone/closed": "accept the conditions on its page",
     }
     hub.fail(Fault("/someone/closed", status=403, headers={"X-Error-Code": "GatedRepo"}))
     for model, text in says.items():
@@ -425,7 +425,7 @@ def test_what_was_overtaken_is_not_sent_and_pauses_grow(hub, step, tmp_path, mon
     for number in (1, 2, 3):
         go_on_until(lambda number=number: len(commits()) > number)
         waits.append(time.monotonic())
-    go_on_until(lambda: not publisher.needs())
+    go_on_until(lambda: not publisher.needs(None))
     assert set(hub.refs(repo)["tags"]) == {"step-00000012"}
     assert hub.commits(repo)[0]["title"] == "Step 4"  # main: the best
     assert waits[1] - waits[0] > 0.6  # twice the first pause
@@ -447,7 +447,7 @@ def test_the_two_branches_take_turns(hub, step, tmp_path, monkeypatch):
     while "config.json" not in hub_files(hub, repo):
         assert time.monotonic() < deadline
         list(publisher.tick())
-        publisher.offer(step(8 if publisher.needs() == {step(4)} else 4), step(4))  # always something new
+        publisher.offer(step(8 if publisher.needs(None) == {step(4)} else 4), step(4))  # always something new
         time.sleep(0.02)
     list(publisher.left())
 

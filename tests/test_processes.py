@@ -211,7 +211,7 @@ def test_a_worker_that_is_killed_ends_the_launch_within_a_minute_and_says_so(lau
     workers[1].kill()
     printed = launcher.communicate(timeout=60)[1]
     assert launcher.returncode != 0
-    assert "hf-gpt: another process of this run is gone; its message or its launcher's tells why" in printed
+    assert "hf-gpt: another process of this run is gone; its output or its launcher's says why" in printed
     assert "Signal 9 (SIGKILL)" in printed
     assert "[rank0]: Traceback" not in printed
     assert not any(worker.is_running() for worker in workers)
