@@ -286,12 +286,15 @@ class Recipe:
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
         """The recipe of a YAML file, changed by flags: `["--train.max_steps", "100", "--optimizer.lr=1e-3"]`."""
-        values = _read_yaml(path)
-        for keys, value in parse_overrides(overrides):
+        values, changed = _read_yaml(path), list(parse_overrides(overrides))
+        for keys, value in changed:
             _set(values, keys, value)
         try:
             return cls.from_dict(values)
         except UserError as error:
+            field = str(error).partition(": ")[0]
+            if field in {".".join(keys) for keys, _ in changed}:  # the file is not to blame
+                raise UserError(f"--{error}") from None
             raise UserError(f"{path}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
