@@ -27,11 +27,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def copy_file(source: Path, path: Path) -> None:
-    """Copy a small file atomically."""
-    write_bytes(path, source.read_bytes())
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically. If the path is a link, the file that it points to is replaced.
 

@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..recipe import Recipe
 from ..report.plots import loss_plot
 from ..report.records import has_losses
-from ..storage import copy_file, read_json, write_text
+from ..storage import read_json, write_bytes, write_text
 from ..training.observers import Observer
 from ..training.run_log import read_lines, read_metrics
 from .card_merge import UNPUBLISHED, compose
@@ -61,7 +61,7 @@ class CardWriter(Observer):
 
     def saved(self, training: "TrainingRun", checkpoint: Path) -> None:
         if (checkpoint / "loss.png").is_file():
-            copy_file(checkpoint / "loss.png", training.run_dir / "loss.png")
+            write_bytes(training.run_dir / "loss.png", (checkpoint / "loss.png").read_bytes())
 
 
 def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
