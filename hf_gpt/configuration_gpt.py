@@ -23,9 +23,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
-from transformers.configuration_utils import PreTrainedConfig
+import transformers
+
+TRANSFORMERS = "5.18"  # the first version that has all that this model's code uses; earlier ones fail with riddles
+if [*map(int, transformers.__version__.split(".")[:2])] < [*map(int, TRANSFORMERS.split("."))]:
+    raise ImportError(
+        f"this model's code needs transformers {TRANSFORMERS} or later, and this is {transformers.__version__}:"
+        " pip install -U transformers"
+    )
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from huggingface_hub.errors import StrictDataclassError  # noqa: E402
+from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 
 # The GPT-2 family as released: https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
 # (section 2.3; the paper's parameter counts are off, the names here carry those of the released weights).

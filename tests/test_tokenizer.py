@@ -1,11 +1,13 @@
 """Tokenizers of every origin: equal to tiktoken, saved for everybody, known by their content, refused in one line."""
 
+import copy
 import json
 import os
 import random
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +15,20 @@ import tiktoken
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from hf_gpt.data import encoding
+from hf_gpt.data import tokenizer as tokenizer_module
 from hf_gpt.data.encoding import encoder_of
-from hf_gpt.data.tokenizer import END_OF_TEXT, fingerprint, load_tokenizer, separator_id, train_tokenizer, vocab_size
+from hf_gpt.data.tokenizer import (
+    END_OF_TEXT,
+    fingerprint,
+    load_tokenizer,
+    save_tokenizer,
+    separator_id,
+    train_tokenizer,
+    vocab_size,
+)
 from hf_gpt.errors import UserError
 
 CORPUS = [
@@ -433,3 +444,45 @@ def test_a_tokenizer_saved_as_gpt2s_class_is_recognised(trained, tmp_path, monke
     loaded = load_tokenizer(str(tmp_path))
     assert encoded(loaded, CORPUS[1]) == encoded(trained, CORPUS[1])
     assert fingerprint(reloaded(loaded, tmp_path / "again")) == fingerprint(loaded)
+
+
+# Saving -------------------------------------------------------------------------------------------------------------
+
+ONLY_IN_TRANSFORMERS_5 = {"extra_special_tokens", "backend", "is_local", "local_files_only"}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "trained", "loaded again"])
+def test_what_is_saved_opens_in_transformers_4_too(kind, trained, tmp_path):
+    tokenizer = trained if kind == "trained" else load_tokenizer("bytes")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    if kind == "loaded again":
+        save_tokenizer(tokenizer, tmp_path / "before")
+        tokenizer = load_tokenizer(str(tmp_path / "before"))
+    save_tokenizer(tokenizer, tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["additional_special_tokens"] == ["<|user|>"]
+    assert not ONLY_IN_TRANSFORMERS_5 & set(config)
+    for model_type in ("gpt2", "llama"):  # which has a tokenizer class of its own
+        (tmp_path / "saved" / "config.json").write_text(json.dumps({"model_type": model_type}))
+        loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
+        assert fingerprint(loaded) == fingerprint(tokenizer)
+        assert loaded.extra_special_tokens == ["<|user|>"]
+        assert loaded("1 2 3 <|user|>").input_ids == tokenizer("1 2 3 <|user|>").input_ids
+
+
+def test_a_tokenizer_of_a_class_of_its_own_keeps_it(tmp_path):
+    vocab = {character: i for i, character in enumerate(["<s>", "</s>", "<unk>", "▁", "a", "b", "▁a"])}
+    tokenizer = LlamaTokenizer(vocab=vocab, merges=[("▁", "a")], extra_special_tokens=["<|user|>"])
+    save_tokenizer(tokenizer, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "LlamaTokenizer"
+    assert not ONLY_IN_TRANSFORMERS_5 & set(config)
+    assert load_tokenizer(str(tmp_path))("ab a<|user|>").input_ids == tokenizer("ab a<|user|>").input_ids
+
+
+def test_every_tokenizer_is_saved_by_save_tokenizer():
+    package = Path(tokenizer_module.__file__).parent.parent
+    found = [path.name for path in package.rglob("*.py") if "tokenizer.save_pretrained(" in path.read_text()]
+    assert found == ["tokenizer.py"]

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging
 
 from ..configuration_gpt import GPTConfig
-from ..data.tokenizer import TOKENIZER_FILES, load_tokenizer
+from ..data.tokenizer import TOKENIZER_FILES, load_tokenizer, save_tokenizer
 from ..errors import UserError
 from .table import Row, StateDict, free_memory, renamed
 
@@ -104,7 +104,7 @@ def convert(
         free_memory()
         tokenizer, about_tokenizer = source.tokenizer
         if tokenizer is not None:
-            tokenizer.save_pretrained(directory)
+            save_tokenizer(tokenizer, directory)
         if source.generation_config is not None:
             shutil.copyfile(source.generation_config, directory / "generation_config.json")
         converted = model_class.from_pretrained(directory, dtype=logits.dtype, local_files_only=True)

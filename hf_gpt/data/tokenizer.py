@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..storage import read_json, write_json
 from .cutting import cut, repair_surrogates
 
 if TYPE_CHECKING:  # imported where they are used: `hf-gpt --help` needs none of them
@@ -113,6 +114,24 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     pieces = (repair_surrogates(piece) for text in texts for piece in cut([text], 2**16, "before_whitespace"))
     backend.train_from_iterator(pieces, trainer)
     return _as_fast_tokenizer(backend)
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | Path) -> None:
+    """Write a tokenizer's files, so that transformers 4 too loads them, with the same ids. Every one is saved here.
+
+    `save_pretrained` of transformers 5 writes names that only 5 knows: the class `TokenizersBackend`, which both call
+    `PreTrainedTokenizerFast`, and a list under `extra_special_tokens`. Tokenizers of a class of their own keep it.
+    """
+    tokenizer.save_pretrained(folder)
+    file = Path(folder, "tokenizer_config.json")
+    config = read_json(file)
+    if config["tokenizer_class"] == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    for key in ("backend", "is_local", "local_files_only"):  # of how it was loaded here
+        config.pop(key, None)
+    write_json(file, config)
 
 
 def separator_id(tokenizer: "PreTrainedTokenizerFast") -> int | None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..checkpoint import TRAINING_STATE
+from ..configuration_gpt import TRANSFORMERS
 from ..display import duration, escape_unprintable, perplexity, short_number
 from ..errors import UserError
 from ..recipe import Recipe
@@ -91,6 +92,7 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
         "recipe_yaml": yaml.safe_dump(_public(recipe, sources), sort_keys=False, allow_unicode=True, width=100),
         "environment": environment,
         "versions": environment.get("versions", {}),
+        "transformers_needed": TRANSFORMERS,
         "config": config,
         "training": training,
         "validation": validation,

@@ -18,7 +18,7 @@ from ..data.corpus import Corpus, load_corpora
 from ..data.files import cache_folder
 from ..data.progress import ReadingProgress
 from ..data.token_store import TokenStore, fraction_of_split_characters, tokenize
-from ..data.tokenizer import load_tokenizer, train_tokenizer, vocab_size
+from ..data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer, vocab_size
 from ..errors import UserError
 from ..recipe import Recipe, TokenizerRecipe, TrainRecipe
 from ..storage import replacing_directory
@@ -182,7 +182,7 @@ def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFa
     with FileLock(f"{kept}.lock"):
         if not (kept / "tokenizer.json").is_file():
             with replacing_directory(kept) as directory:
-                train_tokenizer(_texts(corpus), recipe.train.vocab_size).save_pretrained(directory)
+                save_tokenizer(train_tokenizer(_texts(corpus), recipe.train.vocab_size), directory)
     return load_tokenizer(str(kept))
 
 

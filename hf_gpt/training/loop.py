@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from .. import checkpoint
+from ..data.tokenizer import save_tokenizer
 from ..errors import RunPreempted, RunStopped, UserError
 from ..evaluation import bits_per_byte, loss_on_windows, perplexity, targets_and_bytes
 from ..generation import generate_text
@@ -378,7 +379,7 @@ class TrainingRun:
             save_training_state(directory, accelerator, self.loss, self.optimizer, dataclasses.asdict(progress))
             if main:
                 self.model.save_pretrained(directory, state_dict=weights)
-                self.job.data.tokenizer.save_pretrained(directory)
+                save_tokenizer(self.job.data.tokenizer, directory)
                 self.observers.saving(self, directory)
         self._settle(self.run_dir / "checkpoints" / checkpoint.name_of(step))
         accelerator.wait_for_everyone()

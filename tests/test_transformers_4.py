@@ -1,0 +1,104 @@
+"""What is saved here opens in transformers 4: a stock GPT-2 with equal ids and logits; our form says what it needs.
+
+4.51.3 is installed beside what is here, without torch, which both versions share (three wheels, 15 MB).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_gpt import GPTConfig, GPTForCausalLM
+from hf_gpt.configuration_gpt import TRANSFORMERS
+from hf_gpt.conversion import to_gpt2
+from hf_gpt.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer, vocab_size
+
+pytestmark = [pytest.mark.slow]
+
+TEXTS = [
+    "Hello  world 1 2 3, don't\n é",
+    "a\n\n\n b\t12345 日本語 🙂<|endoftext|> x",
+    " it's 99 bottles, 'tis <|user|>",
+]
+READ = """
+import json, sys, torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+assert transformers.__version__ == "4.51.3", transformers.__version__
+folder, texts = sys.argv[1], json.load(sys.stdin)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder).eval()
+ids = torch.arange(24)[None] * 7 % model.config.vocab_size
+print(json.dumps({
+    "ids": [tokenizer(text).input_ids for text in texts],
+    "texts": [tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) for text in texts],
+    "logits": model(ids).logits.tolist(),
+    "written": model.generate(ids[:, :5], attention_mask=torch.ones(1, 5), max_new_tokens=8, do_sample=False).tolist(),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    """Runs Python code under transformers 4.51.3."""
+    folder = tmp_path_factory.mktemp("transformers-4")
+    wheels = ["transformers==4.51.3", "tokenizers<0.22", "huggingface_hub<1.0"]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder / "packages"), *wheels]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip cannot install transformers 4.51.3 here: {done.stderr.strip()[-200:]}")
+    environment = {**os.environ, "PYTHONPATH": str(folder / "packages"), "HF_HOME": str(folder / "home")}
+
+    def run(code: str, *arguments: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        given = json.dumps(TEXTS)
+        return subprocess.run(command, env=environment, cwd=folder, input=given, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="module", params=["bytes", "gpt2", "trained"])
+def ours(request, tmp_path_factory) -> Path:
+    if request.param == "trained":
+        tokenizer = train_tokenizer(["the cat sat on the mat, it's 1 2 3 " * 50, "日本語 é " * 20], 400)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|model|>"]})
+    else:
+        tokenizer = load_tokenizer(request.param)
+    size, end = vocab_size(tokenizer), tokenizer.eos_token_id
+    config = GPTConfig(
+        vocab_size=size, context_length=32, emb_dim=16, n_layers=2, n_heads=2, bos_token_id=end, eos_token_id=end
+    )
+    torch.manual_seed(1)
+    model = GPTForCausalLM(config)
+    for weight in model.parameters():
+        weight.data.normal_(std=0.3)
+    folder = tmp_path_factory.mktemp("ours") / "model"
+    model.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    return folder
+
+
+@torch.inference_mode()
+def test_a_stock_gpt2_is_the_same_model_there(old, ours, tmp_path):
+    to_gpt2(str(ours), str(tmp_path / "stock"))
+    done = old(READ, tmp_path / "stock")
+    assert done.returncode == 0, done.stderr
+    there = json.loads(done.stdout.splitlines()[-1])
+    tokenizer = AutoTokenizer.from_pretrained(ours)
+    model = AutoModelForCausalLM.from_pretrained(ours).eval()
+    ids = torch.arange(24)[None] * 7 % model.config.vocab_size
+    assert there["ids"] == [tokenizer(text).input_ids for text in TEXTS]
+    assert there["texts"] == [tokenizer.decode(i, skip_special_tokens=True) for i in there["ids"]]
+    torch.testing.assert_close(torch.tensor(there["logits"]), model(ids).logits, rtol=1e-4, atol=1e-4)
+    assert there["written"] == model.generate(ids[:, :5], max_new_tokens=8, do_sample=False).tolist()
+
+
+def test_our_own_form_says_which_version_it_needs(old, ours):
+    code = "import sys, transformers as t; t.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)"
+    done = old(code, ours)
+    needs = f"ImportError: this model's code needs transformers {TRANSFORMERS} or later, and this is 4.51.3: "
+    assert done.stderr.splitlines()[-1].startswith(needs), done.stderr
