@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from .data.tokenizer import TOKENIZER_FILES
-from .errors import HubError, UserError, translate_hub_errors
+from .errors import HubError, UserError
+from .network import hub_requests
 from .storage import replacing_directory, write_json, write_text
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def resolve_model(model: str) -> str:
 def model_folder(model: str, revision: str | None = None) -> Path:
     """The directory of what a person named (see `resolve_model`): itself, or a Hub id's files in the cache.
 
-    The Hub is asked once, before transformers would: left to itself without a network, that retries for a minute.
+    The Hub is asked once and within limits, before transformers would without them.
 
     Raises:
         UserError: there is none, or it holds no model.
@@ -259,7 +260,7 @@ def model_folder(model: str, revision: str | None = None) -> Path:
 
     small = ["*.json", "*.txt", "*.model", "*.jinja"]
     try:
-        with translate_hub_errors(f"{model}: neither a directory here nor found on the Hub"):
+        with hub_requests(f"{model}: neither a directory here nor found on the Hub"):
             folder = download([*small, "model.safetensors", "model-*.safetensors"])
             if not any(folder.glob("model*.safetensors")):
                 folder = download([*small, "pytorch_model*.bin"])

@@ -7,15 +7,36 @@ and exits with code 2, a notebook shows it as an ordinary ``ValueError``. Bugs s
 The library knows arguments and recipe fields, not flags and labels. It gives their names apart from the message
 (`field=`), so that each front end can show its own: `error.renamed({"top_k": "--top-k"})`.
 
-The many exceptions of huggingface_hub become a :class:`HubError` in one place, `translate_hub_errors`.
+No message contains a password or a token: `without_secrets` takes them out of every text that leaves the package.
 """
 
-import contextlib
 import difflib
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote
+
+_SECRETS = (
+    (re.compile(r"(://)[^\s/?#'\"<>]*@"), r"\1"),  # USER:PASSWORD@ of an address
+    (re.compile(r"\b(hf|api_org)_(?:[a-z]+_)?[A-Za-z0-9]{20,}"), r"\1_..."),  # the Hub's tokens
+    (re.compile(r"([?&][\w-]*(?:token|key|secret|signature|credential|password)=)[^&\s'\"<>]+", re.I), r"\1..."),
+    (re.compile(r"\b(Bearer|Basic) [\w+/=.~-]{16,}"), r"\1 ..."),
+)
+_SECRET_VARIABLES = re.compile(r"HF_ENDPOINT|\w+_PROXY|HF_TOKEN|HUGGING_FACE_HUB_TOKEN", re.I)
+
+
+def without_secrets(text: str) -> str:
+    """Text without passwords and tokens: those of addresses and headers, and those that environment variables hold."""
+    for value in (value for name, value in os.environ.items() if _SECRET_VARIABLES.fullmatch(name)):
+        address = re.match(r"\w+://(.*)@", value)
+        password = address[1].partition(":")[2] if address else "" if ":" in value else value
+        text = text.replace(f"{address[1]}@", "") if address else text
+        for secret in {password, unquote(password)}:
+            text = text.replace(secret, "...") if len(secret) > 5 else text  # a shorter one may be in any word
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 class UserError(ValueError):
@@ -31,7 +52,7 @@ class UserError(ValueError):
         self.message, self.field, self.value = " ".join(str(message).split()), field, value
         shown = f"{value:g}" if isinstance(value, float) else value
         subject = f"{field}: " if value is None else f"{field} {shown}: "
-        super().__init__(f"{subject}{self.message}" if field else self.message)
+        super().__init__(without_secrets(f"{subject}{self.message}" if field else self.message))
 
     def renamed(self, names: Mapping[str, str]) -> "UserError":
         """The same error, with the name that `names` has for its field."""
@@ -53,7 +74,7 @@ class HubError(RuntimeError):
     """
 
     def __init__(self, message: str, is_transient: bool = False, retry_after: float | None = None):
-        super().__init__(message)
+        super().__init__(without_secrets(message))
         self.is_transient = is_transient
         self.retry_after = retry_after
 
@@ -65,96 +86,3 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; valid names: {', '.join(valid)}" if valid else ""
-
-
-@contextlib.contextmanager
-def translate_hub_errors(subject: str) -> Iterator[None]:
-    """Raise what huggingface_hub raises in the block as ``HubError("<subject>: <what happened, what would help>")``.
-
-    A name that cannot be a repository's is a :class:`UserError`; errors of a disk stay what they are. The message
-    contains no token and no address: the Hub signs the addresses of uploads.
-    """
-    try:
-        yield
-    except (UserError, HubError):
-        raise
-    except Exception as error:
-        translated = _translated(error, subject)
-        if translated is None:
-            raise
-        raise translated from None
-
-
-def _translated(error: BaseException, subject: str) -> Exception | None:
-    from huggingface_hub import constants, errors
-
-    host, cause = urlsplit(constants.ENDPOINT).hostname, error.__cause__
-    if isinstance(cause, HubError):
-        return cause
-    if isinstance(error, errors.HFValidationError):
-        return UserError(f"{subject}: it is no Hub id (OWNER/NAME)")
-    if isinstance(error, (errors.LocalTokenNotFoundError, UnicodeEncodeError)):
-        return HubError(f"{subject}: there is no token for the Hub, or it is damaged; log in with: hf auth login")
-    if isinstance(error, errors.HfHubHTTPError):
-        return _refusal(error, subject)
-    if isinstance(cause, errors.HfHubHTTPError):  # of an upload, or of a download that looked into the cache
-        return _refusal(cause, subject)
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return HubError(f"{subject}: HF_HUB_OFFLINE is set, so the Hub is not asked")
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        text = f"the Hub cannot be reached ({_reason(error)}) and its cache has no such files; give a directory"
-        return HubError(f"{subject}: {text}", is_transient=True)
-    is_network = isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith("http")
-    if is_network or (isinstance(error, OSError) and error.errno is None):
-        return HubError(f"{subject}: {host} was not reached: {_reason(error)}", is_transient=True)
-    if isinstance(error, ValueError):
-        return HubError(f"{subject}: {host} does not take it: {_without_addresses(str(error))}")
-    if isinstance(error, RuntimeError):
-        return HubError(f"{subject}: a file did not arrive at {host}: {_reason(error)}", is_transient=True)
-    return None
-
-
-def _refusal(error, subject: str) -> HubError:
-    from huggingface_hub import errors, get_token
-
-    status = error.response.status_code
-    texts = {
-        401: "no token, or it is not accepted (401); log in with: hf auth login",
-        403: "the token may not do this (403); to publish, it needs the permission to write there",
-        404: "it is not there, or not for this token (404)",
-        409: "another process is writing to it (409)",
-        412: "another process changed it meanwhile (412)",
-        413: "a file is too large (413); the storage may be at its limit",
-        429: "too many requests (429)",
-    }
-    if isinstance(error, errors.GatedRepoError):
-        text = "access is restricted: accept the conditions on its page and log in with: hf auth login"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        text = "it has no such branch, tag or commit"
-    elif isinstance(error, errors.RepositoryNotFoundError) and (status != 401 or get_token() is None):
-        text = "no such repository; a private one needs a token that may read it: hf auth login"
-    elif status in texts:
-        text = texts[status]
-    elif status >= 500:
-        text = f"the Hub has a server error ({status})"
-    else:
-        reason = _without_addresses(error.server_message or "it gives no reason")
-        text = f"the Hub does not take it ({status}): {reason}"
-    wait = error.response.headers.get("Retry-After", "")
-    is_transient = status >= 500 or status in (408, 409, 412, 429)
-    return HubError(f"{subject}: {text}", is_transient, float(wait) if wait.isdigit() else None)
-
-
-def _without_addresses(text: str) -> str:
-    return re.sub(r"https?://\S+", "...", " ".join(text.split()))[:300]
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost reason."""
-    kind = type(error).__name__
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    if "Timeout" in kind or "Timeout" in type(error).__name__:
-        return "no answer in time"
-    names = {"RemoteProtocolError": "the connection was cut", "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set"}
-    return getattr(error, "strerror", None) or names.get(type(error).__name__, kind)

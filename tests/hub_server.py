@@ -21,9 +21,11 @@ protocol: `environment` switches it off.
 import contextlib
 import hashlib
 import json
+import os
 import re
 import secrets
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -50,6 +52,8 @@ class Fault:
     cut_response_after: int | None = None  # bytes of the answer's body; what was asked is done
     hang: bool = False  # no answer until the server closes; nothing is done
     delay: float = 0  # seconds before anything is done
+    stalls: bool = False  # with `cut_response_after`: nothing more comes, and the connection stays open
+    reset: bool = False  # with `cut_request_after` or `cut_response_after`: not an end, but an error
 
 
 @dataclass
@@ -150,8 +154,11 @@ class HubServer:
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
 
-def _cut(connection: socket.socket) -> None:
+def _cut(connection: socket.socket, reset: bool = False) -> None:
     with contextlib.suppress(OSError):  # it has ended
+        if reset:  # without the time in which it would end in order
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return os.close(connection.detach())
         connection.shutdown(socket.SHUT_RDWR)
 
 
@@ -199,13 +206,14 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: _Listener
     routes: "list[tuple[str, re.Pattern, Callable]]"
+    fault = Fault()
 
     def handle_one_request(self) -> None:
         try:
             super().handle_one_request()
         except (_Cut, OSError):
             self.close_connection = True
-            _cut(self.connection)
+            _cut(self.connection, self.fault.reset)
 
     def answer(self) -> None:
         self.hub = self.server.hub
@@ -263,6 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content[: self.fault.cut_response_after])
         if self.fault.cut_response_after is not None:
+            self.hub.closing.wait(None if self.fault.stalls else 0)
             raise _Cut
 
     def log_message(self, *_: object) -> None:

@@ -27,13 +27,11 @@ def hide_loading_bars() -> None:
 
 
 def set_up_hub(*, show_bars: bool = True) -> None:
-    """Before any traffic with the Hub: bars only where they can move, and no waiting without end."""
+    """Before any traffic with the Hub: bars only where they can move."""
     from huggingface_hub.utils import disable_progress_bars
 
     from ..data.progress import shows_bar
-    from ..hub.push import give_up_silent_connections
 
-    give_up_silent_connections()
     if not (show_bars and shows_bar()):
         disable_progress_bars()
 

@@ -43,12 +43,9 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from huggingface_hub.utils import logging
-
     from ..hub.push import push
 
     set_up_hub(show_bars=not arguments.json)
-    logging.set_verbosity_error()  # its warnings contain the signed addresses of uploads
     if arguments.as_gpt2 is not None:
         hide_loading_bars()
     try:

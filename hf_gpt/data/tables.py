@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..network import limited_requests
 from .files import kind_of, open_bytes
 
 _ROWS = 256  # converted to Python strings at once
@@ -74,7 +75,8 @@ def one_line(problem: str, paths: Sequence[Path] = ()) -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with limited_requests():
+            yield
     except UserError:
         raise
     except Exception as error:  # each library has its own exceptions, some of them plain `Exception`

@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..errors import HubError, UserError
+from ..network import hub_requests
 from ..storage import read_json, write_json
 from .cutting import cut, repair_surrogates
 
@@ -307,15 +308,14 @@ def _load_pretrained(name: str, folder: Path) -> "PreTrainedTokenizerFast":
 def _download(repo_id: str, revision: str | None) -> Path:
     """The folder of the Hub's cache with a repository's tokenizer files.
 
-    After this one look-up AutoTokenizer needs no network. Without a network it would retry for nearly a minute.
+    After this one look-up AutoTokenizer needs no network.
     """
     from huggingface_hub import snapshot_download
 
+    problem = f"tokenizer {repo_id!r}: no such file or directory, and it cannot be downloaded from the Hub"
     try:
-        patterns = ["config.json", *TOKENIZER_FILES]
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"tokenizer {repo_id!r}: no such file or directory, and it cannot be downloaded from the Hub "
-            f"({str(error)[:200]}); {_CHOICES}"
-        ) from error
+        with hub_requests(problem):
+            patterns = ["config.json", *TOKENIZER_FILES]
+            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    except (HubError, UserError) as error:
+        raise UserError(f"{error}; {_CHOICES}") from None

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import checkpoint
-from ..errors import HubError, UserError, translate_hub_errors
+from ..errors import HubError, UserError
+from ..network import hub_requests
 from ..storage import read_json, replacing_directory, write_text
 from .push import ENVIRONMENT, RECORDS, RECORDS_FOLDER
 
@@ -42,7 +43,7 @@ def fetch_run(repo_id: str, branch: str, run_dir: Path) -> Path | None:
     folder.mkdir(parents=True, exist_ok=True)
     for pause in (*_RETRY_AFTER, None):
         try:
-            with FileLock(folder / ".hub.lock"), checkpoint.run_lock(run_dir), translate_hub_errors(repo_id):
+            with FileLock(folder / ".hub.lock"), checkpoint.run_lock(run_dir), hub_requests(repo_id):
                 return _fetch(repo_id, branch, run_dir)
         except HubError as error:
             if not error.is_transient or pause is None:

@@ -12,7 +12,6 @@ message contains the token. background.py pushes during training.
 """
 
 import contextlib
-import os
 import re
 import tempfile
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from pathlib import Path
 
 from .. import checkpoint
 from ..data.tokenizer import TOKENIZER_FILES
-from ..errors import HubError, UserError, translate_hub_errors
+from ..errors import UserError, without_secrets
+from ..network import hub_requests
 from ..storage import read_json
 from .card_merge import as_gpt2_card, bare_card, merge, with_repo_id
 
@@ -46,9 +46,6 @@ _MODEL_FILES = (
     "loss.png",
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")  # never sent: loading one can run code
-
-_TIMEOUT = 60.0  # seconds, unless HF_HUB_DOWNLOAD_TIMEOUT is set
-_LONGEST_RETRY_AFTER = 15.0  # seconds that huggingface_hub may sleep inside a request when the Hub asks for it
 
 
 @dataclass(frozen=True)
@@ -103,33 +100,8 @@ def push(
     message = message or _message(source)
     with tempfile.TemporaryDirectory() as folder:
         files = _gpt2_files(source, Path(folder, "gpt2")) if as_gpt2 else _files(source, with_training_state)
-        with translate_hub_errors(repo_id):
+        with hub_requests(repo_id):
             return _commit(files, repo_id, private, revision, tag, message, as_gpt2)
-
-
-def give_up_silent_connections() -> None:
-    """Let requests of this process to the Hub fail if nothing arrives for a minute; many have no time limit.
-
-    `HF_HUB_DOWNLOAD_TIMEOUT`, in seconds, sets another limit. If the Hub asks to repeat a request after a long pause,
-    it fails at once with that pause in the error; huggingface_hub would sleep without a message.
-    """
-    from huggingface_hub import get_session, set_client_factory
-
-    default, timeout = get_session(), os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", "")
-    hooks = {**default.event_hooks, "response": [*default.event_hooks.get("response", []), _refuse_long_pause]}
-    options = {
-        "event_hooks": hooks,
-        "follow_redirects": default.follow_redirects,
-        "timeout": float(timeout) if timeout.isdigit() else _TIMEOUT,
-    }
-    set_client_factory(lambda: type(default)(**options))
-
-
-def _refuse_long_pause(response) -> None:
-    pause = response.headers.get("Retry-After", "")
-    if response.status_code >= 400 and pause.isdigit() and float(pause) > _LONGEST_RETRY_AFTER:
-        what = "too many requests" if response.status_code == 429 else "the Hub is not ready"
-        raise HubError(f"{what} ({response.status_code})", is_transient=True, retry_after=float(pause))
 
 
 def _message(folder: Path) -> str:
@@ -220,7 +192,7 @@ def _commit(
             api.delete_tag(repo_id, tag=tag)
         api.create_tag(repo_id, tag=tag, revision=commit)
     page = "" if revision == "main" else f"/tree/{revision}"
-    return Pushed(repo_id, revision, commit, tag, f"{api.endpoint}/{repo_id}{page}")
+    return Pushed(repo_id, revision, commit, tag, without_secrets(f"{api.endpoint}/{repo_id}{page}"))
 
 
 def _belongs_to_a_model(name: str) -> bool:
