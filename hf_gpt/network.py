@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -124,6 +125,10 @@ class _Limited:
             response = send(request, **options)
         except Exception as error:
             _count_failure(mine, f"{_host()} was not reached: {_reason(error)}")
+            if type(error).__name__ in ("RemoteProtocolError", "ReadError", "WriteError"):
+                # It was cut. Only for connections that are not made does huggingface_hub look into its cache.
+                made = vars(sys.modules[type(error).__module__.partition(".")[0]])["ConnectError"]
+                raise made(str(error), request=request) from error
             raise
         self._look_at_status(mine, response)
         return response

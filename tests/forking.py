@@ -34,6 +34,7 @@ def die_at(event_number, within):
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
 
+# setup
 print("ready", flush=True)
 for line in sys.stdin:
     request = json.loads(line)
@@ -86,14 +87,15 @@ class Forked:
 class ForkServer:
     """Starts `hf-gpt` commands; one server for all tests of a process.
 
-    `environment`: what must be set before anything is imported, such as the address of the Hub.
+    `environment`: what must be set before anything is imported, such as the address of the Hub; `setup`: Python code
+    that sets what a person cannot.
     """
 
-    def __init__(self, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, environment: dict[str, str] | None = None, setup: str = "") -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._count = 0
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _SERVER],
+            [sys.executable, "-c", _SERVER.replace("# setup", setup)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hub_repos import wikitext_files
 from hub_server import Fault, HubServer
 
 from hf_gpt import checkpoint
+from hf_gpt.hub import background
 from hf_gpt.hub.background import BackgroundPush
 from hf_gpt.recipe import HubRecipe
 from hf_gpt.training.run_log import read_lines
@@ -45,7 +47,8 @@ def hub(shared_hub):
 @pytest.fixture(scope="module")
 def commands(shared_hub, folder):
     """`hf-gpt` commands whose Hub is ours."""
-    server = ForkServer({**shared_hub.environment(folder / "home"), "HF_HUB_DOWNLOAD_TIMEOUT": "2"})
+    environment = {**shared_hub.environment(folder / "home"), "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+    server = ForkServer(environment, "import hf_gpt.hub.background; hf_gpt.hub.background.LAST_PAUSES = (0.1, 0.2)")
     yield server
     server.close()
 
@@ -390,7 +393,8 @@ def test_a_run_ends_well_whatever_the_hub_does_and_says_what_finishes_the_job(hu
     assert checkpoint.pointed(tmp_path / "run", "latest").name == "step-00000012"
     told = [line for line in printed.splitlines() if line.startswith("hub: ")]
     troubles = [line for line in told if "sending" not in line and "not everything" not in line]
-    assert len(troubles) == 1, told
+    assert len(troubles) == 2, told
+    assert troubles[1] == "hub: trying again for some 0 minutes; Ctrl-C leaves it for later"
     assert told[-1].startswith("hub: not everything was sent; this sends the rest: hf-gpt push ")
 
     hub.mend()
@@ -400,6 +404,49 @@ def test_a_run_ends_well_whatever_the_hub_does_and_says_what_finishes_the_job(hu
     best = checkpoint.pointed(tmp_path / "run", "best")
     assert hub.files(repo)["model.safetensors"] == (best / "model.safetensors").read_bytes()
     assert "step-00000012" in hub.refs(repo)["tags"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "attempts", "is_sent"),
+    [
+        (Fault("/commit/", status=503, times=3), 5, True),
+        (Fault("/commit/", cut_request_after=9, times=2), 4, True),
+        (Fault("/commit/", status=403, times=2), 2, False),  # waiting would not help
+        (Fault("/commit/", status=429, headers={"Retry-After": "77"}, times=1), 1, False),  # longer than it would wait
+    ],
+    ids=["503", "cut", "403", "a long pause"],
+)
+def test_what_is_left_is_tried_again_while_the_hub_stumbles(hub, step, on_line, monkeypatch, fault, attempts, is_sent):
+    monkeypatch.setattr(background, "LAST_PAUSES", (0.1, 0.2, 0.2, 0.2))
+    repo = f"someone/stumbles-{attempts}-{fault.status}"
+    hub.fail(fault)
+    publisher = BackgroundPush(HubRecipe(repo_id=repo))
+    publisher.offer(step(8), step(4))
+    told = list(publisher.finish())
+    assert len([asked for asked in hub.requests if "/commit/" in asked.path]) == attempts
+    assert ("not everything was sent" not in told[-1]) == is_sent
+    assert len([line for line in told if "trying again" in line]) == is_sent
+    if is_sent:
+        assert [hub.commits(repo, branch)[0]["title"] for branch in ("training", "main")] == ["Step 8", "Step 4"]
+
+
+def test_ctrl_c_leaves_the_rest_to_a_command_at_once(hub, step, on_line, monkeypatch):
+    monkeypatch.setattr(background, "LAST_PAUSES", (1e6,))
+    hub.fail(Fault(status=503))
+    publisher, told = BackgroundPush(HubRecipe(repo_id="someone/left")), []
+    publisher.offer(step(4), None)
+    for line in publisher.finish():
+        told.append(line)
+        if "trying again" in line:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert told[-1].count("hf-gpt push") == 1
+
+
+@pytest.fixture
+def on_line(hub, tmp_path, monkeypatch):
+    """The processes that push from this one have our Hub."""
+    for name, value in hub.environment(tmp_path / "home").items():
+        monkeypatch.setenv(name, value)
 
 
 def test_what_was_overtaken_is_not_sent_and_pauses_grow(hub, step, tmp_path, monkeypatch):
@@ -497,6 +544,7 @@ def test_what_was_kept_only_to_be_sent_goes_when_it_was(hub, commands, recipe, t
 def test_without_a_network_it_says_so_and_waits(step, tmp_path, monkeypatch, hub):
     for name, value in {**hub.environment(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(background, "LAST_PAUSES", ())
     publisher = BackgroundPush(HubRecipe(repo_id="someone/nowhere"))
     publisher.offer(step(4), step(4))
     told = list(publisher.finish())

@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
     except (HubError, UserError) as error:
         if arguments.json:
-            print_json({"error": str(error), "retry_after": getattr(error, "retry_after", None)})
+            facts = {name: getattr(error, name, None) for name in ("retry_after", "is_transient")}
+            print_json({"error": str(error), **facts})
         raise
     if arguments.json:
         print_json(dataclasses.asdict(done))

@@ -9,6 +9,8 @@ training continues. Two branches are kept up to date:
 A branch remembers only the newest checkpoint that it should show; older ones that still wait are never sent. The
 branches take turns. After a failure a branch waits before its next attempt, each time longer, or as long as the Hub
 asked. A failure is reported when it is a new one, and so is the first success after it.
+
+When the run has ended, what is left is sent; while the Hub stumbles, for some minutes again and again (`LAST_PAUSES`).
 """
 
 import json
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from ..training.loop import TrainingRun
 
 _PACKAGE = Path(__file__).parent.parent
-_FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0  # seconds
+_FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0  # seconds, while the run trains
+LAST_PAUSES = (5.0, 10.0, 20.0, 40.0, 80.0, 120.0)  # seconds between the attempts after it
 
 # `hf-gpt` without the package's __init__.py, which imports torch: a push does not need it, and the import would take a
 # core from training for some seconds. The child waits for the end of its standard input, which the training process
@@ -61,6 +64,8 @@ class _Branch:
     last_attempt: float = 0.0
     next_attempt: float = 0.0
     error: str | None = None
+    is_transient: bool = False  # the error
+    retry_after: float = 0.0  # seconds that the Hub asked to wait, with the error
 
     @property
     def is_behind(self) -> bool:
@@ -113,11 +118,10 @@ class BackgroundPush(Observer):
         return messages
 
     def finish(self) -> Iterator[str]:
-        """After training: send what is left, with one more attempt for each branch. Ctrl-C and SIGTERM end this."""
+        """After training: send what is left, and try again while the Hub stumbles. Ctrl-C and SIGTERM end this."""
         try:
             with exit_on_preemption():
-                for branch in sorted(self._branches, key=lambda one: (one.process is None, one.last_attempt)):
-                    yield from self._finish(branch)
+                yield from self._finish_all()
         except (KeyboardInterrupt, RunPreempted):
             pass
         yield from self.left()
@@ -136,12 +140,30 @@ class BackgroundPush(Observer):
     def _active(self) -> _Branch | None:
         return next((branch for branch in self._branches if branch.process), None)
 
-    def _finish(self, branch: _Branch) -> Iterator[str]:
+    def _finish_all(self) -> Iterator[str]:
+        """Send what is left; after a failure that may pass, wait, and begin with another branch. One that cannot pass
+        is met once."""
+        left = self._branches
+        for number, pause in enumerate((*LAST_PAUSES, None)):
+            for branch in sorted(left, key=lambda one: (one.process is None, one.last_attempt)):
+                yield from self._finish(branch, is_first=number == 0)
+                if branch.is_behind and branch.is_transient:
+                    break
+            left = [branch for branch in left if branch.is_behind and (branch.is_transient or not branch.error)]
+            wait = max([pause or 0.0, *(branch.retry_after for branch in left)])
+            if not left or pause is None or wait > sum(LAST_PAUSES):
+                return
+            if number == 0:
+                yield f"hub: trying again for some {sum(LAST_PAUSES) / 60:.0f} minutes; Ctrl-C leaves it for later"
+            time.sleep(wait)
+
+    def _finish(self, branch: _Branch, is_first: bool) -> Iterator[str]:
         while branch.process or branch.is_behind:
             if not branch.process:
                 self._start(branch)
             where = f"{self._hub.repo_id} ({branch.name})"
-            yield f"hub: sending {branch.sending.name} to {where}; Ctrl-C leaves it for later"
+            if is_first or branch.error is None:
+                yield f"hub: sending {branch.sending.name} to {where}; Ctrl-C leaves it for later"
             branch.process.wait()
             yield from self._collect(branch, is_last=True)
             if branch.error:
@@ -177,15 +199,17 @@ class BackgroundPush(Observer):
         try:
             answer: dict[str, Any] = json.loads(printed)
         except ValueError:
-            answer = {"error": f"the process that pushes ended with {branch.process.returncode}"}
+            code = branch.process.returncode  # below 0: it was killed
+            answer = {"error": f"the process that pushes ended with {code}", "is_transient": code < 0}
         branch.process, branch.error = None, answer.get("error")
+        branch.is_transient, branch.retry_after = bool(answer.get("is_transient")), answer.get("retry_after") or 0.0
         if branch.error is None:
             branch.pushed, branch.pause, branch.next_attempt = branch.sending, self._first_pause, 0.0
             text = f"{branch.sending.name} is at {answer['url']}"
             if is_last:
                 return [f"hub: {text}"]
             return [f"hub: pushing works again; {text}"] if had_failed else []
-        wait = max(branch.pause, answer.get("retry_after") or 0.0)
+        wait = max(branch.pause, branch.retry_after)
         branch.next_attempt = time.monotonic() + wait
         branch.pause = min(2 * branch.pause, _LONGEST_PAUSE)
         more = "" if is_last else f"; training continues, and the next attempt is in {wait:.0f} s"
