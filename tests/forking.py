@@ -16,7 +16,7 @@ from pathlib import Path
 # Reads requests, one JSON object a line. Forks a child for {"argv", "out", "env", "die_at"} and answers its pid;
 # answers {"wait"} with how the child ended. `die_at` kills the child at its n-th file-system event, by SIGKILL.
 _SERVER = """
-import json, os, signal, sys, traceback
+import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 import hf_gpt.cli, hf_gpt.run, hf_gpt.evaluation, hf_gpt.data.tokenizer
@@ -54,7 +54,7 @@ for line in sys.stdin:
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(code)
         except BaseException:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             os._exit(99)
     print(pid, flush=True)
 """

@@ -6,6 +6,7 @@ user, "someone", who may write to `someone/...` (see `hub_repos.py` for what a r
 
     with HubServer() as hub:
         hub.url, hub.token                         # http://127.0.0.1:PORT
+        hub.url_with_password, hub.password        # the same, for one who logs in by the address
         hub.environment(cache_dir)                 # for a process whose Hub this is
         hub.add_repo("Salesforce/wikitext", {"README.md": b"...", "x.parquet": Path(...)}, kind="dataset")
         hub.files("someone/model"), hub.commits("someone/model"), hub.refs("someone/model")
@@ -18,6 +19,7 @@ objects by their SHA-256 and takes no token; the commit only names its hash. A c
 protocol: `environment` switches it off.
 """
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -74,9 +76,10 @@ class HubServer:
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
         self.closing = threading.Event()
-        self.token = "hf_" + secrets.token_hex(17)
+        self.token, self.password = "hf_" + secrets.token_hex(17), "pa-" + secrets.token_hex(6)
         self._hub, self._storage = _Listener(self, _HubHandler), _Listener(self, _StorageHandler)
         self.url, self.storage_url = self._hub.url, self._storage.url
+        self.url_with_password = self.url.replace("//", f"//someone:{self.password}@")
 
     def __enter__(self) -> "HubServer":
         return self
@@ -301,7 +304,8 @@ class _HubHandler(_Handler):
     def authenticate(self) -> None:
         """A wrong token is refused, for public repositories too."""
         authorization = self.headers.get("Authorization")
-        self.is_someone = authorization == f"Bearer {self.hub.token}"
+        basic = base64.b64encode(f"someone:{self.hub.password}".encode()).decode()
+        self.is_someone = authorization in (f"Bearer {self.hub.token}", f"Basic {basic}")
         if authorization and not self.is_someone:
             raise Refused(401, "Invalid credentials in Authorization header")
 

@@ -630,6 +630,36 @@ def test_the_token_is_nowhere_in_what_a_run_leaves(hub, commands, recipe, tmp_pa
     assert not [name for name, content in left.items() if hub.token.encode() in content]
 
 
+def test_a_password_in_the_address_of_the_hub_is_nowhere(hub, recipe, step, tmp_path):
+    """Nor one of a proxy, or of an address in a recipe, whether the Hub works or not; also not in a traceback."""
+    environment = {**hub.environment(tmp_path / "home"), "HF_ENDPOINT": hub.url_with_password}
+    environment |= {"HTTPS_PROXY": f"http://someone:{hub.password}@127.0.0.1:9", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+    commands = ForkServer(environment, "import hf_gpt.hub.background; hf_gpt.hub.background.LAST_PAUSES = ()")
+    source, told = f"https://someone:{hub.password}@127.0.0.1/rows.jsonl", ""
+    recipe = {**recipe, "hub": {"repo_id": "someone/hidden"}, "evaluation": {"prompts": []}}
+    for number, fault in enumerate((None, Fault(cut_request_after=0))):
+        hub.mend()
+        if fault:
+            hub.fail(fault)
+        changes = {"output_dir": str(tmp_path / f"run-{number}"), "train": {**recipe["train"], "max_steps": 1}}
+        file = recipe_file({**recipe, **changes}, tmp_path / f"{number}.json")
+        for arguments, expected in (
+            (["train", file], 0),
+            (["train", file, "--data.source", source, "--output_dir", tmp_path / "other", "--debug"], 99),
+            (["generate", "someone/nothing", "--prompt", "a", "--debug"], 99),
+            (["push", step(8 if fault else 4), "someone/hidden", "--json"], 1 if fault else 0),
+        ):
+            code, printed = commands.run(*arguments)
+            assert code == expected, printed
+            told += printed
+    commands.close()
+    assert told.count("Traceback") >= 4
+    left = {str(path): path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()}
+    left = {name: content for name, content in left.items() if "/home/" not in name}
+    assert len(left) > 20
+    assert not [name for name, text in {**left, "printed": told}.items() if hub.password in text or hub.token in text]
+
+
 # Made from what is on the Hub ---------------------------------------------------------------------------------------
 
 

@@ -10,9 +10,11 @@ The rest of the package is imported inside `run`, so that `--help` is fast and a
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 
-from ..errors import HubError, RunPreempted, RunStopped, UserError
+from ..errors import HubError, RunPreempted, RunStopped, UserError, without_secrets
 from . import convert, decode, demo, estimate, evaluate, explain, generate, plot, push, replay, tokenize, train
 from .arguments import Parser
 from .output import say
@@ -30,6 +32,7 @@ _FIRST_STOPS, _FIRST_PRINTS = 3, 10
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    sys.excepthook = _show_traceback
     arguments = list(sys.argv[1:] if argv is None else argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack characters that a model writes
@@ -81,6 +84,10 @@ def _parser() -> Parser:
         sub.set_defaults(run=command.run, parser=sub)
         command.add_arguments(sub)
     return parser
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(without_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _fail(error: Exception | str, code: int, debug: bool) -> int:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, without_secrets
 
 
 def print_json(value: Any) -> None:
@@ -16,7 +16,7 @@ def print_json(value: Any) -> None:
 
 def say(line: str) -> None:
     """Print a line for people."""
-    print(line, file=sys.stderr)
+    print(without_secrets(line), file=sys.stderr)
 
 
 def hide_loading_bars() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, without_secrets
 from ..storage import flush_file, write_text
 from .observers import Observer
 
@@ -67,7 +67,8 @@ class RunLog(Observer):
     def _append(self, path: Path, line: Mapping[str, Any]) -> None:
         if path not in self._files:
             self._files[path] = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run lasts
-        self._files[path].write(_json_line(line))
+        text = _json_line(line)
+        self._files[path].write(without_secrets(text) if path == self._events else text)
         self._files[path].flush()
 
 
