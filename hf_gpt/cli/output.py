@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..display import escape_unprintable
 from ..errors import UserError
 
 
@@ -15,8 +16,8 @@ def print_json(value: Any) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line for people."""
-    print(line, file=sys.stderr)
+    """Print a line for people, in which names cannot move the cursor."""
+    print(escape_unprintable(line, one_line=True), file=sys.stderr)
 
 
 def hide_loading_bars() -> None:

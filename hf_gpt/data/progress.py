@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..display import escape_unprintable
+
 _DELAY = 2.0  # seconds before anything is shown: most texts are done by then
 _LINE_EVERY = 30.0  # seconds between two lines in a log file
 
@@ -22,7 +24,7 @@ class ReadingProgress:
     """
 
     def __init__(self, description: str):
-        self._description = description
+        self._description = description = escape_unprintable(description, one_line=True)  # it holds a file's name
         self._num_characters = 0
         self._started = time.monotonic()
         self._next_line = self._started + _DELAY

@@ -80,7 +80,7 @@ class Terminal(Observer):
         _write(f"step {step}: {'  '.join(losses)}  perplexity {metrics['perplexity']:,.1f}")
         for sample in samples:
             text = " ".join(sample["text"].split())
-            _write("    " + escape_unprintable(text, one_line=True, limit=_SAMPLE_SHOWN))
+            _write(escape_unprintable(f"    {text}", limit=_SAMPLE_SHOWN + 4))
 
     def noted(self, training: "TrainingRun", kind: str | None, message: str | None, facts: Mapping[str, Any]) -> None:
         if message is not None:
@@ -140,4 +140,4 @@ class _RunningMeans:
 
 
 def _write(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(escape_unprintable(text), file=sys.stderr)
