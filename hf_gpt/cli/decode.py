@@ -41,7 +41,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_shared("--seed")
     parser.add_shared("--top", default=10)
     parser.add_argument("--png", metavar="FILE", help=f"draw a bar chart of at most {_MOST_BARS} tokens")
-    parser.add_shared("--json")
+    parser.add_shared("--device", "--json")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_settings(**settings)
     check_output_file(arguments.png, "png")
     hide_loading_bars()
-    model, tokenizer = load_model(arguments.model)
+    model, tokenizer = load_model(arguments.model, arguments.device)
     logits = next_token_logits(model, tokenizer, arguments.prompt)
     found = compare(logits, functools.partial(show_token, tokenizer), arguments.prompt, **settings)
     if arguments.png is not None:
