@@ -170,14 +170,15 @@ def _translate_disk_errors(path: Path) -> Iterator[None]:
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
-def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """The model and the tokenizer of what a person named (see `resolve_model`), ready to evaluate or generate.
 
     Raises:
-        UserError: it is not there, is damaged, or not a causal language model with a tokenizer.
+        UserError: it is not there, is damaged, or not a causal language model with a tokenizer; or the device is not.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    device = find_device(device)
     source = model_folder(model)
     if (source / MANIFEST).is_file():
         verify(source)
@@ -193,14 +194,25 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{model}: cannot be loaded as a model: {error}") from None
     refuse_missing_weights(model, report)
-    return loaded.to(best_device()).eval(), tokenizer
+    return loaded.to(device).eval(), tokenizer
 
 
-def best_device() -> str:
-    """What `auto` means: cuda, else mps, else cpu."""
+def find_device(name: str = "auto", field: str = "device") -> str:
+    """A device that is here: cpu, cuda, cuda:1, mps, or what `auto` means: cuda, else mps, else cpu.
+
+    Raises:
+        UserError: it is not; the error names `field`.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "auto":
+        return next((kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()), "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or not (number or "0").isdecimal():
+        raise UserError(f"{name} is no device; use auto, cpu, cuda, cuda:1 or mps", field=field)
+    if kind != "cpu" and not int(number or 0) < getattr(torch, kind).device_count():
+        raise UserError(f"{name} is not available here; use cpu or auto", field=field)
+    return name
 
 
 def refuse_missing_weights(model: str, report: Mapping[str, Any]) -> None:

@@ -4,6 +4,9 @@ Everything the package refuses because of its input (a file, a field, an argumen
 message is one line that names what was wrong, what was found and what would work; the command line prints that line
 and exits with code 2, a notebook shows it as an ordinary ``ValueError``. Bugs stay assertions and tracebacks.
 
+Names of files, columns and keys are strangers' text: whatever an error says goes through `one_line`, which spells out
+characters that do not show or that reorder others (`escape_unprintable`).
+
 The library knows arguments and recipe fields, not flags and labels. It gives their names apart from the message
 (`field=`), so that each front end can show its own: `error.renamed({"top_k": "--top-k"})`.
 
@@ -13,6 +16,8 @@ No message contains a password or a token: `without_secrets` takes them out of e
 import difflib
 import os
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -39,6 +44,33 @@ def without_secrets(text: str) -> str:
     return text
 
 
+def escape_unprintable(text: str, *, one_line: bool = False, limit: int | None = None) -> str:
+    """Text in which every character that does not show, or that reorders others, is spelled out."""
+
+    def shown(character: str) -> str:
+        if (character in "\n\t" and not one_line) or character in "\u200c\u200d":  # joiners are spelling
+            return character
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+            return repr(character)[1:-1]
+        return character
+
+    cut = limit is not None and len(text) > limit
+    return "".join(map(shown, text[:limit] if cut else text)) + (" …" if cut else "")
+
+
+def one_line(message: Any) -> str:
+    """A message as one line, without secrets.
+
+    Line breaks in what a library said, which is the error that is being handled, become blanks. Any other stands in a
+    name, and is spelled out.
+    """
+    message, said = str(message), str(sys.exc_info()[1] or "").lstrip()
+    start = message.find(said.partition("\n")[0] + "\n") if "\n" in said else -1
+    if start >= 0:
+        message = message[:start].rstrip("\n") + re.sub(r"\s*\n\s*", " ", message[start:].rstrip())
+    return escape_unprintable(without_secrets(message), one_line=True)
+
+
 class UserError(ValueError):
     """Input that cannot work. Its text is one line: what was wrong, where, and what would work.
 
@@ -49,10 +81,10 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str, *, field: str | None = None, value: Any = None):
-        self.message, self.field, self.value = " ".join(str(message).split()), field, value
+        self.message, self.field, self.value = one_line(message), field, value
         shown = f"{value:g}" if isinstance(value, float) else value
         subject = f"{field}: " if value is None else f"{field} {shown}: "
-        super().__init__(without_secrets(f"{subject}{self.message}" if field else self.message))
+        super().__init__(one_line(subject) + self.message if field else self.message)
 
     def renamed(self, names: Mapping[str, str]) -> "UserError":
         """The same error, with the name that `names` has for its field."""
@@ -62,9 +94,15 @@ class UserError(ValueError):
 class RunStopped(RuntimeError):
     """A run that could not continue, such as one whose loss is no longer finite. The message is one line."""
 
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
 
 class RunPreempted(RuntimeError):
     """A run that was asked by SIGTERM or SIGUSR1 to make room, and saved first. The message is one line."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 class HubError(RuntimeError):
@@ -74,7 +112,7 @@ class HubError(RuntimeError):
     """
 
     def __init__(self, message: str, is_transient: bool = False, retry_after: float | None = None):
-        super().__init__(without_secrets(message))
+        super().__init__(one_line(message))
         self.is_transient = is_transient
         self.retry_after = retry_after
 

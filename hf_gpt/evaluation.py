@@ -10,7 +10,7 @@ mode draws nothing.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -21,11 +21,11 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import load_model
+from .checkpoint import find_device, load_model
 from .data.batches import IGNORED, Windows
 from .data.corpus import load_corpora
-from .data.token_store import tokenize
-from .data.tokenizer import vocab_size
+from .data.progress import WorkProgress
+from .data.token_store import bytes_of_tokens, tokenize
 from .errors import UserError
 from .loss import CausalLMLoss, evaluating
 from .recipe import DataRecipe
@@ -90,18 +90,11 @@ def targets_and_bytes(
 ) -> tuple[int, int] | None:
     """The number of targets that `loss_on_windows` looks at, and of the UTF-8 bytes that they stand for.
 
-    In a byte-level vocabulary a token's name has one character for each of its bytes. Whether the tokenizer is of this
-    kind is tried out: counted this way, the whole store must have the bytes of its text. If not, the result is None.
+    None for a vocabulary that is not of bytes (`bytes_of_tokens`).
     """
-    names = tokenizer.convert_ids_to_tokens(range(vocab_size(tokenizer)))
-    sizes = np.array([len(name or "") for name in names], np.int64)
-    store = windows.store
-    if store.separator_id is not None:
-        sizes[store.separator_id] = 0  # no text of the corpus
-    if _num_bytes(store.tokens, sizes) != store.num_bytes:
-        return None
     num_targets = _num_windows(windows, tokens) * windows.context_length
-    return num_targets, _num_bytes(store.tokens[1 : num_targets + 1], sizes)
+    num_bytes = bytes_of_tokens(windows.store, tokenizer, 1, num_targets + 1)
+    return None if num_bytes is None else (num_targets, num_bytes)
 
 
 def bits_per_byte(loss: float, num_targets: int, num_bytes: int) -> float:
@@ -116,31 +109,49 @@ def evaluate_corpus(
     config: str | None = None,
     split: str = "train",
     text_column: str | None = None,
+    drop_blank_lines: bool = False,
     stride: int | None = None,
+    tokens: int | None = None,
+    device: str = "auto",
 ) -> Evaluation:
     """How well a model (directory or Hub id) predicts a corpus, named as in a recipe's `data.source`.
+
+    `tokens`: take only so many of the text's first tokens. `device`: see `checkpoint.find_device`.
 
     Raises:
         UserError: the model or the corpus is not there, or the text is shorter than two tokens.
     """
     if stride is not None and stride < 1:
         raise UserError("must be 1 or more", field="stride", value=stride)
-    data = DataRecipe(source=source, config=config, train_split=split, text_column=text_column)
+    if tokens is not None and tokens < 2:
+        raise UserError("must be 2 or more: the second is predicted from the first", field="tokens", value=tokens)
+    device = find_device(device)  # before the text is read
+    how = {"train_split": split, "text_column": text_column, "drop_blank_lines": drop_blank_lines}
     try:
-        corpus, _ = load_corpora(data)
+        corpus, _ = load_corpora(DataRecipe(source=source, config=config, **how))
     except UserError as error:  # which names the recipe's fields
         names = {"data.train_split": "split", "data.config": "config", "data.text_column": "text_column"}
         raise error.renamed(names) from None
-    loaded, tokenizer = load_model(model)
-    store = tokenize(corpus, tokenizer)
-    if len(store.tokens) < 2:
-        raise UserError(f"{corpus.name}: {len(store.tokens)} tokens; at least 2 are needed, one to predict from")
-    unscored = len(tokenizer.decode(store.tokens[:1].tolist()).encode())
-    return evaluate_tokens(loaded, store.tokens, store.num_bytes - unscored, stride)
+    loaded, tokenizer = load_model(model, device)
+    with WorkProgress(f"tokenising {corpus.name}") as progress:
+        store = tokenize(corpus, tokenizer, progress=progress)
+    taken = store.tokens[:tokens]
+    if len(taken) < 2:
+        raise UserError(f"{corpus.name}: {len(taken)} tokens; at least 2 are needed, one to predict from")
+    num_bytes = bytes_of_tokens(store, tokenizer, 1, len(taken))
+    if num_bytes is None:  # what the tokens taken spell, without the first
+        is_all = len(taken) == store.num_tokens
+        num_bytes = (store.num_bytes if is_all else _num_bytes(tokenizer, taken)) - _num_bytes(tokenizer, taken[:1])
+    with WorkProgress(f"evaluating {model}", "tokens", len(taken) - 1) as progress:
+        return evaluate_tokens(loaded, taken, num_bytes, stride, progress)
 
 
 def evaluate_tokens(
-    model: PreTrainedModel, tokens: np.ndarray, num_bytes: int, stride: int | None = None
+    model: PreTrainedModel,
+    tokens: np.ndarray,
+    num_bytes: int,
+    stride: int | None = None,
+    progress: Callable[[int], None] = lambda num_scored: None,
 ) -> Evaluation:
     """Score every token of a text but the first, each once, by a window that slides by `stride`.
 
@@ -150,6 +161,7 @@ def evaluate_tokens(
         num_bytes: UTF-8 bytes of the text that the scored tokens stand for.
         stride: how far the window moves. The context length (the default) is fastest; a smaller one gives each token
             at least `context_length - stride` tokens of context, as in Hugging Face's guide to perplexity.
+        progress: called with the number of tokens scored since its last call.
 
     Raises:
         UserError: the model has no limit of positions.
@@ -170,6 +182,7 @@ def evaluate_tokens(
             for row, (_, _, already) in zip(labels, rows):
                 row[:already] = IGNORED
             total += token_losses(inputs, labels.to(device), reduction="none").double().sum().item()
+            progress(int((labels != IGNORED).sum()))
     loss = total / num_targets
     return Evaluation(
         loss=loss,
@@ -187,8 +200,8 @@ def _num_windows(windows: Windows, tokens: int | None) -> int:
     return len(windows) if tokens is None else min(len(windows), max(1, tokens // windows.context_length))
 
 
-def _num_bytes(ids: np.ndarray, sizes: np.ndarray, at_once: int = 1 << 20) -> int:
-    return sum(int(sizes[ids[start : start + at_once]].sum()) for start in range(0, len(ids), at_once))
+def _num_bytes(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> int:
+    return len(tokenizer.decode(ids.tolist(), skip_special_tokens=True).encode())
 
 
 def _spans(num_targets: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:

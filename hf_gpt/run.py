@@ -5,6 +5,7 @@ The core ends here. What a run does beside training is a list of observers; `def
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,8 +153,9 @@ class TrainingResult:
     def summary(self) -> Iterator[str]:
         """The last sample and where things are, for people."""
         if self.samples:
-            step, text = self.samples[-1]["step"], escape_unprintable(self.samples[-1]["text"])
-            yield f"\nsample     after step {step}:\n\n{text}\n"
+            step, text = self.samples[-1]["step"], escape_unprintable(self.samples[-1]["text"].expandtabs(4))
+            text = re.sub(r"\n\s*\n", "\n\n", text).rstrip()  # many blank lines are one: where things are follows
+            yield from ("", f"sample     after step {step}:", "", *text.split("\n"), "")
         best = checkpoint.pointed(self.output_dir, "best")
         yield f"model      {self.checkpoints[-1]}" + (f"   (best on validation text: {best.name})" if best else "")
         if (plot := self.output_dir / "loss.png").is_file():

@@ -3,13 +3,20 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 
 import pytest
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 import hf_gpt.training
+from hf_gpt.checkpoint import resolve_model
 from hf_gpt.cli import main
 from hf_gpt.hub.background import _HF_GPT
 
@@ -18,6 +25,7 @@ HF_GPT = [sys.executable, "-m", "hf_gpt.cli"]
 
 _COMMANDS = ["train", "tokenize", "estimate", "replay", "plot", "evaluate", "generate", "explain", "decode", "demo"]
 _COMMANDS += ["convert", "push"]
+_WITH_A_DEVICE = ["generate --prompt a", "decode --prompt a", "explain --text ab", "evaluate --text T"]
 
 
 @pytest.fixture
@@ -80,6 +88,49 @@ def test_evaluate_prints_three_figures(run_dir, capsys):
     assert "5,799 of 5,800 tokens scored" in err
     assert main(["evaluate", run_dir, "--text", text, "--stride", "8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] < result["loss"]  # more context
+
+
+def test_evaluate_takes_the_first_tokens_and_leaves_blank_lines_out(run_dir, tmp_path, capsys):
+    def evaluate(name, text, *flags):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert main(["evaluate", run_dir, "--text", str(tmp_path / name), "--json", "--device", "cpu", *flags]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    line = "It was a dark, stormy night.\n"
+    whole = evaluate("whole.txt", line * 3)
+    assert evaluate("long.txt", line * 20, "--tokens", str(3 * len(line))) == whole
+    assert evaluate("long.txt", line * 3, "--tokens", "10000") == whole
+    assert evaluate("blank.txt", (line + " \n\n") * 3, "--drop-blank-lines") == whole
+    assert evaluate("blank.txt", (line + " \n\n") * 3)["tokens"] == whole["tokens"] + 9
+    cut = evaluate("characters.txt", "東京" * 20, "--tokens", "5")  # a whole character and two bytes of the next
+    assert (cut["tokens"], cut["scored_tokens"], cut["bytes"]) == (5, 4, 4)
+
+
+def test_evaluate_counts_bytes_of_a_vocabulary_that_is_not_of_bytes(run_dir, tmp_path, capsys):
+    """A tokenizer of words and characters: the figures are those of the text that the scored tokens spell."""
+    model = shutil.copytree(resolve_model(run_dir), tmp_path / "model")
+    shutil.rmtree(model / "training_state")
+    words = {"<unk>": 0, "<|endoftext|>": 1, "caf\u00e9": 2, "and": 3, "tea": 4}
+    backend = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer, backend.decoder = Whitespace(), Fuse()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(model)
+    (tmp_path / "text.txt").write_text("caf\u00e9 and tea and tea", encoding="utf-8")
+    assert main(["evaluate", str(model), "--text", str(tmp_path / "text.txt"), "--json", "--tokens", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tokens"], found["bytes"]) == (3, len("and") + len("tea"))
+
+
+@pytest.mark.parametrize(
+    "command", ["generate --prompt a", "decode --prompt a", "explain --text ab", "evaluate --text T"]
+)
+def test_a_device_is_named_and_must_be_here(run_dir, tmp_path, capsys, command, monkeypatch):
+    (tmp_path / "text.txt").write_text("It was a dark, stormy night. ")
+    name, *flags = command.replace("T", str(tmp_path / "text.txt")).split()
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for device, message in (("cuda:1", "is not available here"), ("tpu", "is no device"), ("meta", "is no device")):
+        assert f"--device: {device} {message}" in refused(capsys, name, run_dir, *flags, "--device", device)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # what auto would take
+    assert main([name, run_dir, *flags, "--device", "cpu"]) == 0
 
 
 def test_generate_is_greedy_unless_asked(run_dir, capsys):
@@ -234,6 +285,7 @@ def test_a_folder_that_holds_another_run_is_refused(recipe, tiny, capsys):
         (["generate", "NOT_A_MODEL", "--prompt", "a"], "not a model"),
         (["evaluate", "RUN", "--text", "missing.txt"], "missing.txt"),
         (["evaluate", "RUN", "--text", "RUN/recipe.yaml", "--stride", "0"], "--stride 0"),
+        (["evaluate", "RUN", "--text", "RUN/recipe.yaml", "--tokens", "1"], "--tokens 1: must be 2 or more"),
         (["evaluate", "RUN", "--text", "RUN/samples.jsonl", "--split", "test"], "--split: "),
         (["evaluate", "RUN", "--text", "RUN/metrics.jsonl", "--text-column", "story"], "--text-column: no 'story'"),
         (["train", "RUN/recipe.yaml", "--output_dir", "NOT_A_MODEL/run", "--from", "NOT_A_MODEL"], "no run with a"),

@@ -289,6 +289,9 @@ def test_the_command_prints_a_table_or_json_and_draws(folder, tmp_path, capsys):
     assert f"chart      {file}" in err
     with Image.open(file) as image:
         assert image.size[0] >= 1000
+    assert main(["decode", folder, "--prompt", "Once 中", "--png", str(tmp_path / "chart.pdf")]) == 0
+    assert (tmp_path / "chart.pdf").read_bytes().startswith(b"%PDF")
+    capsys.readouterr()
     flags = ["--temperature", "0", "0.7", "--top-k", "9", "--top-p", "0.9", "--draws", "100", "--top", "4", "--json"]
     assert main(["decode", folder, "--prompt", "Once", *flags]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -312,6 +315,7 @@ def test_the_command_prints_a_table_or_json_and_draws(folder, tmp_path, capsys):
         (["--seed", "-1"], "--seed -1: must be at least 0"),
         (["--top", "0"], "argument --top: 0: must be 1 to 100"),
         (["--png", "."], "--png '.': is a folder"),
+        (["--png", "bars.jpg"], "--png bars.jpg: give a name that ends in .png, .pdf or .svg"),
         (["--png", ""], "--png '': is a folder"),
     ],
 )

@@ -1,6 +1,7 @@
 """What a person sees of a run while it trains."""
 
 import io
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,29 @@ def show(run_dir: Path, max_steps: int, resumed_at: int = 0) -> None:
     for step in range(resumed_at + 1, max_steps + 1):
         terminal.stepped(training, step, {"train_loss": 1.0 + max_steps - step, "tokens_per_second": 5.0})
     terminal.ended(training, None)
+
+
+def test_an_evaluation_says_where_it_is(capsys):
+    line = {"step": 480, "tokens": 983_040, "epoch": 1.706485, "seconds": 95.0}
+    losses = {"eval_train_loss": 1.717, "validation_loss": 3.707, "perplexity": 40.73}
+    Terminal().evaluated(None, 480, {**line, **losses}, [])
+    shown = "step 480, epoch 1.71, 983k tokens: eval train 1.717  validation 3.707  perplexity 40.7\n"
+    assert capsys.readouterr().err == shown
+
+
+def test_the_end_says_how_long_it_took(tmp_path, capsys, monkeypatch):
+    def show_in_200_seconds(*steps):
+        clock = itertools.chain([0], itertools.repeat(200))
+        monkeypatch.setattr("time.monotonic", lambda: next(clock))
+        show(tmp_path, *steps)
+
+    show_in_200_seconds(1)
+    assert capsys.readouterr().err.splitlines()[-1] == "done       in 3 min 20 s"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train_loss": 2.0, "seconds": 3600.0}\n')
+    show_in_200_seconds(2, 1)
+    assert capsys.readouterr().err.splitlines()[-1] == "done       in 3 min 20 s; 1 h 3 min in all"
+    show_in_200_seconds(2, 2)
+    assert capsys.readouterr().err == ""  # nothing was trained
 
 
 def test_a_sparkline_has_the_lowest_value_lowest():
@@ -78,5 +102,7 @@ def test_a_terminal_has_a_bar_if_it_has_room_for_one(tmp_path, monkeypatch, colu
             shown += os.read(ours, 10_000)
     os.close(ours)
     shown = shown.decode()
+    assert "Warning" not in shown
+    assert shown.strip().startswith("training:   0%" if bar else "step 1/3")
     assert ("training: 100%" in shown) == bar
     assert ("step 3/3  loss 1.000 █▅▁" in shown) != bar

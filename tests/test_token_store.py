@@ -446,7 +446,7 @@ def test_progress_is_a_bar_on_a_screen_and_plain_lines_in_a_log(small_shards, by
     monkeypatch.setattr(progress, "_LINE_EVERY", 0)
     for stderr in (io.StringIO(), _Screen()):
         monkeypatch.setattr(sys, "stderr", stderr)
-        with progress.ReadingProgress("tokenising a corpus") as shown:
+        with progress.WorkProgress("tokenising a corpus") as shown:
             tokenize(corpus_of("x" * 30_000, identity=repr(stderr)), bytes_tokenizer, progress=shown)
         if stderr.isatty():
             assert "\rtokenising a corpus: 30.0k characters" in stderr.getvalue()
@@ -468,7 +468,7 @@ def _tokenize_into(log, barrier):
             yield piece
 
     barrier.wait()
-    with progress.ReadingProgress("tokenising") as shown:
+    with progress.WorkProgress("tokenising") as shown:
         tokenize(Corpus("c", "i", False, slowly), load_tokenizer("bytes"), progress=shown)
     sys.stderr.flush()
 

@@ -151,6 +151,15 @@ def test_what_is_evaluated_does_not_depend_on_the_batch_size(tiny, tmp_path):
     assert first[1] == first[5]
 
 
+def test_the_last_step_is_evaluated_off_the_grid_and_can_be_the_best(tiny):
+    run = hf_gpt.train(changed(tiny, train__max_steps=11, evaluation={"every": 4}, checkpoint={"every": 4, "keep": 2}))
+    losses = {line["step"]: line["validation_loss"] for line in run.metrics if "validation_loss" in line}
+    assert [*losses] == [0, 4, 8, 11]
+    assert min(losses, key=losses.get) == 11
+    assert checkpoint.pointed(run.output_dir, "best").name == "step-00000011"
+    assert {sample["step"] for sample in run.samples} == {*losses}
+
+
 def test_no_steps_evaluate_and_save_the_untrained_model(tiny):
     run = hf_gpt.train(changed(tiny, train__max_steps=0))
     assert [path.name for path in run.checkpoints] == ["step-00000000"]

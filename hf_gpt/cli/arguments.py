@@ -33,6 +33,11 @@ _SHARED: dict[str, dict[str, Any]] = {
     },
     "--seed": {"type": int, "default": 123, "metavar": "S", "help": "random seed of the sampling (default: 123)"},
     "--top": {"type": count, "metavar": "N", "help": "likeliest tokens to show (default: %(default)s)"},
+    "--device": {
+        "default": "auto",
+        "metavar": "D",
+        "help": "cpu, cuda, cuda:1 or mps (default: cuda, else mps, else cpu)",
+    },
     "--json": {"action": "store_true", "help": "print one JSON object on stdout"},
 }
 

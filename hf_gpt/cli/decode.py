@@ -40,8 +40,10 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_shared("--seed")
     parser.add_shared("--top", default=10)
-    parser.add_argument("--png", metavar="FILE", help=f"draw a bar chart of at most {_MOST_BARS} tokens")
-    parser.add_shared("--json")
+    parser.add_argument(
+        "--png", metavar="FILE", help=f"draw a bar chart of at most {_MOST_BARS} tokens: a .png, .pdf or .svg"
+    )
+    parser.add_shared("--device", "--json")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -49,14 +51,17 @@ def run(arguments: argparse.Namespace) -> None:
     from ..explain.decoding import check_settings, compare, next_token_logits
     from ..explain.token_text import show_token
     from ..generation import check_prompt
+    from ..report.notebook import picture_format
 
     settings = {name: getattr(arguments, name) for name in ("top_k", "top_p", "num_draws", "seed")}
     settings["temperatures"] = arguments.temperature
     check_prompt(arguments.prompt)  # before the seconds that loading takes
     check_settings(**settings)
     check_output_file(arguments.png, "png")
+    if arguments.png is not None:
+        picture_format(arguments.png, "png")
     hide_loading_bars()
-    model, tokenizer = load_model(arguments.model)
+    model, tokenizer = load_model(arguments.model, arguments.device)
     logits = next_token_logits(model, tokenizer, arguments.prompt)
     found = compare(logits, functools.partial(show_token, tokenizer), arguments.prompt, **settings)
     if arguments.png is not None:
@@ -71,10 +76,10 @@ def _draw(found: "Decoding", file: str, top: int) -> None:
     import logging
 
     from ..explain.chart import chart, missing_characters
-    from ..report.plots import write_png
+    from ..report.plots import write_picture
 
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a font without a regular weight will do
-    write_png(Path(file), chart(found, top))
+    write_picture(Path(file), chart(found, top))
     say(f"chart      {file}")
     if missing := missing_characters(found, top):
         say(f"note       no font of this machine has {missing}: shown by number; Noto Sans CJK has Chinese")

@@ -19,7 +19,13 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--stride", metavar="N", type=int, help="tokens between window starts (default: the context length)"
     )
-    parser.add_shared("--json")
+    parser.add_argument("--tokens", metavar="N", type=int, help="score the first N tokens only (default: all)")
+    parser.add_argument(
+        "--drop-blank-lines",
+        action="store_true",
+        help="leave lines without a visible character out, as data.drop_blank_lines of a recipe does",
+    )
+    parser.add_shared("--device", "--json")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -32,7 +38,10 @@ def run(arguments: argparse.Namespace) -> None:
         config=arguments.config,
         split=arguments.split or ("train" if arguments.text else "test"),
         text_column=arguments.text_column,
+        drop_blank_lines=arguments.drop_blank_lines,
         stride=arguments.stride,
+        tokens=arguments.tokens,
+        device=arguments.device,
     )
     if arguments.json:
         print_json(result.to_dict())

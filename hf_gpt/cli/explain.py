@@ -22,7 +22,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_shared("--top", default=3)
     parser.add_argument("--html", metavar="FILE", help="write a page with each token coloured by its loss")
-    parser.add_shared("--json")
+    parser.add_shared("--device", "--json")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     refuse_broken_text("text", arguments.text)  # before the seconds that loading takes
     check_output_file(arguments.html, "html")
     hide_loading_bars()
-    explanation = explain(*load_model(arguments.model), arguments.text, arguments.top)
+    explanation = explain(*load_model(arguments.model, arguments.device), arguments.text, arguments.top)
     if arguments.html is not None:
         from ..explain.page import page
         from ..storage import write_text

@@ -17,7 +17,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--temperature", type=float, metavar="T", help="0: greedy; below 1: likelier tokens; above 1: more varied ones"
     )
-    parser.add_shared("--top-k", "--top-p", "--seed")
+    parser.add_shared("--top-k", "--top-p", "--seed", "--device")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -28,4 +28,4 @@ def run(arguments: argparse.Namespace) -> None:
     settings = {name: getattr(arguments, name) for name in names}
     check_request(arguments.prompt, **settings)  # before the seconds that loading takes
     hide_loading_bars()
-    print(generate_text(*load_model(arguments.model), arguments.prompt, **settings))
+    print(generate_text(*load_model(arguments.model, arguments.device), arguments.prompt, **settings))

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, without_secrets
+from ..errors import UserError, one_line
 
 
 def print_json(value: Any) -> None:
@@ -15,8 +15,8 @@ def print_json(value: Any) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line for people."""
-    print(without_secrets(line), file=sys.stderr)
+    """Print a line for people, in which names cannot move the cursor."""
+    print(one_line(line), file=sys.stderr)
 
 
 def hide_loading_bars() -> None:

@@ -12,7 +12,10 @@ def add_arguments(parser: Parser) -> None:
         "run_dirs", metavar="RUN", nargs="+", help="directory of a run, also of one that is in progress or failed"
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="folder to write to (default: that of the run; for several runs: comparison)"
+        "--output",
+        metavar="PLACE",
+        help="folder to write to (default: that of the run; for several runs: comparison), or a .png, .pdf or .svg for"
+        " the curves alone",
     )
     parser.add_argument("--x", choices=("steps", "tokens", "seconds"), default="steps", help="x-axis (default: steps)")
     parser.add_argument("--log", action="store_true", help="logarithmic axes for loss and perplexity")

@@ -1,4 +1,4 @@
-"""Progress of a long read: a bar in a terminal or notebook, a line now and then in a log file.
+"""Progress of long work on a text: a bar in a terminal or notebook, a line now and then in a log file.
 
 Only the process that works reports progress, so processes that wait for it show nothing.
 """
@@ -11,41 +11,46 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..display import escape_unprintable
+
 _DELAY = 2.0  # seconds before anything is shown: most texts are done by then
 _LINE_EVERY = 30.0  # seconds between two lines in a log file
 
 
-class ReadingProgress:
-    """Call it with the number of characters done since the last call; it shows their sum on stderr.
+class WorkProgress:
+    """Call it with the number of characters, or other units, done since the last call; it shows their sum on stderr.
 
-    In a terminal or notebook it is tqdm's bar, in a log file it is lines without control characters.
+    In a terminal or notebook it is tqdm's bar, in a log file it is lines without control characters. `total` is how
+    many there are, where that is known.
     """
 
-    def __init__(self, description: str):
-        self._description = description
-        self._num_characters = 0
+    def __init__(self, description: str, unit: str = "characters", total: int | None = None):
+        self._description = description = escape_unprintable(description, one_line=True)  # it holds a file's name
+        self._unit, self._total, self._num_done = unit, total, 0
         self._started = time.monotonic()
         self._next_line = self._started + _DELAY
         self._bar = tqdm(
             desc=description,
-            unit=" characters",
+            total=total,
+            unit=f" {unit}",
             unit_scale=True,
             delay=_DELAY,
             file=sys.stderr,
             disable=not shows_bar(),
         )
 
-    def __call__(self, num_characters: int) -> None:
-        self._num_characters += num_characters
-        self._bar.update(num_characters)
+    def __call__(self, num_done: int) -> None:
+        self._num_done += num_done
+        self._bar.update(num_done)
         now = time.monotonic()
         if self._bar.disable and now >= self._next_line:
             self._next_line = now + _LINE_EVERY
             elapsed = tqdm.format_interval(now - self._started)
-            line = f"{self._description}: {self._num_characters:,} characters in {elapsed}"
+            of = f" of {self._total:,}" if self._total is not None else ""
+            line = f"{self._description}: {self._num_done:,}{of} {self._unit} in {elapsed}"
             print(line, file=sys.stderr, flush=True)
 
-    def __enter__(self) -> "ReadingProgress":
+    def __enter__(self) -> "WorkProgress":
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -17,8 +17,9 @@ from ..storage import write_text
 from ..training.observers import Observer
 from .comparison import comparison_page
 from .html import render
+from .notebook import Pictures, is_picture
 from .overfitting import loss_trend
-from .plots import MOST_RUNS, as_image, draw_png, loss_plot, loss_plots, training_plots
+from .plots import MOST_RUNS, as_image, draw, loss_plot, loss_plots, training_plots
 from .records import RunRecord, has_losses, is_number, read_run
 
 if TYPE_CHECKING:
@@ -45,17 +46,22 @@ def write_report(run_dir: str | Path) -> Path:
 
 def plot(
     run_dirs: Sequence[str | Path], output: str | Path | None = None, *, x: str = "steps", log: bool = False
-) -> list[Path]:
-    """Write a report of one run, or one that compares several, and its plots as PNG. Returns the files.
+) -> Pictures:
+    """Write a report of one run, or one that compares several, and its plots as PNG.
+
+    Returns a list of the files, which a notebook shows.
 
     Args:
-        output: the folder to write into; by default the run's own, or `comparison` for several.
+        output: the folder to write into; by default the run's own, or `comparison` for several. A name that ends in
+            .png, .pdf or .svg is a file for the curves alone, without a report.
         x: what curves are drawn over: steps, tokens or seconds.
         log: logarithmic axes for losses and perplexities.
 
     Raises:
-        UserError: a directory holds no run, or one that has written no loss yet; no such axis.
+        UserError: a directory holds no run, or one that has written no loss yet; no such axis; `output` is a file of
+            another kind.
     """
+    alone_in_file = output is not None and is_picture(output, "output")
     runs = [read_run(run_dir) for run_dir in run_dirs]
     for run in runs:
         if not has_losses(run.metrics):
@@ -66,16 +72,21 @@ def plot(
         raise UserError(f"{twice}: is named twice; name each run once")
     if len(runs) > MOST_RUNS:
         raise UserError(f"{len(runs)} runs: at most {MOST_RUNS} can be told apart in one report")
+    if alone_in_file:
+        plots = loss_plots(runs, x, log)[:3]
+        if not plots:
+            raise UserError(f"{runs[0].run_dir}: metrics.jsonl holds nothing to draw over {x}")
+        return Pictures([draw(Path(output), plots)])
     if output is not None and Path(output).exists() and not Path(output).is_dir():
         raise UserError("is a file; name a folder", field="output", value=output)
     alone = len(runs) == 1
     folder = Path(output or (runs[0].run_dir if alone else "comparison"))
     write_text(folder / REPORT, run_page(runs[0], x, log) if alone else comparison_page(runs, x, log))
-    written = [folder / REPORT]
+    written = Pictures([folder / REPORT])
     if alone:
         written.append(loss_plot(runs[0].run_dir, folder / "loss.png", dpi=300))
     plots = {"curves.png" if alone else "loss.png": loss_plots(runs, x, log), "training.png": training_plots(runs, x)}
-    written += [draw_png(folder / name, found[:3]) for name, found in plots.items() if found]
+    written += [draw(folder / name, found[:3]) for name, found in plots.items() if found]
     return written
 
 

@@ -1,7 +1,7 @@
-"""The plots of a run, or of several: matplotlib draws them, as SVG into a page and as PNG for a paper.
+"""The plots of a run, or of several: matplotlib draws them, as SVG into a page and as PNG, PDF or SVG for a paper.
 
 `loss_plot` is the picture of the book. `loss_plots` and `training_plots` say what a report shows, over steps, tokens
-or seconds; `draw_png` and `as_image` draw it. A page that is dark inverts its plots, in style.css.
+or seconds; `draw` and `as_image` draw it. A page that is dark inverts its plots, in style.css.
 """
 
 import base64
@@ -21,6 +21,7 @@ from ..storage import write_bytes
 from ..training.run_log import read_metrics
 from . import fonts
 from .html import PALETTE
+from .notebook import Picture, picture_format
 from .records import RunRecord, has_losses, is_number, with_step
 
 if TYPE_CHECKING:
@@ -73,16 +74,18 @@ class Plot:
 
 def loss_plot(
     run_dir: str | Path, path: str | Path | None = None, *, until: int | None = None, dpi: int = 150
-) -> Path:
+) -> Picture:
     """Draw the losses of a run over epochs, with tokens on the upper axis, as the book does.
 
     Args:
-        path: by default `<run_dir>/loss.png`. Returned.
+        path: a .png, .pdf or .svg; by default `<run_dir>/loss.png`. Returned: a notebook shows the picture.
         until: the last step to show.
 
     Raises:
-        UserError: the run has written no loss yet.
+        UserError: the run has written no loss yet, or `path` ends otherwise.
     """
+    path = Path(path or Path(run_dir) / "loss.png")
+    picture_format(path)
     metrics = [line for line in with_step(read_metrics(run_dir)) if until is None or line["step"] <= until]
     if not has_losses(metrics):
         raise UserError(f"{run_dir}: metrics.jsonl holds no loss yet")
@@ -91,7 +94,7 @@ def loss_plot(
     last = max(counted, key=lambda line: line["tokens"], default={})
     per_epoch = last["tokens"] / last["epoch"] if last.get("tokens") and last["epoch"] else None
     plot = Plot("Loss", "epochs", "loss (nats per token)", [*_losses(run, "epoch")], tokens_per_x=per_epoch)
-    return draw_png(Path(path or run.run_dir / "loss.png"), [plot], size=(8, 5), dpi=dpi)
+    return draw(path, [plot], size=(8, 5), dpi=dpi)
 
 
 def loss_plots(runs: Sequence[RunRecord], x: str = "steps", log: bool = False, turn: int | None = None) -> list[Plot]:
@@ -218,7 +221,7 @@ _STYLE = {
 }
 
 
-def draw_png(path: Path, plots: Sequence[Plot], size: tuple[float, float] = (4.6, 3.7), dpi: int = 300) -> Path:
+def draw(path: Path, plots: Sequence[Plot], size: tuple[float, float] = (4.6, 3.7), dpi: int = 300) -> Picture:
     """The plots side by side, `size` inches each, with one legend."""
     with _figure(plots, (size[0] * len(plots), size[1]), dpi, layout="constrained") as figure:
         handles: dict[str, Any] = {}
@@ -230,15 +233,16 @@ def draw_png(path: Path, plots: Sequence[Plot], size: tuple[float, float] = (4.6
             figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
         elif len(handles) > 1:
             figure.axes[0].legend()
-        return write_png(path, figure)
+        return write_picture(path, figure)
 
 
-def write_png(path: Path, figure: "Figure") -> Path:
-    """A matplotlib figure as a PNG file, replaced atomically."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+def write_picture(path: Path, figure: "Figure") -> Picture:
+    """A matplotlib figure as the file that its name says: PNG, PDF or SVG, replaced atomically."""
+    buffer, kind = io.BytesIO(), picture_format(path)
+    undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    figure.savefig(buffer, format=kind, metadata=undated[kind])
     write_bytes(path, buffer.getvalue())
-    return path
+    return Picture(path)
 
 
 def as_image(plot: Plot, legend: bool) -> str:

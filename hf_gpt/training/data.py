@@ -16,7 +16,7 @@ from ..configuration_gpt import GPTConfig
 from ..data.batches import BatchPlan, Windows
 from ..data.corpus import Corpus, load_corpora
 from ..data.files import cache_folder
-from ..data.progress import ReadingProgress
+from ..data.progress import WorkProgress
 from ..data.token_store import TokenStore, fraction_of_split_characters, tokenize
 from ..data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer, vocab_size
 from ..errors import UserError
@@ -187,7 +187,7 @@ def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFa
 
 
 def _tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> TokenStore:
-    with ReadingProgress(f"tokenising {corpus.name}") as progress:
+    with WorkProgress(f"tokenising {corpus.name}") as progress:
         return tokenize(corpus, tokenizer, progress=progress)
 
 

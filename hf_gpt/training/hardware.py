@@ -23,9 +23,8 @@ def resolve_hardware(recipe: Recipe, earlier: Recipe | None) -> Recipe:
     before = earlier.train if earlier is not None else train
     device = train.device if train.device != "auto" else before.device
     if device == "auto":
-        device = "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else checkpoint.best_device()
-    if device != "cpu" and not getattr(torch, device).is_available():
-        raise UserError(f"train.device: {device} is not available here; use cpu or auto")
+        device = "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else device
+    device = checkpoint.find_device(device, "train.device")
     precision = train.mixed_precision if train.mixed_precision != "auto" else before.mixed_precision
     if precision == "auto":
         precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "no"

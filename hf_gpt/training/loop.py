@@ -214,12 +214,12 @@ class TrainingRun:
         self.progress, self.resumed_from = Progress(**saved), start
         if as_branch:
             self.progress = Progress(step=self.progress.step, tokens=self.progress.tokens)
-            what = "branching off after"
+            what = f"branching off after step {self.progress.step}, from {start}"
         elif self.progress.step >= self.max_steps:
-            what = "already finished; raise train.max_steps or train.epochs to continue"
+            what = f"already finished: {start} is its last step; raise train.max_steps or train.epochs to continue"
         else:
-            what = "resuming after"
-        self.say(f"{what} step {self.progress.step}, from {start}")
+            what = f"resuming after step {self.progress.step}, from {start}"
+        self.say(what)
 
     def _note_history(self, found: Path | None, damaged: Mapping[Path, str]) -> None:
         """The events of a run that is resumed or started over, on disk before the recipe that it now has."""

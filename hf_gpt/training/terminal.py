@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..data.progress import shows_bar
-from ..display import escape_unprintable
+from ..display import duration, escape_unprintable, short_number
 from .observers import Observer
 from .run_log import read_metrics
 
@@ -34,16 +34,17 @@ class Terminal(Observer):
     def __init__(self) -> None:
         self._bar: tqdm | None = None
         self._losses = _RunningMeans()
-        self._started = self._last_line = 0.0
+        self._began = self._started = self._last_line = self._seconds_before = 0.0
 
     def began(self, training: "TrainingRun") -> None:
         self._bars_were_enabled = logging.is_progress_bar_enabled()  # of transformers, which would cross this one
         logging.disable_progress_bar()
-        self._first_step = training.progress.step
+        self._began, self._first_step = time.monotonic(), training.progress.step
         if training.resumed_from is not None:
             for line in read_metrics(training.run_dir):
                 if line["step"] <= self._first_step and "train_loss" in line:
                     self._losses.append(line["train_loss"])
+                    self._seconds_before = line.get("seconds", 0.0)
 
     def stepped(self, training: "TrainingRun", step: int, metrics: dict[str, Any] | None) -> None:
         loss = (metrics or {}).get("train_loss")
@@ -77,10 +78,11 @@ class Terminal(Observer):
             for name, value in metrics.items()
             if name.endswith("_loss")
         ]
-        _write(f"step {step}: {'  '.join(losses)}  perplexity {metrics['perplexity']:,.1f}")
+        where = f"step {step}, epoch {metrics['epoch']:.2f}, {short_number(metrics['tokens'])} tokens"
+        _write(f"{where}: {'  '.join(losses)}  perplexity {metrics['perplexity']:,.1f}")
         for sample in samples:
             text = " ".join(sample["text"].split())
-            _write("    " + escape_unprintable(text, one_line=True, limit=_SAMPLE_SHOWN))
+            _write(escape_unprintable(f"    {text}", limit=_SAMPLE_SHOWN + 4))
 
     def noted(self, training: "TrainingRun", kind: str | None, message: str | None, facts: Mapping[str, Any]) -> None:
         if message is not None:
@@ -89,6 +91,10 @@ class Terminal(Observer):
     def ended(self, training: "TrainingRun", error: BaseException | None) -> None:
         if self._bar is not None:
             self._bar.close()
+            if error is None:
+                seconds, before = time.monotonic() - self._began, self._seconds_before
+                in_all = f"; {duration(before + seconds)} in all" if before else ""
+                _write(f"done       in {duration(seconds)}{in_all}")
         if self._bars_were_enabled:
             logging.enable_progress_bar()
 
@@ -140,4 +146,4 @@ class _RunningMeans:
 
 
 def _write(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(escape_unprintable(text), file=sys.stderr)
