@@ -15,7 +15,6 @@ This file knows files only. What is in a training state is the business of `trai
 import contextlib
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
@@ -28,7 +27,7 @@ from safetensors import SafetensorError
 from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError
 from .network import hub_requests
-from .storage import replacing_directory, write_json, write_text
+from .storage import replacing_directory, translate_disk_errors, write_json, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +57,7 @@ def checkpoints(run_dir: str | Path) -> list[Path]:
 def writing(run_dir: str | Path, step: int) -> Iterator[Path]:
     """A directory to fill; when the block ends without an error it becomes the checkpoint of `step` in one rename."""
     final = Path(run_dir) / "checkpoints" / name_of(step)
-    with _translate_disk_errors(final), replacing_directory(final) as directory:
+    with translate_disk_errors(final), replacing_directory(final) as directory:
         (directory / TRAINING_STATE).mkdir()
         yield directory
         write_json(directory / MANIFEST, _describe(directory))
@@ -156,18 +155,6 @@ def run_lock(run_dir: str | Path) -> Iterator[None]:
             text = "another process is training there; wait for it, or give another output_dir"
             raise UserError(f"{run_dir}: {text}") from None
         yield
-
-
-@contextlib.contextmanager
-def _translate_disk_errors(path: Path) -> Iterator[None]:
-    """A full disk is an `OSError`, also where safetensors and tokenizers raise something of their own."""
-    try:
-        yield
-    except Exception as error:
-        code = re.search(r"\(os error (\d+)\)", str(error))
-        if isinstance(error, OSError) or code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:

@@ -6,8 +6,10 @@ Everything is written under a temporary name, forced to disk, then renamed. What
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -138,12 +140,44 @@ def flush_tree(directory: Path) -> None:
         flush_path(path)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove from `folder` what processes of this machine that are gone left half-written."""
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def remove_leftovers(folder: Path, min_age: float = 0) -> None:
+    """Remove from `folder` what processes of this machine that are gone left half-written, `min_age` seconds ago."""
     for path in folder.glob(".writing-*-*"):
         process = path.name.split("-")[1]
-        if process.isdigit() and not psutil.pid_exists(int(process)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process removes it too
+            written = path.lstat().st_mtime
+            if process.isdigit() and time.time() - written >= min_age and not _was_running(int(process), written):
+                remove(path)
+
+
+def _was_running(process: int, at: float) -> bool:
+    """Whether a process of this number runs, and did `at` that time: numbers are given again."""
+    try:
+        return psutil.Process(process).create_time() <= at + 1
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
+
+
+@contextlib.contextmanager
+def translate_disk_errors(path: Path) -> Iterator[None]:
+    """A full disk is an `OSError`, also where safetensors and tokenizers raise something of their own."""
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, (OSError, UserError)) or code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def _temporary(path: Path) -> Path:

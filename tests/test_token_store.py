@@ -166,7 +166,7 @@ def test_a_damaged_store_is_made_again(bytes_tokenizer, encoded, damage):
     store = tokenize(corpus, bytes_tokenizer)
     expected = store.tokens.tolist()
     encoded.clear()
-    file, meta = store.path / "tokens.bin", store.path / "store.json"
+    file, meta = store.path / "tokens.bin", store.path / "entry.json"
     if damage == "flip":
         content = bytearray(file.read_bytes())
         content[7777] ^= 1

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
@@ -28,7 +27,8 @@ from transformers import (
 
 from ..checkpoint import model_folder, refuse_missing_weights
 from ..configuration_gpt import GPTConfig
-from ..data.files import cache_folder, content_hash, digest
+from ..data.cache import cache_folder, digest, kept, seal
+from ..data.files import content_hash
 from ..errors import UserError
 from ..modeling_gpt import (
     GPTForCausalLM,
@@ -112,12 +112,14 @@ def convert_into_cache(folder: Path) -> Path:
     """The GPT-2 in `folder` as our model, without a tokenizer: converted once and kept under the hash of its files."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
     content = digest("gpt2", *(f"{path.name} {content_hash(path, is_text=False)}" for path in files))
-    kept = cache_folder() / "models" / f"gpt2-{content[:32]}"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{kept}.lock"):
-        if not (kept / "config.json").is_file():
-            from_gpt2(str(folder), str(kept), tokenizer="none")
-    return kept
+    converted = cache_folder() / "models" / f"gpt2-{content[:32]}"
+
+    def make() -> None:
+        from_gpt2(str(folder), str(converted), tokenizer="none")
+        seal(converted, content)
+
+    kept(converted, content, make)
+    return converted
 
 
 def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:

@@ -25,14 +25,12 @@ from typing import Any
 
 from ..errors import UserError
 from ..recipe import DataRecipe
+from .cache import cache_get, cache_put, digest
 from .files import (
     EMPTY,
     KINDS,
-    cache_get,
-    cache_put,
     check_unchanged,
     content_hash,
-    digest,
     file_stamp,
     is_compressed,
     kind_of,
@@ -52,6 +50,7 @@ class Corpus:
     - `identity`: a hash of the content of the stream, and of nothing else.
     - `separated`: whether its documents are joined with the separator. False: the stream is one text.
     - `pieces()`: streams the text.
+    - `has_characters(number)`: whether so many characters may be those of the stream.
     - `origin`: where to find it again, without a local path. For files: the names and SHA-256 hashes (of the
       decompressed content) of the first `files` and their number, `num_files`. On the Hub: `dataset`, `config`,
       `split` and `revision`. Or `builtin`. If the corpus is a part of that: which `part`.
@@ -62,6 +61,7 @@ class Corpus:
     separated: bool
     pieces: Callable[[], Pieces] = dataclasses.field(repr=False, compare=False)
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    has_characters: Callable[[int], bool] = dataclasses.field(default=lambda number: True, repr=False, compare=False)
 
 
 def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
@@ -120,8 +120,13 @@ def split_by_characters(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus
     The first `int((1 - fraction) * num_characters)` characters train, also where that ends inside a document.
     """
 
+    def num_characters(first: bool) -> int:
+        total = _num_characters(corpus)
+        cut = int((1 - fraction) * total)
+        return cut if first else total - cut
+
     def part(first: bool) -> Pieces:
-        left = int((1 - fraction) * _num_characters(corpus))
+        left = num_characters(first=True)
         for piece in corpus.pieces():
             size = 0 if piece is None else len(piece)
             if first and left > 0:
@@ -138,7 +143,14 @@ def split_by_characters(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus
         identity = digest("cut", corpus.identity, repr(fraction), name)
         share = f"the first {100 * (1 - fraction):.4g}%" if first else f"the last {100 * fraction:.4g}%"
         origin = {**corpus.origin, "part": f"{share} of its characters"}
-        return Corpus(f"{corpus.name} ({name} text)", identity, corpus.separated, partial(part, first), origin)
+        return Corpus(
+            f"{corpus.name} ({name} text)",
+            identity,
+            corpus.separated,
+            partial(part, first),
+            origin,
+            lambda number: number == num_characters(first),
+        )
 
     return corpus_of(True, "training"), corpus_of(False, "validation")
 

@@ -1,8 +1,7 @@
-"""Files, identified by their content, and the folder where facts about them are cached.
+"""Files, identified by their content.
 
 The one idea: a hash of the content identifies a file, wherever it lies. The hash is cached with the file's size, times
 and inode, so an unchanged file is recognised without opening it. Text is checked to be UTF-8 in the same pass.
-Everything in the cache can be made again.
 
 What the bytes mean is in corpus.py.
 """
@@ -11,14 +10,13 @@ import codecs
 import gzip
 import hashlib
 import io
-import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from ..errors import UserError
+from .cache import cache_get, cache_put, digest
 
 KINDS = {
     "txt": "text",
@@ -33,15 +31,6 @@ KINDS = {
 
 EMPTY = hashlib.sha256().hexdigest()
 """`content_hash` of an empty file."""
-
-
-def cache_folder() -> Path:
-    """`$HF_GPT_CACHE`, or `hf_gpt` in the Hugging Face home."""
-    if os.environ.get("HF_GPT_CACHE"):
-        return Path(os.environ["HF_GPT_CACHE"]).expanduser().absolute()
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(HF_HOME).absolute() / "hf_gpt"
 
 
 def kind_of(path: Path) -> str | None:
@@ -129,39 +118,3 @@ def check_unchanged(paths: Sequence[Path], stamps: Sequence[list[int]]) -> None:
     for path, stamp in zip(paths, stamps):
         if file_stamp(path) != stamp:
             raise UserError(f"{path}: changed while it was read; run again when it is complete")
-
-
-def cache_get(key: str) -> dict[str, Any] | None:
-    """What :func:`cache_put` stored under `key`; None if there is nothing, or it cannot be read."""
-    try:
-        return json.loads(_cache_file(key).read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def cache_put(key: str, facts: dict[str, Any]) -> None:
-    """Store `facts` for :func:`cache_get`, atomically.
-
-    They are not forced to disk, which would take long for a folder of thousands of files: lost facts are made again.
-    """
-    path = _cache_file(key)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(facts))
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"the cache {path.parent} cannot be written: {error.strerror}; set HF_GPT_CACHE") from error
-
-
-def _cache_file(key: str) -> Path:
-    return cache_folder() / "notes" / f"{key}.json"
-
-
-def digest(*parts: str) -> str:
-    """SHA-256 (hex) of the parts, each with its length."""
-    sha256 = hashlib.sha256()
-    for part in parts:
-        data = part.encode()
-        sha256.update(len(data).to_bytes(8, "little") + data)
-    return sha256.hexdigest()

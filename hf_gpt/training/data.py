@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
 
 from .. import checkpoint
 from ..configuration_gpt import GPTConfig
 from ..data.batches import BatchPlan, Windows
+from ..data.cache import cache_folder, kept, seal
 from ..data.corpus import Corpus, load_corpora
-from ..data.files import cache_folder
 from ..data.progress import WorkProgress
 from ..data.token_store import TokenStore, fraction_of_split_characters, tokenize
 from ..data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer, vocab_size
@@ -177,13 +176,15 @@ def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFa
     if recipe.train is None:
         return load_tokenizer(recipe.name, revision=recipe.revision)
     # Trained once for a corpus and a size, by the first process that asks, and kept beside the token stores.
-    kept = cache_folder() / "tokenizers" / f"bpe-1-{recipe.train.vocab_size}-{corpus.identity}"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{kept}.lock"):
-        if not (kept / "tokenizer.json").is_file():
-            with replacing_directory(kept) as directory:
-                save_tokenizer(train_tokenizer(_texts(corpus), recipe.train.vocab_size), directory)
-    return load_tokenizer(str(kept))
+    folder = cache_folder() / "tokenizers" / f"bpe-1-{recipe.train.vocab_size}-{corpus.identity}"
+
+    def make() -> None:
+        with replacing_directory(folder) as directory:
+            save_tokenizer(train_tokenizer(_texts(corpus), recipe.train.vocab_size), directory)
+            seal(directory, folder.name)
+
+    kept(folder, folder.name, make)
+    return load_tokenizer(str(folder))
 
 
 def _tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> TokenStore:
