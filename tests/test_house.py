@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "hf_gpt"
 # From below: a file imports from its own room, and from rooms on the lines above its own.
 FLOORS = (
     ("errors",),
-    ("storage", "display", "recipe", "configuration_gpt"),
+    ("storage", "display", "yaml_text", "configuration_gpt"),
+    ("recipe",),
     ("modeling_gpt",),
     ("data",),
     ("checkpoint", "loss"),
