@@ -34,8 +34,9 @@ from .yaml_text import load_yaml
 
 # What torch and numpy take as a size, a seed or a number of steps.
 _TOO_LARGE = 2**63
+# Between these temperatures no model's logits become infinite or all equal when they are divided.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e6
-"""Between them, no model's logits become infinite or all equal when they are divided by the temperature."""
+MOST_NEW_TOKENS = 1_000_000
 
 
 def _number(value: Any) -> Any:
@@ -137,7 +138,7 @@ def _refuse_unusable(value: Any, path: str = "") -> None:
         for number, item in enumerate(value):
             _refuse_unusable(item, f"{path}.{number}")
     elif isinstance(value, str):
-        if "\0" in value or not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        if "\0" in value or (not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)):
             raise UserError(f"{path}: is not text: it contains a NUL, or half of a character")
     elif isinstance(value, (int, float)) and not -_TOO_LARGE < value < _TOO_LARGE:
         shown = value if isinstance(value, float) else f"a number of {value.bit_length()} bits"
@@ -149,9 +150,9 @@ def _refuse_both(section: Any) -> None:
     for one, other in section.one_of:
         if getattr(section, one) is not None and getattr(section, other) is not None:
             raise ValueError(f"give {one!r} or {other!r}, not both")
-    for field, needed in section.needs.items():
-        if getattr(section, field) is not None and getattr(section, needed) is None:
-            raise ValueError(f"{field!r} goes with {needed!r}")
+    for dependent, needed in section.needs.items():
+        if getattr(section, dependent) is not None and getattr(section, needed) is None:
+            raise ValueError(f"{dependent!r} goes with {needed!r}")
 
 
 def _doc(default: Any, text: str, **kwargs) -> Any:
@@ -182,7 +183,11 @@ class ModelRecipe:
         config = values.get("config") or {}
         if not isinstance(config, Mapping):
             return values  # refused by its type
-        config = {**config, **{k: v for k, v in values.items() if k not in own}}
+        beside = {k: v for k, v in values.items() if k not in own}
+        for key in beside:
+            if key in config and config[key] != beside[key]:
+                raise ValueError(f"{key!r} is given twice, in the section and in its 'config'")
+        config = {**config, **beside}
         config = {str(k): _written_number(v) if isinstance(v, str) else v for k, v in config.items()}
         return {**{k: v for k, v in values.items() if k in own}, "config": config}
 
@@ -192,7 +197,9 @@ class ModelRecipe:
 
 @_section()
 class TrainTokenizerRecipe:
-    vocab_size: Annotated[int, Field(ge=257, le=10_000_000), _Whole] = _doc(4096, "entries, with <|endoftext|> and the 256 bytes")
+    vocab_size: Annotated[int, Field(ge=257, le=10_000_000), _Whole] = _doc(
+        4096, "entries, with <|endoftext|> and the 256 bytes"
+    )
 
 
 @_section(one_of=[("name", "train")], needs={"revision": "name"})
@@ -291,10 +298,8 @@ class EvaluationRecipe:
     every: PositiveInt = _doc(100, "steps between evaluations; the last step is always evaluated")
     at_epoch_end: bool = _doc(False, "evaluate at each epoch's end too")
     tokens: PositiveInt | None = _doc(100_000, "tokens of each set to evaluate on, from its beginning; null: all")
-    prompts: Texts = _doc(
-        ["Every effort moves you"], "continued at each evaluation"
-    )
-    sample_tokens: PositiveInt = _doc(50, "tokens of each continuation")
+    prompts: Texts = _doc(["Every effort moves you"], "continued at each evaluation")
+    sample_tokens: Annotated[PositiveInt, Field(le=MOST_NEW_TOKENS)] = _doc(50, "tokens of each continuation")
     temperature: Temperature | None = _doc(None, "of the continuations; 0 or null with no top_k: greedy")
     top_k: PositiveInt | None = _doc(None, "sample among the k most likely tokens")
 
@@ -440,7 +445,7 @@ def parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[list[str], Any]]
             if not arguments or arguments[0].startswith("--"):
                 raise UserError(f"--{name} needs a value, as in --{name} VALUE (null unsets it)")
             text = arguments.pop(0)
-        keys = name.split(".")
+        keys = name.replace("model.config.", "model.", 1).split(".")
         # Text is taken as it stands, so that a path may hold " #" or be a number; only null unsets. Of texts there
         # may be a list.
         annotation = _annotation(keys)
@@ -465,24 +470,27 @@ def _let_flags_win(values: dict[str, Any], given: Sequence[Sequence[str]]) -> No
     Raises:
         UserError: two flags exclude each other.
     """
-    pairs = {name: [(one, {other}) for pair in s.one_of for one, other in (pair, pair[::-1])] for name, s in _SECTIONS.items()}
-    names = {keys[1] for keys in given if len(keys) == 2 and keys[0] == "model"}
-    if names:  # two names of one field exclude each other
+    flags = {tuple(keys[:2]) for keys in given if len(keys) > 1 and keys[0] in _SECTIONS}
+    for section, key in sorted(flags):
+        for other in sorted(_excluded_by(section, key)):
+            if (section, other) in flags:
+                raise UserError(f"--{section}.{key} and --{section}.{other} exclude each other; give one")
+            if isinstance(values.get(section), dict) and values[section].pop(other, None) is not None:
+                for dependent, needed in _SECTIONS[section].needs.items():
+                    if needed == other:
+                        values[section].pop(dependent, None)
+
+
+def _excluded_by(section: str, key: str) -> set[str]:
+    """The other fields of the section that must not be given beside `key`."""
+    others = {other for pair in _SECTIONS[section].one_of if key in pair for other in pair}
+    if section == "model":  # the names of one field
         from .configuration_gpt import GPTConfig
 
-        aliases = GPTConfig.attribute_map
-        for name in names:
-            same = {other for other in (*aliases, *aliases.values()) if aliases.get(other, other) == aliases.get(name, name)}
-            pairs["model"].append((name, same - {name}))
-    for section, key in {tuple(keys[:2]) for keys in given if len(keys) > 1 and keys[0] in _SECTIONS}:
-        for others in (others for one, others in pairs[section] if one == key):
-            for other in sorted(others):
-                if any([section, other] == list(keys[:2]) for keys in given):
-                    raise UserError(f"--{section}.{key} and --{section}.{other} exclude each other; give one")
-                if isinstance(values.get(section), dict) and values[section].pop(other, None) is not None:
-                    for dependent, needed in _SECTIONS[section].needs.items():
-                        if needed == other:
-                            values[section].pop(dependent, None)
+        alias_of = GPTConfig.attribute_map
+        names = {*alias_of, *alias_of.values()}
+        others |= {name for name in names if alias_of.get(name, name) == alias_of.get(key, key)}
+    return others - {key}
 
 
 def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:

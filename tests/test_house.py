@@ -14,6 +14,7 @@ FLOORS = (
     ("recipe",),
     ("modeling_gpt",),
     ("data",),
+    ("loading",),
     ("checkpoint", "loss"),
     ("evaluation",),
     ("generation",),

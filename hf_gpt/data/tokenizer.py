@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..storage import local_path
 from .cutting import cut, repair_surrogates
 
 if TYPE_CHECKING:  # imported where they are used: `hf-gpt --help` needs none of them
@@ -67,7 +68,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> "PreTraine
         UserError: there is no such tokenizer, it cannot be reached, or it has no fast version.
     """
     name = str(name_or_path)
-    path = Path(name).expanduser()
+    path = local_path(name, "tokenizer.name")
     is_remote = name not in ("gpt2", "bytes") and not path.exists()
     if revision is not None and not is_remote:
         raise UserError(f"tokenizer {name!r} has no revisions (got {revision!r}): only a Hub id does")
