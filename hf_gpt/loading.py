@@ -74,12 +74,17 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _refuse_larger_than_memory(model: "PreTrainedModel", name: str) -> None:
+def memory_of_machine() -> int:
+    """Bytes, swap included."""
     import psutil
 
+    return psutil.virtual_memory().total + psutil.swap_memory().total
+
+
+def _refuse_larger_than_memory(model: "PreTrainedModel", name: str) -> None:
     count = sum(weight.numel() for weight in model.parameters())
     needed = sum(weight.nbytes for weight in model.parameters())
-    memory = psutil.virtual_memory().total + psutil.swap_memory().total
+    memory = memory_of_machine()
     if needed > memory:
         sizes = f"take {needed / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f} GiB"
         raise UserError(f"{name}: {count:,} parameters {sizes}")

@@ -92,8 +92,9 @@ Name = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Name], BeforeValidator(_one_or_more)]
 
 _LARGEST_FILE = 1_000_000  # characters
-_BRANCH = re.compile(r"\w[\w./-]*")
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_BRANCH = re.compile(r"(?!.*(\.\.|//|/\.|\./))\w[\w./-]{0,99}(?<![./])(?<!\.lock)")
+_REPO_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,49}")
 
 
 def _section(*, one_of: Sequence[tuple[str, str]] = (), needs: Mapping[str, str] | None = None) -> Callable:
@@ -331,9 +332,11 @@ class HubRecipe:
         if self.branch == "main":
             raise ValueError("'branch' takes every checkpoint and main the best one; name another branch")
         if not _BRANCH.fullmatch(self.branch):
-            raise ValueError(f"'branch' is a name such as training, found {self.branch!r}")
+            raise ValueError(f"'branch' is a name such as training, found {_shown(self.branch)}")
+        if self.license is not None and not _LICENSE.fullmatch(self.license):
+            raise ValueError(f"'license' is a name such as mit or cc-by-sa-4.0, found {_shown(self.license)}")
         if self.repo_id is not None and (not _REPO_ID.fullmatch(self.repo_id) or re.search(r"--|\.\.", self.repo_id)):
-            raise ValueError(f"'repo_id' is OWNER/NAME, such as someone/my-gpt, found {self.repo_id!r}")
+            raise ValueError(f"'repo_id' is OWNER/NAME, such as someone/my-gpt, found {_shown(self.repo_id)}")
 
 
 @_section()
@@ -451,6 +454,8 @@ def parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[list[str], Any]]
         annotation = _annotation(keys)
         is_list = annotation == Texts and text.startswith("[") and text.endswith("]")
         takes_text = annotation == Texts or Name in (annotation, *typing.get_args(annotation))
+        if not takes_text and not text.strip():
+            raise UserError(f"--{name} has an empty value; null unsets it")
         yield keys, text if takes_text and not is_list and text != "null" else load_yaml(text, f"--{name}")
 
 

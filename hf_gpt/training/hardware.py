@@ -10,6 +10,7 @@ import shutil
 
 import torch
 from accelerate.utils import parse_flag_from_env
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .. import checkpoint
 from ..configuration_gpt import GPTConfig
@@ -45,8 +46,8 @@ def refuse_attention(train: TrainRecipe, config: GPTConfig) -> None:
     name = train.attn_implementation
     problem = None
     dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
-    if "/" in name:
-        problem = "kernels from the Hub are code, which is not run; use eager, sdpa, flash_attention_2, flex_attention"
+    if name not in {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}:  # such as a kernel on the Hub, which is code
+        problem = "there is no such attention; use eager, sdpa, flash_attention_2 or flex_attention"
     elif name == "flex_attention" and train.device != "cuda":
         problem = f"it cannot be trained on {train.device}; use sdpa"
     elif name == "flex_attention" and dropout:

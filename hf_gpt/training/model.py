@@ -46,15 +46,21 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretra
     if isinstance(given, int) and given < size:
         raise UserError(_too_small(given, size))
     try:
-        if pretrained:
-            config = GPTConfig.from_pretrained(pretrained.folder, **recipe.config)
-        elif recipe.preset:
-            config = GPTConfig.from_preset(recipe.preset, **fields)
-        else:
-            config = GPTConfig(**fields)
+        with quiet():
+            if pretrained:
+                config = GPTConfig.from_pretrained(pretrained.folder, **recipe.config)
+            elif recipe.preset:
+                config = GPTConfig.from_preset(recipe.preset, **fields)
+            else:
+                config = GPTConfig(**fields)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"model: {reason(error)}") from None
     skeleton(lambda: GPTForCausalLM(copy.deepcopy(config)), config, "model", must_fit=False)
+    for name in special:
+        ids = getattr(config, name) if name in recipe.config else None
+        for given in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+            if not 0 <= given < config.vocab_size:
+                raise UserError(f"model.{name}: there is no token {given}; ids are 0 to {config.vocab_size - 1}")
     if config.vocab_size < size:
         raise UserError(_too_small(config.vocab_size, size))
     return config
