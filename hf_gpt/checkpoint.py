@@ -22,12 +22,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError
+from .loading import quiet, reason, skeleton
 from .network import hub_requests
-from .storage import replacing_directory, translate_disk_errors, write_json, write_text
+from .storage import local_path, replacing_directory, translate_disk_errors, write_json, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -163,24 +162,29 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
     Raises:
         UserError: it is not there, is damaged, or not a causal language model with a tokenizer; or the device is not.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     device = find_device(device)
     source = model_folder(model)
     if (source / MANIFEST).is_file():
         verify(source)
     try:
-        loaded, report = AutoModelForCausalLM.from_pretrained(
-            source, trust_remote_code=False, output_loading_info=True
-        )
+        with quiet():
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            skeleton(lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False), config, model)
+            loaded, report = AutoModelForCausalLM.from_pretrained(
+                source, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        refuse_missing_weights(model, report)
         if not any(list(source.glob(names)) for names in TOKENIZER_FILES):
             raise UserError(f"{model}: has no tokenizer; put the files of the one it was trained with into its folder")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (UserError, KeyboardInterrupt):
+        raise
     except pickle.UnpicklingError:
         raise UserError(f"{model}: its weights are a pickle that could run code, and were not read") from None
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{model}: cannot be loaded as a model: {error}") from None
-    refuse_missing_weights(model, report)
+    except Exception as error:  # files of a stranger's folder fail in any place of transformers and tokenizers
+        raise UserError(f"{model}: cannot be loaded as a model: {reason(error)}") from None
     return loaded.to(device).eval(), tokenizer
 
 
@@ -223,7 +227,7 @@ def resolve_model(model: str) -> str:
     Raises:
         UserError: a local path that is missing or holds no model.
     """
-    path = Path(model)
+    path = local_path(model)
     if path.name in ("best", "latest") and path.parent.name == "checkpoints":
         found = pointed(path.parent.parent, path.name)
     elif (path / "checkpoints").is_dir():
@@ -232,7 +236,7 @@ def resolve_model(model: str) -> str:
         is_local = path.exists() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
         if is_local and not (path / "config.json").is_file():
             raise UserError(f"{model}: no such directory, or not a model: it has no config.json")
-        return model
+        return str(path) if path.exists() else model
     if found is None:
         raise UserError(f"{model}: the run has no checkpoint yet")
     return str(found)

@@ -5,9 +5,8 @@ Decoding itself is transformers' `generate()`. This file turns a prompt and the 
 """
 
 import contextlib
-import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 
 from .configuration_gpt import GPTConfig
 from .errors import UserError
+from .loading import reason
 from .loss import evaluating
+from .recipe import MAX_TEMPERATURE, MIN_TEMPERATURE, MOST_NEW_TOKENS
 
 
 def generate_text(
@@ -41,7 +42,7 @@ def generate_text(
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     input_ids, options = _request(model, tokenizer, prompt, seed=seed, **settings)
     with evaluating(model), own_random_stream(seed, model.device):
-        output = model.generate(input_ids, **options)
+        output = generate(model, input_ids, **options)
     continuation = tokenizer.decode(output[0, input_ids.shape[1] :], skip_special_tokens=True)
     return prompt + continuation
 
@@ -81,19 +82,19 @@ def stream_text(
     def stops(ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
         return torch.full((len(ids),), stop.is_set() or closed.is_set(), device=ids.device)
 
-    def generate() -> None:
+    def work() -> None:
         try:
             with _ONE_STREAM, evaluating(model), own_random_stream(seed, model.device):
                 result.append(
-                    model.generate(
-                        input_ids, streamer=streamer, stopping_criteria=StoppingCriteriaList([stops]), **options
+                    generate(
+                        model, input_ids, streamer=streamer, stopping_criteria=StoppingCriteriaList([stops]), **options
                     )
                 )
         except BaseException as error:  # raised again in the thread that reads the pieces
             result.append(error)
             streamer.end()
 
-    thread = threading.Thread(target=generate, daemon=True)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
         text = ""
@@ -145,6 +146,42 @@ def _request(
     return input_ids, {**plain_options(tokenizer, input_ids), "max_new_tokens": max_new_tokens, **decoding}
 
 
+def generate(model: PreTrainedModel, input_ids: torch.Tensor, **options: Any) -> Any:
+    """`model.generate`. What it refuses is in `options`, or came with the model as its generation config.
+
+    Raises:
+        UserError: it fails.
+    """
+    try:
+        return model.generate(input_ids, **options)
+    except UserError:
+        raise
+    except Exception as error:  # a generation config may hold anything, and is looked at in many places
+        raise UserError(f"generate() fails with this model and its generation config: {reason(error)}") from error
+
+
+def try_out(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int, **settings: Any
+) -> None:
+    """Refuse, before a model is trained, what `generate_text` would refuse of it later.
+
+    Every prompt is encoded. For the first one `generate()` chooses a token, with attention that runs on any device.
+
+    Raises:
+        UserError: as `generate_text`.
+    """
+    requests = [_request(model, tokenizer, prompt, seed=seed, **settings) for prompt in prompts]
+    for input_ids, options in requests[:1]:
+        one = {**options, "max_new_tokens": 1, "attention_mask": options["attention_mask"][:, -1:]}
+        attention = model.config._attn_implementation
+        model.config._attn_implementation = "eager"
+        try:
+            with evaluating(model), own_random_stream(seed, model.device):
+                generate(model, input_ids[:, -1:], **one)
+        finally:
+            model.config._attn_implementation = attention
+
+
 def plain_options(tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -> dict[str, Any]:
     """Arguments of `model.generate` for one continuation, decoded by the settings given here and no others.
 
@@ -172,8 +209,8 @@ def check_request(
 ) -> None:
     """Refuse arguments of `generate_text` that cannot work, without a model."""
     check_prompt(prompt)
-    if max_new_tokens < 1:
-        raise UserError("must be 1 or more", field="max_new_tokens", value=max_new_tokens)
+    if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
+        raise UserError(f"must be 1 to {MOST_NEW_TOKENS:,}", field="max_new_tokens", value=max_new_tokens)
     check_sampling(temperature, top_k, top_p)
     check_seed(seed)
 
@@ -187,10 +224,9 @@ def check_prompt(prompt: str) -> None:
 
 def check_sampling(temperature: float | None = None, top_k: int | None = None, top_p: float | None = None) -> None:
     """Refuse values that define no distribution."""
-    if temperature is not None and temperature != 0 and not 1e-4 <= temperature < math.inf:
-        raise UserError(
-            "must be 0 (greedy) or a finite number of at least 0.0001", field="temperature", value=temperature
-        )
+    if temperature is not None and temperature != 0 and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+        what_works = f"must be 0 (greedy), or {MIN_TEMPERATURE} to {MAX_TEMPERATURE:,.0f}"
+        raise UserError(what_works, field="temperature", value=temperature)
     if top_k is not None and top_k < 1:
         raise UserError("must be 1 or more", field="top_k", value=top_k)
     if top_p is not None and not 0 < top_p <= 1:

@@ -116,7 +116,8 @@ def head_makes_logits(model: PreTrainedModel) -> bool:
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     if decoder is None or head is None or decoder is model:
         return False
-    ids = torch.arange(3, device=model.get_input_embeddings().weight.device).unsqueeze(0)
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 3
+    ids = torch.arange(min(3, window), device=model.get_input_embeddings().weight.device).unsqueeze(0)
     scale = 1.0
 
     def enlarge(module: nn.Module, args: Any, output: Any) -> Any:

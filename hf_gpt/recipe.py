@@ -5,32 +5,61 @@ A :class:`Recipe` is the one source of truth for a run: its fields give the type
 are and turns pydantic's reports into one line a person can act on. Nothing here looks at a corpus, a tokenizer or the
 hardware: `auto` stays `auto` until the loop resolves it, once, by a rule.
 
-Two conveniences over plain YAML: floats may be written `4e-4` (YAML 1.1 reads that as a string), and an unquoted `no`,
-`off`, `yes` or `on`, which YAML reads as a boolean, still means what it says.
+A value is checked twice: `_refuse_unusable` looks at all of a recipe at once, for what no field can use (text that is
+not UTF-8, numbers of more than 63 bits); the type of a field then says what that field takes. Fields that exclude each
+other are listed with their section (`one_of`); of two such fields the one on the command line wins over the file's.
+
+Three conveniences over plain YAML: counts may be written `10M`, floats `4e-4` (YAML 1.1 reads that as a string), and
+an unquoted `no`, `off`, `yes` or `on`, which YAML reads as a boolean, still means what it says.
 """
 
 import dataclasses
 import functools
 import re
-import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
+from .display import whole_number
 from .errors import UserError, did_you_mean
+from .storage import local_path
+from .yaml_text import load_yaml
+
+# What torch and numpy take as a size, a seed or a number of steps.
+_TOO_LARGE = 2**63
+# Between these temperatures no model's logits become infinite or all equal when they are divided.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e6
+MOST_NEW_TOKENS = 1_000_000
 
 
-def _no_boolean(value: Any) -> Any:
+def _number(value: Any) -> Any:
     """Python counts `True` as 1; a recipe does not."""
     if isinstance(value, bool):
-        raise ValueError(f"expected a number, found {str(value).lower()}")
+        raise ValueError(f"must be a number, found {str(value).lower()}")
     return value
+
+
+def _whole(value: Any) -> Any:
+    """`10M` is a whole number."""
+    if isinstance(value, str):
+        try:
+            return whole_number(value)
+        except ValueError:
+            return value  # refused by the type
+    return _number(value)
+
+
+def _written_number(text: str) -> Any:
+    """The number that a text is, where the field's type is not known; else the text."""
+    value = _whole(text)
+    return float(text) if value is text and re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", text, re.I) else value
 
 
 def _yaml_no(value: Any) -> Any:
@@ -38,35 +67,93 @@ def _yaml_no(value: Any) -> Any:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
-_Number = BeforeValidator(_no_boolean)
-Count = Annotated[int, Field(ge=0), _Number]
-Seed = Annotated[int, Field(ge=0, lt=2**63), _Number]
-PositiveInt = Annotated[int, Field(ge=1), _Number]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _Number]
-Fraction = Annotated[float, Field(gt=0, lt=1), _Number]
-Ratio = Annotated[float, Field(ge=0, le=1), _Number]
-Beta = Annotated[float, Field(ge=0, lt=1), _Number]
+def _temperature(value: float) -> float:
+    if value != 0 and not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
+        raise ValueError(f"must be 0 (greedy), or {MIN_TEMPERATURE} to {MAX_TEMPERATURE:,.0f}, found {value:g}")
+    return value
+
+
+def _one_or_more(value: Any) -> Any:
+    """A single text is a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+_Whole, _Real = BeforeValidator(_whole), BeforeValidator(_number)
+Count = Annotated[int, Field(ge=0, lt=_TOO_LARGE), _Whole]
+PositiveInt = Annotated[int, Field(ge=1, lt=_TOO_LARGE), _Whole]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _Real]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _Real]
+Fraction = Annotated[float, Field(gt=0, lt=1), _Real]
+Ratio = Annotated[float, Field(ge=0, le=1), _Real]
+Beta = Annotated[float, Field(ge=0, lt=1), _Real]
+Temperature = Annotated[float, AfterValidator(_temperature), _Real]
 AutoOrBool = Literal["auto"] | bool
+Name = Annotated[str, Field(min_length=1)]
+Texts = Annotated[list[Name], BeforeValidator(_one_or_more)]
 
-_BRANCH = re.compile(r"\w[\w./-]*")
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LARGEST_FILE = 1_000_000  # characters
+_BRANCH = re.compile(r"(?!.*(\.\.|//|/\.|\./))\w[\w./-]{0,99}(?<![./])(?<!\.lock)")
+_REPO_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,49}")
 
 
-def _section(cls: type) -> type:
-    """A dataclass whose constructor validates, refuses unknown fields and reports as :class:`UserError`."""
-    cls = dataclass(kw_only=True, config=ConfigDict(extra="forbid"))(cls)
-    validate = cls.__init__
+def _section(*, one_of: Sequence[tuple[str, str]] = (), needs: Mapping[str, str] | None = None) -> Callable:
+    """A dataclass whose constructor validates, refuses unknown fields and reports as :class:`UserError`.
 
-    @functools.wraps(validate)
-    def __init__(self, **fields):
-        try:
-            validate(self, **fields)
-        except ValidationError as error:
-            raise UserError(_one_line(cls, error)) from None
+    Args:
+        one_of: pairs of fields of which one at most may be given.
+        needs: a field that is for something only with another, by its name.
+    """
 
-    cls.__init__ = __init__
-    return cls
+    def decorate(cls: type) -> type:
+        cls = dataclass(kw_only=True, config=ConfigDict(extra="forbid"))(cls)
+        cls.one_of, cls.needs = tuple(one_of), dict(needs or {})
+        validate = cls.__init__
+
+        @functools.wraps(validate)
+        def __init__(self, /, **fields):
+            try:
+                _refuse_unusable(fields)
+                # What the constructor that pydantic made does, for keys of any name, such as `self`.
+                cls.__pydantic_validator__.validate_python(ArgsKwargs((), fields), self_instance=self)
+            except ValidationError as error:
+                raise UserError(_one_line(cls, error)) from None
+
+        cls.__init__ = __init__
+        return cls
+
+    return decorate
+
+
+def _refuse_unusable(value: Any, path: str = "") -> None:
+    """Refuse what no field of a recipe can use; `path` is where in it the value stands.
+
+    Raises:
+        UserError: text that is not UTF-8 or holds a NUL, a number that is not finite or has more than 63 bits.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_unusable(key, path)
+            _refuse_unusable(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            _refuse_unusable(item, f"{path}.{number}")
+    elif isinstance(value, str):
+        if "\0" in value or (not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)):
+            raise UserError(f"{path}: is not text: it contains a NUL, or half of a character")
+    elif isinstance(value, (int, float)) and not -_TOO_LARGE < value < _TOO_LARGE:
+        shown = value if isinstance(value, float) else f"a number of {value.bit_length()} bits"
+        raise UserError(f"{path}: must be a finite number below 2**63, found {shown}")
+
+
+def _refuse_both(section: Any) -> None:
+    """Refuse fields that exclude each other, and a field without the one that it needs."""
+    for one, other in section.one_of:
+        if getattr(section, one) is not None and getattr(section, other) is not None:
+            raise ValueError(f"give {one!r} or {other!r}, not both")
+    for dependent, needed in section.needs.items():
+        if getattr(section, dependent) is not None and getattr(section, needed) is None:
+            raise ValueError(f"{dependent!r} goes with {needed!r}")
 
 
 def _doc(default: Any, text: str, **kwargs) -> Any:
@@ -78,13 +165,13 @@ def _doc(default: Any, text: str, **kwargs) -> Any:
     return field(metadata={"help": text}, **kwargs)
 
 
-@_section
+@_section(one_of=[("preset", "from_pretrained")], needs={"revision": "from_pretrained"})
 class ModelRecipe:
     """Where the model comes from. Every other key is a `GPTConfig` field, or the book's name for one."""
 
-    preset: str | None = _doc(None, "gpt2-124m, gpt2-355m, gpt2-774m or gpt2-1558m; the other keys then change it")
-    from_pretrained: str | None = _doc(None, "directory or Hub id of a model to continue")
-    revision: str | None = _doc(None, "branch, tag or commit of that Hub id")
+    preset: Name | None = _doc(None, "gpt2-124m, gpt2-355m, gpt2-774m or gpt2-1558m; the other keys then change it")
+    from_pretrained: Name | None = _doc(None, "directory or Hub id of a model to continue")
+    revision: Name | None = _doc(None, "branch, tag or commit of that Hub id")
     config: dict[str, Any] = _doc(dict, "GPTConfig fields; in YAML they stand directly in the section")
 
     @model_validator(mode="before")
@@ -94,44 +181,52 @@ class ModelRecipe:
         if not isinstance(values, Mapping):
             return values
         own = {f.name for f in dataclasses.fields(cls)}
-        config = {**(values.get("config") or {}), **{k: v for k, v in values.items() if k not in own}}
+        config = values.get("config") or {}
+        if not isinstance(config, Mapping):
+            return values  # refused by its type
+        beside = {k: v for k, v in values.items() if k not in own}
+        for key in beside:
+            if key in config and config[key] != beside[key]:
+                raise ValueError(f"{key!r} is given twice, in the section and in its 'config'")
+        config = {**config, **beside}
+        config = {str(k): _written_number(v) if isinstance(v, str) else v for k, v in config.items()}
         return {**{k: v for k, v in values.items() if k in own}, "config": config}
 
     def __post_init__(self) -> None:
-        if self.preset and self.from_pretrained:
-            raise ValueError("give 'preset' or 'from_pretrained', not both")
-        if self.revision and not self.from_pretrained:
-            raise ValueError("'revision' goes with 'from_pretrained'")
+        _refuse_both(self)
 
 
-@_section
+@_section()
 class TrainTokenizerRecipe:
-    vocab_size: Annotated[int, Field(ge=257), _Number] = _doc(4096, "entries, with <|endoftext|> and the 256 bytes")
+    vocab_size: Annotated[int, Field(ge=257, le=10_000_000), _Whole] = _doc(
+        4096, "entries, with <|endoftext|> and the 256 bytes"
+    )
 
 
-@_section
+@_section(one_of=[("name", "train")], needs={"revision": "name"})
 class TokenizerRecipe:
-    name: str | None = _doc(
+    name: Name | None = _doc(
         None, "gpt2, bytes, a path or a Hub id; if nothing is said, that of model.from_pretrained, else gpt2"
     )
-    revision: str | None = _doc(None, "branch, tag or commit of that Hub id")
+    revision: Name | None = _doc(None, "branch, tag or commit of that Hub id")
     train: TrainTokenizerRecipe | None = _doc(None, "train a byte-level BPE on the training text instead")
 
     def __post_init__(self) -> None:
-        if self.name and self.train:
-            raise ValueError("give 'name' or 'train', not both")
+        _refuse_both(self)
 
 
-@_section
+@_section(
+    one_of=[("validation_split", "validation_fraction"), ("validation_source", "validation_fraction")],
+)
 class DataRecipe:
-    source: str = _doc("builtin:python-docs", "builtin:python-docs, a file, directory or glob, or a Hub dataset id")
-    config: str | None = _doc(None, "configuration of a dataset that has several, such as wikitext-2-raw-v1")
-    revision: str | None = _doc(None, "branch, tag or commit of a Hub dataset")
+    source: Name = _doc("builtin:python-docs", "builtin:python-docs, a file, directory or glob, or a Hub dataset id")
+    config: Name | None = _doc(None, "configuration of a dataset that has several, such as wikitext-2-raw-v1")
+    revision: Name | None = _doc(None, "branch, tag or commit of a Hub dataset")
     streaming: bool = _doc(False, "read a Hub dataset as it arrives, without keeping a copy of it")
-    text_column: str | None = _doc(None, "column that holds the text; 'text', or the only column of strings")
-    train_split: str = _doc("train", "split to train on")
-    validation_split: str | None = _doc(None, "split to validate on")
-    validation_source: str | None = _doc(None, "validate on another source, such as a second file or folder")
+    text_column: Name | None = _doc(None, "column that holds the text; 'text', or the only column of strings")
+    train_split: Name = _doc("train", "split to train on")
+    validation_split: Name | None = _doc(None, "split to validate on")
+    validation_source: Name | None = _doc(None, "validate on another source, such as a second file or folder")
     validation_fraction: Fraction | None = _doc(None, "or cut this fraction of the characters off the end")
     separator: AutoOrBool = _doc("auto", "<|endoftext|> between rows; auto: unless rows are lines of one text")
     drop_blank_lines: bool = _doc(False, "leave lines without a visible character out")
@@ -141,14 +236,10 @@ class DataRecipe:
     drop_last: bool = _doc(False, "leave out an epoch's last global batch when it is short")
 
     def __post_init__(self) -> None:
-        if not self.source:
-            raise ValueError("'source' is empty; name a file, a folder, a dataset, or builtin:python-docs")
-        given = [k for k in ("validation_split", "validation_source", "validation_fraction") if getattr(self, k)]
-        if len(given) > 1 and set(given) != {"validation_split", "validation_source"}:
-            raise ValueError(f"give one of {' and '.join(repr(k) for k in given)}")
+        _refuse_both(self)
 
 
-@_section
+@_section()
 class OptimizerRecipe:
     name: Literal["adamw", "muon"] = _doc(
         "adamw", "muon: orthogonal updates of the blocks' matrices, AdamW for the rest"
@@ -166,7 +257,7 @@ class OptimizerRecipe:
             raise ValueError("'muon_lr' goes with name: muon")
 
 
-@_section
+@_section()
 class ScheduleRecipe:
     name: Literal["cosine", "linear", "constant", "wsd"] = _doc("cosine", "wsd: stable, then a linear decay")
     warmup_steps: Count = _doc(0, "steps of linear warmup")
@@ -174,10 +265,10 @@ class ScheduleRecipe:
     decay_fraction: Fraction = _doc(0.2, "wsd: the part of the run that decays")
 
 
-@_section
+@_section(one_of=[("max_steps", "epochs")])
 class TrainRecipe:
     max_steps: Count | None = _doc(None, "global batches to train on; 0 evaluates and saves the untrained model")
-    epochs: Positive | None = _doc(None, "or passes over the training windows")
+    epochs: Annotated[Positive, Field(le=1e9)] | None = _doc(None, "or passes over the training windows")
     batch_size: PositiveInt = _doc(8, "windows a process takes at once")
     global_batch_size: PositiveInt | None = _doc(
         None, "windows of a step over all processes; batches are accumulated until they are together"
@@ -191,33 +282,30 @@ class TrainRecipe:
     )
     compile: AutoOrBool = _doc("auto", "torch.compile the model; auto: where the run is long enough for it to pay")
     device: Literal["auto", "cuda", "mps", "cpu"] = _doc("auto", "auto: cuda, else mps, else cpu")
-    attn_implementation: str = _doc("sdpa", "eager, sdpa, flash_attention_2, flex_attention")
+    attn_implementation: Name = _doc("sdpa", "eager, sdpa, flash_attention_2, flex_attention")
     gradient_checkpointing: bool = _doc(False, "recompute activations in the backward pass to save memory")
     log_every: PositiveInt = _doc(10, "steps between train lines in metrics.jsonl")
     skip_nonfinite: Count = _doc(0, "updates to skip, not stop at, when the gradient is not finite; waits each step")
 
     def __post_init__(self) -> None:
-        if self.max_steps is not None and self.epochs is not None:
-            raise ValueError("give 'max_steps' or 'epochs', not both")
+        _refuse_both(self)
         if self.max_steps is None and self.epochs is None:
             self.max_steps = 1000
 
 
-@_section
+@_section()
 class EvaluationRecipe:
     first: Count = _doc(0, "first step to evaluate at; 0 is before training")
     every: PositiveInt = _doc(100, "steps between evaluations; the last step is always evaluated")
     at_epoch_end: bool = _doc(False, "evaluate at each epoch's end too")
     tokens: PositiveInt | None = _doc(100_000, "tokens of each set to evaluate on, from its beginning; null: all")
-    prompts: list[Annotated[str, Field(min_length=1)]] = _doc(
-        ["Every effort moves you"], "continued at each evaluation"
-    )
-    sample_tokens: PositiveInt = _doc(50, "tokens of each continuation")
-    temperature: NonNegative | None = _doc(None, "of the continuations; 0 or null with no top_k: greedy")
+    prompts: Texts = _doc(["Every effort moves you"], "continued at each evaluation")
+    sample_tokens: Annotated[PositiveInt, Field(le=MOST_NEW_TOKENS)] = _doc(50, "tokens of each continuation")
+    temperature: Temperature | None = _doc(None, "of the continuations; 0 or null with no top_k: greedy")
     top_k: PositiveInt | None = _doc(None, "sample among the k most likely tokens")
 
 
-@_section
+@_section()
 class CheckpointRecipe:
     every: PositiveInt | None = _doc(500, "steps between checkpoints; null: only at the end")
     keep: PositiveInt | None = _doc(3, "newest checkpoints kept, beside the best one; null: all")
@@ -226,30 +314,32 @@ class CheckpointRecipe:
     )
 
 
-@_section
+@_section()
 class TrackingRecipe:
-    to: list[str] = _doc(list, "accelerate's trackers: tensorboard, wandb, trackio ...")
+    to: Texts = _doc(list, "accelerate's trackers: tensorboard, wandb, trackio ...")
 
 
-@_section
+@_section()
 class HubRecipe:
-    repo_id: str | None = _doc(None, "OWNER/NAME to publish to while training; the best checkpoint becomes its main")
+    repo_id: Name | None = _doc(None, "OWNER/NAME to publish to while training; the best checkpoint becomes its main")
     push_every: PositiveInt | None = _doc(None, "steps between pushes; null: each checkpoint")
     private: bool = _doc(False, "make the repository a private one")
-    branch: str = _doc("training", "branch of all pushed checkpoints, each with a tag such as step-00000500")
+    branch: Name = _doc("training", "branch of all pushed checkpoints, each with a tag such as step-00000500")
     with_training_state: bool = _doc(False, "push what resuming needs too: three times the size")
-    license: str | None = _doc(None, "licence of the model as the Hub names it, such as mit or cc-by-sa-4.0")
+    license: Name | None = _doc(None, "licence of the model as the Hub names it, such as mit or cc-by-sa-4.0")
 
     def __post_init__(self) -> None:
         if self.branch == "main":
             raise ValueError("'branch' takes every checkpoint and main the best one; name another branch")
         if not _BRANCH.fullmatch(self.branch):
-            raise ValueError(f"'branch' is a name such as training, found {self.branch!r}")
+            raise ValueError(f"'branch' is a name such as training, found {_shown(self.branch)}")
+        if self.license is not None and not _LICENSE.fullmatch(self.license):
+            raise ValueError(f"'license' is a name such as mit or cc-by-sa-4.0, found {_shown(self.license)}")
         if self.repo_id is not None and (not _REPO_ID.fullmatch(self.repo_id) or re.search(r"--|\.\.", self.repo_id)):
-            raise ValueError(f"'repo_id' is OWNER/NAME, such as someone/my-gpt, found {self.repo_id!r}")
+            raise ValueError(f"'repo_id' is OWNER/NAME, such as someone/my-gpt, found {_shown(self.repo_id)}")
 
 
-@_section
+@_section()
 class Recipe:
     """A run: what is trained, on what, how, and where it is kept. Sections may be given as dictionaries.
 
@@ -257,8 +347,8 @@ class Recipe:
     types and impossible values.
     """
 
-    seed: Seed = _doc(123, "of the weights, dropout and the order of windows")
-    output_dir: str = _doc("runs/gpt", "folder of the run")
+    seed: Count = _doc(123, "of the weights, dropout and the order of windows")
+    output_dir: Name = _doc("runs/gpt", "folder of the run")
     model: ModelRecipe = _doc(ModelRecipe, "")
     tokenizer: TokenizerRecipe = _doc(TokenizerRecipe, "")
     data: DataRecipe = _doc(DataRecipe, "")
@@ -285,15 +375,19 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
-        """The recipe of a YAML file, changed by flags: `["--train.max_steps", "100", "--optimizer.lr=1e-3"]`."""
+        """The recipe of a YAML file, changed by flags: `["--train.max_steps", "100", "--optimizer.lr=1e-3"]`.
+
+        Of two fields that exclude each other, the one among the flags stays.
+        """
         values, changed = _read_yaml(path), list(parse_overrides(overrides))
+        _let_flags_win(values, [keys for keys, value in changed if value is not None])
         for keys, value in changed:
             _set(values, keys, value)
         try:
             return cls.from_dict(values)
         except UserError as error:
             field = str(error).partition(": ")[0]
-            if field in {".".join(keys) for keys, _ in changed}:  # the file is not to blame
+            if any(f"{field}.".startswith(".".join([*keys, ""])) for keys, _ in changed):  # the file is not to blame
                 raise UserError(f"--{error}") from None
             raise UserError(f"{path}: {error}") from None
 
@@ -351,50 +445,94 @@ def parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[list[str], Any]]
             raise UserError(f"unexpected argument {flag!r}; recipe fields are given as --section.key VALUE")
         name, equals, text = flag[2:].partition("=")
         if not equals:
-            if not arguments:
+            if not arguments or arguments[0].startswith("--"):
                 raise UserError(f"--{name} needs a value, as in --{name} VALUE (null unsets it)")
             text = arguments.pop(0)
-        keys = name.split(".")
-        try:
-            # Text is taken as it stands, so that a path may hold " #" or be a number; only null unsets.
-            yield keys, text if _is_text(keys) and text != "null" else yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--{name}: not valid YAML: {error}") from None
+        keys = name.replace("model.config.", "model.", 1).split(".")
+        # Text is taken as it stands, so that a path may hold " #" or be a number; only null unsets. Of texts there
+        # may be a list.
+        annotation = _annotation(keys)
+        is_list = annotation == Texts and text.startswith("[") and text.endswith("]")
+        takes_text = annotation == Texts or Name in (annotation, *typing.get_args(annotation))
+        if not takes_text and not text.strip():
+            raise UserError(f"--{name} has an empty value; null unsets it")
+        yield keys, text if takes_text and not is_list and text != "null" else load_yaml(text, f"--{name}")
 
 
-def _is_text(keys: Sequence[str]) -> bool:
-    """Whether the field that flags name by `keys` holds a string."""
+def _annotation(keys: Sequence[str]) -> Any:
+    """The type of the field that flags name by `keys`; None if there is none."""
     section: Any = Recipe
     for key in keys:
         fields = {f.name: f.type for f in dataclasses.fields(section)} if section else {}
         annotation = fields.get(key)
         section = _dataclass_in(annotation)
-    return annotation is str or (isinstance(annotation, types.UnionType) and str in typing.get_args(annotation))
+    return annotation
+
+
+def _let_flags_win(values: dict[str, Any], given: Sequence[Sequence[str]]) -> None:
+    """Remove from `values` what excludes a field that flags give, `given` by their keys.
+
+    Raises:
+        UserError: two flags exclude each other.
+    """
+    flags = {tuple(keys[:2]) for keys in given if len(keys) > 1 and keys[0] in _SECTIONS}
+    for section, key in sorted(flags):
+        for other in sorted(_excluded_by(section, key)):
+            if (section, other) in flags:
+                raise UserError(f"--{section}.{key} and --{section}.{other} exclude each other; give one")
+            if isinstance(values.get(section), dict) and values[section].pop(other, None) is not None:
+                for dependent, needed in _SECTIONS[section].needs.items():
+                    if needed == other:
+                        values[section].pop(dependent, None)
+
+
+def _excluded_by(section: str, key: str) -> set[str]:
+    """The other fields of the section that must not be given beside `key`."""
+    others = {other for pair in _SECTIONS[section].one_of if key in pair for other in pair}
+    if section == "model":  # the names of one field
+        from .configuration_gpt import GPTConfig
+
+        alias_of = GPTConfig.attribute_map
+        names = {*alias_of, *alias_of.values()}
+        others |= {name for name in names if alias_of.get(name, name) == alias_of.get(key, key)}
+    return others - {key}
 
 
 def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Set a field, or take it out of `values` if `value` is None and the field has no such value."""
     for depth, key in enumerate(keys[:-1]):
         if values.get(key) is None:
             values[key] = {}
         values = values[key]
         if not isinstance(values, dict):
             raise UserError(f"--{'.'.join(keys)}: {'.'.join(keys[: depth + 1])} is not a section")
-    values[keys[-1]] = value
+    annotation = _annotation(keys)
+    takes_null = type(None) in typing.get_args(annotation)
+    if value is None and not takes_null and (annotation is not None or keys[0] == "model"):
+        values.pop(keys[-1], None)
+    else:
+        values[keys[-1]] = value
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with open(local_path(path), encoding="utf-8") as file:
+            text = file.read(_LARGEST_FILE + 1)
+        if len(text) > _LARGEST_FILE:
+            raise UserError(f"{path}: is too large for a recipe")
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; configs/ holds some to start from") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a recipe: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no recipe: it is not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as a recipe: {error.strerror}") from None
+    values = load_yaml(text, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections, found {_shown(values)}")
+        raise UserError(
+            f"{path}: a recipe is a mapping of sections, found {_shown(values)}; text to train on is data.source"
+        )
     return values
 
 
@@ -432,14 +570,42 @@ def _one_line(cls: type, report: ValidationError) -> str:
         return f"{at}unknown key{did_you_mean(path[-1], names)}"
     if error["type"] == "value_error":
         return f"{at}{error['ctx']['error']}"
-    if error["type"] == "dataclass_type":
-        what = "expected a section with keys"
-    elif any(e["type"] == "bool_parsing" for e in errors):
-        what = "expected auto, true or false"
+    context = error.get("ctx") or {}
+    if any(e["type"] == "bool_parsing" for e in errors):
+        what = "must be auto, true or false"
+    elif error["type"] in _EXPECTED:
+        what = _EXPECTED[error["type"]].format(**context)
     else:
-        what = re.sub("Input should be|String should have", "expected", error["msg"])
-        what = what.replace("a valid i", "an i").replace("a valid", "a")
+        what = error["msg"].replace("Input should be", "must be").replace("a valid", "a")
     return f"{at}{what}, found {_shown(error['input'])}"
+
+
+# What a field needs, by the type of pydantic's error.
+_EXPECTED = {
+    "dataclass_type": "must be a section with keys",
+    "dict_type": "must be a section with keys",
+    "mapping_type": "must be a section with keys",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "too_short": "must be a list of at least {min_length}",
+    "too_long": "must be a list of at most {max_length}",
+    "missing": "must be a list of more",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "literal_error": "must be {expected}",
+}
 
 
 def _dataclass_in(annotation: Any) -> Any:

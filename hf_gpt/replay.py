@@ -20,7 +20,7 @@ from . import checkpoint
 from .errors import UserError
 from .recipe import Recipe, TrainRecipe
 from .run import prepare_run, scratch_recipe
-from .storage import read_json
+from .storage import local_path, read_json
 from .training.data import num_steps
 from .training.loop import TrainingRun, run
 from .training.observers import Observer
@@ -66,7 +66,7 @@ def replay(
     Raises:
         UserError: there is no such run, or it keeps no checkpoint of `start`.
     """
-    run_dir = Path(run_dir)
+    run_dir = local_path(run_dir)
     if not (run_dir / "recipe.yaml").is_file():
         raise UserError(f"{run_dir}: not a run: there is no recipe.yaml in it")
     parent = read_json(run_dir / "environment.json").get("parent")

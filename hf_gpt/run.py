@@ -23,7 +23,7 @@ from .hub.card import CardWriter
 from .hub.fetch import fetch_run
 from .recipe import CheckpointRecipe, HubRecipe, ModelRecipe, Recipe, TrackingRecipe
 from .report.page import ReportWriter
-from .storage import refuse_unwritable
+from .storage import local_path, refuse_unwritable
 from .training.loop import run
 from .training.model import Pretrained
 from .training.observers import Observer
@@ -71,7 +71,7 @@ def train(
 def prepare_run(recipe: Recipe, parent: str | None = None) -> Job:
     """`training.setup.prepare`, after what needs a satellite: fetching a run from the Hub, converting a GPT-2."""
     if recipe.checkpoint.resume == "hub":
-        run_dir = Path(recipe.output_dir).expanduser()
+        run_dir = local_path(recipe.output_dir, "output_dir")
         refuse_unwritable(run_dir, "output_dir")
         fetch_run(recipe.hub.repo_id, recipe.hub.branch, run_dir)
     refuse_missing_trackers(recipe.tracking.to)

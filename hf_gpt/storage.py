@@ -78,13 +78,36 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is damaged; remove it to continue without it") from None
 
 
+def local_path(name: str | os.PathLike, field: str | None = None) -> Path:
+    """The path that a person wrote, with `~` expanded; it may not exist. `field` is what was given it.
+
+    Raises:
+        UserError: the home of `~` or `~someone` is not known, or the system takes no such name.
+    """
+    try:
+        path = Path(name).expanduser()
+        str(path).encode()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(path)
+    except RuntimeError:
+        raise UserError(f"{name}: nobody's home folder is known by that name", field=field) from None
+    except UnicodeEncodeError:
+        raise UserError("the path is not UTF-8", field=field) from None
+    except (OSError, ValueError) as error:  # too long, not allowed, links in a circle; a NUL
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{str(name)[:100]!r} cannot be opened: {why}", field=field) from None
+    return path
+
+
 def refuse_unwritable(folder: Path, field: str) -> None:
     """Refuse, before any work, a folder that cannot be created or written to; the error names `field`."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise UserError(f"{nearest} is a file", field=field)
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f"{nearest} cannot be written to", field=field)
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()  # access rights alone do not tell
+    except OSError as error:
+        raise UserError(f"{nearest} cannot be written to: {error.strerror}", field=field) from None
 
 
 @contextlib.contextmanager
@@ -96,14 +119,15 @@ def new_directory(name: str) -> Iterator[Path]:
     """
     what_works = "name a directory that is not there yet, or an empty one"
     try:
-        final = Path(name).expanduser().resolve()
+        final = local_path(name).resolve()
+        (final.parent / f"{_temporary(final).name}-").exists()  # raises where the temporary name is too long
         if _is_occupied(final):
             raise UserError(f"{name}: {'is not empty' if final.is_dir() else 'is a file'}; {what_works}")
         if final == Path.cwd() or final.is_mount():
             raise UserError(f"{name or repr(name)}: cannot be replaced by another directory; name a new one in it")
         final.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=final.parent).close()  # now, not after minutes; access rights alone do not tell
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, or a home that nobody has
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{name}: nothing can be written there: {why}; {what_works}") from None
     with replacing_directory(final) as temporary:

@@ -10,9 +10,11 @@ PACKAGE = Path(__file__).parent.parent / "hf_gpt"
 # From below: a file imports from its own room, and from rooms on the lines above its own.
 FLOORS = (
     ("errors",),
-    ("storage", "display", "recipe", "configuration_gpt", "network"),
+    ("storage", "display", "yaml_text", "configuration_gpt", "network"),
+    ("recipe",),
     ("modeling_gpt",),
     ("data",),
+    ("loading",),
     ("checkpoint", "loss"),
     ("evaluation",),
     ("generation",),

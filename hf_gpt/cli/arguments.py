@@ -5,8 +5,11 @@ that argument, are shown with the flag (`Parser.flags`, used in `cli.main`).
 """
 
 import argparse
+import math
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from ..display import whole_number
 from ..errors import UserError
 
 TOKEN_SIGNS = (
@@ -15,23 +18,45 @@ TOKEN_SIGNS = (
 )
 
 
+def whole(text: str) -> int:
+    """A whole number, also `10k`; which ones make sense is for the library to say."""
+    try:
+        number = whole_number(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
+    if not -(2**63) < number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: must be below 2**63")
+    return number
+
+
+def real(text: str) -> float:
+    """A finite number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a finite number")
+    return number
+
+
 def count(text: str) -> int:
     """A number of tokens to show."""
-    if not 1 <= int(text) <= 100:
+    if not 1 <= whole(text) <= 100:
         raise argparse.ArgumentTypeError(f"{text}: must be 1 to 100")
-    return int(text)
+    return whole(text)
 
 
 _SHARED: dict[str, dict[str, Any]] = {
     "model": {"metavar": "MODEL", "help": "directory of a model or run, or a Hub id"},
     "--prompt": {"required": True, "metavar": "TEXT", "help": "the text to continue"},
-    "--top-k": {"type": int, "metavar": "K", "help": "sample from the K likeliest tokens"},
+    "--top-k": {"type": whole, "metavar": "K", "help": "sample from the K likeliest tokens"},
     "--top-p": {
-        "type": float,
+        "type": real,
         "metavar": "P",
         "help": "sample from the likeliest tokens whose probabilities add up to P",
     },
-    "--seed": {"type": int, "default": 123, "metavar": "S", "help": "random seed of the sampling (default: 123)"},
+    "--seed": {"type": whole, "default": 123, "metavar": "S", "help": "random seed of the sampling (default: 123)"},
     "--top": {"type": count, "metavar": "N", "help": "likeliest tokens to show (default: %(default)s)"},
     "--device": {
         "default": "auto",
@@ -57,11 +82,38 @@ class Parser(argparse.ArgumentParser):
         self.usage = f"{self.prog} RECIPE.yaml {flags} [--section.key VALUE ...]"
         self.recipe = self.add_argument("recipe", metavar="RECIPE.yaml", help="the recipe; flags change its fields")
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's. Where there is a recipe, what it does not know are fields of it, before or after the recipe.
+
+        Their values are taken out too: argparse would take the first of them for the recipe.
+        """
+        if self.recipe is None:
+            return super().parse_known_args(args, namespace)
+        waiting, own, fields = list(args), [], []
+        while waiting:
+            argument = waiting.pop(0)
+            if argument == "--":
+                own += [argument, *waiting]
+                break
+            if not argument.startswith("--") or argument.partition("=")[0] in self._option_string_actions:
+                own.append(argument)
+                continue
+            fields.append(argument)
+            if "=" not in argument and waiting and not waiting[0].startswith("--"):
+                fields.append(waiting.pop(0))
+        self._fields = fields
+        namespace, unknown = super().parse_known_args(own, namespace)
+        return namespace, unknown + fields
+
     def flags(self) -> dict[str, str]:
         """The flag of each argument, by its `dest`."""
         return {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
 
     def error(self, message: str) -> NoReturn:
+        if self.recipe is not None and message.endswith(f"required: {self.recipe.metavar}"):
+            fields = "".join(f" {text}" for text in self._fields)
+            example = f"{self.prog} configs/quickstart.yaml{fields}"
+            raise UserError(f"{self.recipe.metavar} is missing; flags change a recipe, as in: {example}")
         if message.endswith("expected one argument"):
             message += "; write a value that begins with - as --flag=-value"
         raise UserError(f"{message}; see {self.prog} --help")

@@ -3,7 +3,7 @@
 import argparse
 
 from ..errors import UserError
-from .arguments import Parser
+from .arguments import Parser, real, whole
 from .output import say
 
 HELP = "convert GPT-2 weights to our GPT, or our GPT to a stock GPT-2"
@@ -34,9 +34,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="T", help="another tokenizer than the source's, named as in a recipe; or none"
     )
-    parser.add_argument("--heads", type=int, metavar="N", help="the book's n_heads (only --from book)")
+    parser.add_argument("--heads", type=whole, metavar="N", help="the book's n_heads (only --from book)")
     parser.add_argument(
-        "--drop-rate", type=float, metavar="R", help="dropout (only --from book; default: that of the file, or 0.1)"
+        "--drop-rate", type=real, metavar="R", help="dropout (only --from book; default: that of the file, or 0.1)"
     )
 
 

@@ -2,10 +2,9 @@
 
 import argparse
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import TOKEN_SIGNS, Parser
+from .arguments import TOKEN_SIGNS, Parser, real, whole
 from .output import check_output_file, hide_loading_bars, print_json, say
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_shared("model", "--prompt")
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=real,
         nargs="+",
         default=[0.1, 1.0, 5.0],
         metavar="T",
@@ -36,7 +35,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_shared("--top-k", "--top-p")
     parser.add_argument(
-        "--draws", dest="num_draws", type=int, default=1000, metavar="N", help="draws to count (default: 1000)"
+        "--draws", dest="num_draws", type=whole, default=1000, metavar="N", help="draws to count (default: 1000)"
     )
     parser.add_shared("--seed")
     parser.add_shared("--top", default=10)
@@ -77,9 +76,10 @@ def _draw(found: "Decoding", file: str, top: int) -> None:
 
     from ..explain.chart import chart, missing_characters
     from ..report.plots import write_picture
+    from ..storage import local_path
 
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a font without a regular weight will do
-    write_picture(Path(file), chart(found, top))
+    write_picture(local_path(file), chart(found, top))
     say(f"chart      {file}")
     if missing := missing_characters(found, top):
         say(f"note       no font of this machine has {missing}: shown by number; Noto Sans CJK has Chinese")

@@ -3,7 +3,7 @@
 import argparse
 
 from ..errors import UserError
-from .arguments import Parser
+from .arguments import Parser, whole
 from .output import hide_loading_bars, say
 
 HELP = "serve a page on which a model continues prompts, with its next-token distribution"
@@ -15,7 +15,7 @@ def add_arguments(parser: Parser) -> None:
         " Needs pip install 'hf_gpt[demo]'."
     )
     parser.add_shared("model")
-    parser.add_argument("--port", type=int, metavar="N", help="port (default: the first free one from 7860)")
+    parser.add_argument("--port", type=whole, metavar="N", help="port (default: the first free one from 7860)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument("--space", metavar="DIR", help="only write a Hugging Face Space to a new directory")
 

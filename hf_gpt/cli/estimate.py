@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from .arguments import Parser
+from .arguments import Parser, real, whole
 from .output import print_json, say
 
 HELP = "forecast the parameters, FLOPs, memory and time of a run"
@@ -23,11 +23,11 @@ def add_arguments(parser: Parser) -> None:
         metavar="NAME",
         help="forecast for a device such as H100 instead of this machine; --device list shows the known ones",
     )
-    parser.add_argument("--devices", metavar="N", type=int, default=1, help="number of such devices (default: 1)")
+    parser.add_argument("--devices", metavar="N", type=whole, default=1, help="number of such devices (default: 1)")
     parser.add_argument(
         "--utilization",
         metavar="U",
-        type=float,
+        type=real,
         default=0.4,
         help="assumed part of the device's peak that training reaches (default: 0.4)",
     )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .arguments import Parser
+from .arguments import Parser, whole
 from .output import hide_loading_bars, print_json, say
 
 HELP = "measure loss, perplexity and bits per byte of a model on a text"
@@ -17,7 +17,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--split", metavar="S", help="split (default: test for --dataset, train for --text)")
     parser.add_argument("--text-column", metavar="NAME", help="column that contains the text")
     parser.add_argument(
-        "--stride", metavar="N", type=int, help="tokens between window starts (default: the context length)"
+        "--stride", metavar="N", type=whole, help="tokens between window starts (default: the context length)"
     )
     parser.add_argument("--tokens", metavar="N", type=int, help="score the first N tokens only (default: all)")
     parser.add_argument(

@@ -1,7 +1,6 @@
 """`hf-gpt explain MODEL --text TEXT`"""
 
 import argparse
-from pathlib import Path
 
 from .arguments import TOKEN_SIGNS, Parser
 from .output import check_output_file, hide_loading_bars, print_json, say
@@ -36,9 +35,9 @@ def run(arguments: argparse.Namespace) -> None:
     explanation = explain(*load_model(arguments.model, arguments.device), arguments.text, arguments.top)
     if arguments.html is not None:
         from ..explain.page import page
-        from ..storage import write_text
+        from ..storage import local_path, write_text
 
-        write_text(Path(arguments.html), page(explanation, arguments.model))
+        write_text(local_path(arguments.html), page(explanation, arguments.model))
         say(f"page       {arguments.html}")
     if arguments.json:
         print_json(explanation.to_dict())

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .arguments import Parser
+from .arguments import Parser, real, whole
 from .output import hide_loading_bars
 
 HELP = "continue a prompt"
@@ -12,10 +12,10 @@ def add_arguments(parser: Parser) -> None:
     parser.epilog = "Decoding is greedy unless --temperature, --top-k or --top-p is given."
     parser.add_shared("model", "--prompt")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=50, metavar="N", help="tokens to add at most (default: 50)"
+        "--max-new-tokens", type=whole, default=50, metavar="N", help="tokens to add at most (default: 50)"
     )
     parser.add_argument(
-        "--temperature", type=float, metavar="T", help="0: greedy; below 1: likelier tokens; above 1: more varied ones"
+        "--temperature", type=real, metavar="T", help="0: greedy; below 1: likelier tokens; above 1: more varied ones"
     )
     parser.add_shared("--top-k", "--top-p", "--seed", "--device")
 

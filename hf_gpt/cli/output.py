@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, one_line
@@ -38,10 +37,11 @@ def set_up_hub(*, show_bars: bool = True) -> None:
 
 def check_output_file(file: str | None, field: str) -> None:
     """Refuse, before the work, a file that cannot be written after it."""
-    from ..storage import refuse_unwritable
+    from ..storage import local_path, refuse_unwritable
 
     if file is None:
         return
-    if Path(file).is_dir():
+    path = local_path(file, field)
+    if path.is_dir():
         raise UserError("is a folder; give a file", field=field, value=repr(file))
-    refuse_unwritable(Path(file).parent, field)
+    refuse_unwritable(path.parent, field)

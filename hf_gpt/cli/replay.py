@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .arguments import Parser
+from .arguments import Parser, whole
 from .output import hide_loading_bars, say
 
 if TYPE_CHECKING:
@@ -16,9 +16,15 @@ HELP = "train steps of a run again and compare losses and weights with the recor
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("run_dir", metavar="RUN", help="directory of the run")
     parser.add_argument(
-        "--from", dest="start", type=int, metavar="S", help="0, or a step that has a checkpoint (default: the oldest)"
+        "--from",
+        dest="start",
+        type=whole,
+        metavar="S",
+        help="0, or a step with a checkpoint (default: the oldest)",
     )
-    parser.add_argument("--to", dest="stop", type=int, metavar="T", help="last step (default: the newest checkpoint)")
+    parser.add_argument(
+        "--to", dest="stop", type=whole, metavar="T", help="last step (default: of the newest checkpoint)"
+    )
     parser.epilog = "The exit code is 1 if anything differs, or if no step has a record to compare with."
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ..configuration_gpt import GPTConfig
 from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
-from ..storage import new_directory
+from ..storage import local_path, new_directory
 from .files import WRAPPERS, can_be_mapped, read_file
 from .result import Conversion, Source, choose_tokenizer, convert, our_config, shapes_of, token_ids
 from .table import Row, StateDict, free_memory, rows_between
@@ -56,7 +56,7 @@ def from_book(
         UserError: it is not such a file, weights are missing or unknown, or `heads` is needed or does not fit.
     """
     with new_directory(out) as directory:
-        path = Path(source)
+        path = local_path(source)
         weights, settings = _read(path)
         fields = _sizes(source, weights)
         fields["num_attention_heads"] = _heads(source, fields["hidden_size"], heads, settings)

@@ -30,6 +30,7 @@ from ..configuration_gpt import GPTConfig
 from ..data.cache import cache_folder, digest, kept, seal
 from ..data.files import content_hash
 from ..errors import UserError
+from ..loading import quiet, reason
 from ..modeling_gpt import (
     GPTForCausalLM,
     GPTForQuestionAnswering,
@@ -45,7 +46,6 @@ from .result import (
     convert,
     logits_of,
     our_config,
-    quiet,
     shapes_of,
     token_ids,
     tokenizer_in,
@@ -205,7 +205,7 @@ def load(model_class: type[PreTrainedModel], folder: Path | None, name: str, **h
         with quiet():
             model, report = model_class.from_pretrained(folder, **how)
     except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise UserError(f"{name}: {model_class.__name__} cannot load it: {error}") from None
+        raise UserError(f"{name}: {model_class.__name__} cannot load it: {reason(error)}") from None
     refuse_missing_weights(name, report)
     for weight in sorted(report["unexpected_keys"]):
         if not MASK.search(weight):
@@ -256,6 +256,6 @@ def _config(folder: Path, source: str, config_class: type[PreTrainedConfig], wha
     except UserError:
         raise
     except StrictDataclassError as error:  # two lines that name the validator; its cause names the field
-        raise UserError(f"{source}: config.json cannot be used: {error.__cause__ or error}") from None
+        raise UserError(f"{source}: config.json cannot be used: {reason(error.__cause__ or error)}") from None
     except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
-        raise UserError(f"{source}: config.json cannot be used: {error}") from None
+        raise UserError(f"{source}: config.json cannot be used: {reason(error)}") from None

@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, PreTrainedT
 
 from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
-from ..storage import new_directory
+from ..storage import local_path, new_directory
 from .gpt2 import convert_model, fields_from_gpt2, load
 from .result import Conversion, Source, choose_tokenizer, our_config
 from .table import StateDict
@@ -33,7 +33,7 @@ def from_openai(source: str, out: str, tokenizer: str | None = None) -> Conversi
     Raises:
         UserError: tensorflow is not installed, a file is missing or damaged, or weights are missing or unknown.
     """
-    folder = Path(source)
+    folder = local_path(source)
     if not folder.is_dir():
         raise UserError(f"{source}: no such directory; give the folder with hparams.json and model.ckpt.*")
     with new_directory(out) as directory:

@@ -4,10 +4,9 @@ Every conversion ends in `convert`. Reading the source and computing its logits 
 `book.py`.
 """
 
-import contextlib
 import copy
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import TOKENIZER_FILES, load_tokenizer, save_tokenizer
 from ..errors import UserError
+from ..loading import quiet, skeleton
 from .table import Row, StateDict, free_memory, renamed
 
 _NUM_TOKENS = 64
@@ -134,7 +133,7 @@ def _save(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, state: StateDict, directory: Path, out: str
 ) -> int:
     """Save the model with these weights, empty `state`, and return the number of parameters."""
-    model = _without_memory(model_class, config)
+    model = _without_memory(out, model_class, config)
     model.load_state_dict(state, strict=False, assign=True)
     state.clear()
     model.tie_weights()
@@ -172,10 +171,7 @@ def shapes_of(source: str, model_class: type[PreTrainedModel], config: PreTraine
     Raises:
         UserError: no model can have the configuration that was found in `source`.
     """
-    try:
-        model = _without_memory(model_class, config)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{source}: no model can have its configuration: {error}") from None
+    model = _without_memory(source, model_class, config)
     tied = model.all_tied_weights_keys
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items() if name not in tied}
 
@@ -219,20 +215,5 @@ def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase | None:
     return load_tokenizer(str(folder.resolve()))
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and loading reports; `load` checks what is missing or unexpected."""
-    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bar:
-            logging.enable_progress_bar()
-
-
-def _without_memory(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    with torch.device("meta"):
-        return model_class(copy.deepcopy(config))
+def _without_memory(name: str, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    return skeleton(lambda: model_class(copy.deepcopy(config)), config, name)

@@ -25,6 +25,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..recipe import DataRecipe
+from ..storage import local_path
 from .cache import cache_get, cache_put, digest
 from .files import (
     EMPTY,
@@ -175,7 +176,7 @@ class _Source:
 def _open_source(source: str, recipe: DataRecipe) -> _Source:
     if source.startswith("builtin:"):
         return _builtin(source)
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir():
         return _folder(source, path, recipe)
     if path.exists():
@@ -320,7 +321,7 @@ def _hub(source: str, recipe: DataRecipe) -> _Source:
 def _builder(source: str, problem: str, config: str | None, revision: str | None) -> Any:
     from datasets import get_dataset_config_names, load_dataset_builder
 
-    path = os.path.expanduser(source)
+    path = str(local_path(source))
     with one_line(problem):
         try:
             return load_dataset_builder(path, config, revision=revision)

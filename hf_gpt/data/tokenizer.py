@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import HubError, UserError
 from ..network import hub_requests
-from ..storage import read_json, write_json
+from ..storage import local_path, read_json, write_json
 from .cutting import cut, repair_surrogates
 
 if TYPE_CHECKING:  # imported where they are used: `hf-gpt --help` needs none of them
@@ -69,7 +69,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> "PreTraine
         UserError: there is no such tokenizer, it cannot be reached, or it has no fast version.
     """
     name = str(name_or_path)
-    path = Path(name).expanduser()
+    path = local_path(name, "tokenizer.name")
     is_remote = name not in ("gpt2", "bytes") and not path.exists()
     if revision is not None and not is_remote:
         raise UserError(f"tokenizer {name!r} has no revisions (got {revision!r}): only a Hub id does")

@@ -22,6 +22,7 @@ from ..explain.decoding import distribution, next_token_logits
 from ..explain.token_text import show_token
 from ..generation import check_request, context_length, encode_prompt, stream_text
 from ..report.html import render
+from ..storage import local_path
 
 MOST_NEW_TOKENS = 512
 LABELS = {
@@ -46,7 +47,7 @@ def stages_of(model: str) -> dict[str, str]:
         UserError: as `resolve_model`.
     """
     best = resolve_model(model)
-    found = checkpoints(model) if (Path(model) / "checkpoints").is_dir() else []
+    found = checkpoints(local_path(model))
     if len(found) < 2:
         return {Path(best).resolve().name if Path(best).is_dir() else best: best}
     shown = {found[round(part * (len(found) - 1) / 4)] for part in range(5)} if len(found) > 4 else set(found)

@@ -23,7 +23,15 @@ from transformers import (
 )
 
 from ..errors import UserError
-from ..generation import check_prompt, check_sampling, check_seed, encode_prompt, plain_options, refuse_past_window
+from ..generation import (
+    check_prompt,
+    check_sampling,
+    check_seed,
+    encode_prompt,
+    generate,
+    plain_options,
+    refuse_past_window,
+)
 from ..loss import evaluating
 from .token_text import aligned
 
@@ -58,7 +66,8 @@ def next_token_logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     input_ids = encode_prompt(model, tokenizer, prompt)
     refuse_past_window(model, input_ids.shape[1] + 1, "prompt", "with the next token it makes")
     with evaluating(model):
-        output = model.generate(
+        output = generate(
+            model,
             input_ids,
             max_new_tokens=1,
             do_sample=False,

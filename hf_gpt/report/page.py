@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import name_of
 from ..display import duration, perplexity
 from ..errors import RunPreempted, RunStopped, UserError
-from ..storage import write_text
+from ..storage import local_path, write_text
 from ..training.observers import Observer
 from .comparison import comparison_page
 from .html import render
@@ -72,15 +72,16 @@ def plot(
         raise UserError(f"{twice}: is named twice; name each run once")
     if len(runs) > MOST_RUNS:
         raise UserError(f"{len(runs)} runs: at most {MOST_RUNS} can be told apart in one report")
+    folder = None if output is None else local_path(output, "output")
     if alone_in_file:
         plots = loss_plots(runs, x, log)[:3]
         if not plots:
             raise UserError(f"{runs[0].run_dir}: metrics.jsonl holds nothing to draw over {x}")
-        return Pictures([draw(Path(output), plots)])
-    if output is not None and Path(output).exists() and not Path(output).is_dir():
+        return Pictures([draw(folder, plots)])
+    if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError("is a file; name a folder", field="output", value=output)
     alone = len(runs) == 1
-    folder = Path(output or (runs[0].run_dir if alone else "comparison"))
+    folder = folder or (runs[0].run_dir if alone else Path("comparison"))
     write_text(folder / REPORT, run_page(runs[0], x, log) if alone else comparison_page(runs, x, log))
     written = Pictures([folder / REPORT])
     if alone:

@@ -14,7 +14,7 @@ import yaml
 
 from .. import checkpoint
 from ..errors import UserError
-from ..storage import read_json
+from ..storage import local_path, read_json
 from ..training.run_log import read_lines, read_metrics
 
 _LARGEST = 1e30  # a larger number cannot be drawn
@@ -69,7 +69,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
     Raises:
         UserError: the directory holds no run, or its metrics.jsonl is damaged.
     """
-    run_dir, problems = Path(run_dir), []
+    run_dir, problems = local_path(run_dir), []
 
     def attempt(read: Callable[[Path], Any], name: str, kind: type) -> Any:
         try:

@@ -19,6 +19,7 @@ from ..data.progress import WorkProgress
 from ..data.token_store import TokenStore, fraction_of_split_characters, tokenize
 from ..data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer, vocab_size
 from ..errors import UserError
+from ..loading import memory_of_machine
 from ..recipe import Recipe, TokenizerRecipe, TrainRecipe
 from ..storage import replacing_directory
 from .model import Pretrained, model_config
@@ -26,6 +27,7 @@ from .resume import canonical_field_names
 
 # Of English under gpt2 almost no token is part of a character, of Chinese more than half are.
 _MANY_SPLIT = 0.2
+_BYTES_OF_TOKEN = 16  # in a batch: an input and a target, both int64
 
 
 @dataclass
@@ -132,6 +134,10 @@ def batch_plan(recipe: Recipe, windows: Windows, num_processes: int = 1) -> Batc
     """
     train = recipe.train
     at_once = train.batch_size * num_processes
+    if train.batch_size * windows.context_length * _BYTES_OF_TOKEN > memory_of_machine():
+        raise UserError(
+            f"train.batch_size: the token ids of {train.batch_size:,} windows exceed this machine's memory"
+        )
     accumulation = train.gradient_accumulation_steps or 1
     if train.global_batch_size is not None:
         accumulation, rest = divmod(train.global_batch_size, at_once)

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..errors import UserError
 from ..recipe import Recipe
+from ..storage import local_path
 from . import deepspeed
 
 
@@ -34,7 +34,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
         accelerator = Accelerator(
             **options,
             log_with=recipe.tracking.to or None,
-            project_dir=str(Path(recipe.output_dir).expanduser()),
+            project_dir=str(local_path(recipe.output_dir)),
         )
     except ValueError as error:
         raise UserError(f"train: {error}") from None

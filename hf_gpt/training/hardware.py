@@ -10,11 +10,12 @@ import shutil
 
 import torch
 from accelerate.utils import parse_flag_from_env
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .. import checkpoint
 from ..configuration_gpt import GPTConfig
 from ..errors import UserError
-from ..recipe import Recipe
+from ..recipe import Recipe, TrainRecipe
 
 
 def resolve_hardware(recipe: Recipe, earlier: Recipe | None) -> Recipe:
@@ -33,6 +34,29 @@ def resolve_hardware(recipe: Recipe, earlier: Recipe | None) -> Recipe:
     compiled = train.compile if train.compile != "auto" else before.compile  # perhaps still auto: see pays_to_compile
     resolved = dataclasses.replace(train, device=device, mixed_precision=precision, compile=compiled)
     return dataclasses.replace(recipe, train=resolved)
+
+
+def refuse_attention(train: TrainRecipe, config: GPTConfig) -> None:
+    """Refuse an attention that cannot train this model on this device; `train` is resolved.
+
+    Raises:
+        UserError: it has no backward pass here, no dropout, or no such precision, or it is code from the Hub.
+    """
+    name = train.attn_implementation
+    problem = None
+    dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
+    if name not in {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}:  # such as a kernel on the Hub, which is code
+        problem = "there is no such attention; use eager, sdpa, flash_attention_2 or flex_attention"
+    elif name == "flex_attention" and train.device != "cuda":
+        problem = f"it cannot be trained on {train.device}; use sdpa"
+    elif name == "flex_attention" and dropout:
+        problem = f"it has no dropout, and the model has {dropout:g}; use sdpa, or set model.attention_dropout to 0"
+    elif name.startswith("flash_attention") and train.device != "cuda":
+        problem = f"it needs a GPU, and train.device is {train.device}; use sdpa"
+    elif name.startswith("flash_attention") and train.mixed_precision == "no":
+        problem = "it computes in bf16 or fp16, and train.mixed_precision is no; use sdpa"
+    if problem is not None:
+        raise UserError(problem, field="train.attn_implementation", value=name)
 
 
 def pays_to_compile(device: str, config: GPTConfig, steps: int, tokens_per_step: int) -> bool:

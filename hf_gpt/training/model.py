@@ -1,16 +1,19 @@
 """The model of a run: from its configuration, or from weights that were trained already."""
 
+import copy
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch._guards import detect_fake_mode
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from .. import checkpoint
 from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import vocab_size
 from ..errors import UserError, did_you_mean
+from ..loading import quiet, reason, skeleton
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import ModelRecipe, Recipe
 
@@ -43,14 +46,21 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretra
     if isinstance(given, int) and given < size:
         raise UserError(_too_small(given, size))
     try:
-        if pretrained:
-            config = GPTConfig.from_pretrained(pretrained.folder, **recipe.config)
-        elif recipe.preset:
-            config = GPTConfig.from_preset(recipe.preset, **fields)
-        else:
-            config = GPTConfig(**fields)
+        with quiet():
+            if pretrained:
+                config = GPTConfig.from_pretrained(pretrained.folder, **recipe.config)
+            elif recipe.preset:
+                config = GPTConfig.from_preset(recipe.preset, **fields)
+            else:
+                config = GPTConfig(**fields)
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"model: {error}") from None
+        raise UserError(f"model: {reason(error)}") from None
+    skeleton(lambda: GPTForCausalLM(copy.deepcopy(config)), config, "model", must_fit=False)
+    for name in special:
+        ids = getattr(config, name) if name in recipe.config else None
+        for given in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+            if not 0 <= given < config.vocab_size:
+                raise UserError(f"model.{name}: there is no token {given}; ids are 0 to {config.vocab_size - 1}")
     if config.vocab_size < size:
         raise UserError(_too_small(config.vocab_size, size))
     return config
@@ -63,15 +73,19 @@ def build_model(recipe: Recipe, config: GPTConfig, pretrained: Pretrained | None
         UserError: it cannot be built or its weights cannot be read.
     """
     attention = recipe.train.attn_implementation
+    if detect_fake_mode() is None:  # an estimate tries out models that other machines are to train
+        skeleton(lambda: GPTForCausalLM(copy.deepcopy(config)), config, "model")
     try:
         if pretrained:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                pretrained.folder,
-                config=config,
-                attn_implementation=attention,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
+            with quiet():
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    pretrained.folder,
+                    config=config,
+                    attn_implementation=attention,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                )
             checkpoint.refuse_missing_weights(recipe.model.from_pretrained, report)
         else:
             model = GPTForCausalLM._from_config(config, attn_implementation=attention)
@@ -79,8 +93,10 @@ def build_model(recipe: Recipe, config: GPTConfig, pretrained: Pretrained | None
         raise UserError(
             f"model: the weights of {recipe.model.from_pretrained} are a pickle that could run code, and were not read"
         ) from None
-    except (ValueError, ImportError, OSError, RuntimeError) as error:
-        raise UserError(f"model: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # of files that are not ours, and of attention that this machine lacks
+        raise UserError(f"model: {reason(error)}") from None
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model

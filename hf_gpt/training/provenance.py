@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from .. import checkpoint
 from ..data.tokenizer import vocab_size
 from ..errors import UserError
-from ..storage import read_json
+from ..storage import local_path, read_json
 from . import deepspeed
 from .data import Data, text_facts
 
@@ -78,7 +78,7 @@ def _named(name: str, revision: str | None) -> dict[str, Any]:
     """A model or tokenizer: a Hub id and its revision, or a local folder by name; a checkpoint also by its run."""
     if name in ("gpt2", "bytes"):
         return {"name": name}
-    path = Path(name).expanduser()
+    path = local_path(name)
     if not path.exists():
         return {"hub": name, "revision": revision}
     path = path.absolute()

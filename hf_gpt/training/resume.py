@@ -19,7 +19,7 @@ from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import fingerprint, load_tokenizer
 from ..errors import UserError
 from ..recipe import Recipe, differences
-from ..storage import read_json
+from ..storage import local_path, read_json
 
 if TYPE_CHECKING:
     from .setup import Job
@@ -120,7 +120,8 @@ def find_checkpoint(name: str) -> Path:
 def _run_and_step(name: str) -> tuple[str, str]:
     """`RUN@STEP` in its parts; STEP is a number, `best` or `latest`, which is also what RUN alone means."""
     found = re.fullmatch(r"(.+)@(\d+|latest|best)", name)
-    return (found[1], found[2]) if found else (name, "latest")
+    run, step = (found[1], found[2]) if found else (name, "latest")
+    return str(local_path(run)), step
 
 
 def _is_the_same(asked: str, recorded: Mapping[str, Any]) -> bool:

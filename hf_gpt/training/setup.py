@@ -15,13 +15,15 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ..data.batches import BatchPlan
+from ..errors import UserError
+from ..generation import try_out
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import Recipe
-from ..storage import refuse_unwritable
+from ..storage import local_path, refuse_unwritable
 from . import deepspeed
 from .data import Data, batch_plan, num_steps, prepare_data
 from .distributed import start_accelerator, together
-from .hardware import pays_to_compile, resolve_hardware
+from .hardware import pays_to_compile, refuse_attention, resolve_hardware
 from .model import Pretrained, build_model
 from .provenance import changes_of_environment, describe_environment
 from .resume import Change, changes_of_recipe, describe_parent, earlier_recipe, find_parent
@@ -69,13 +71,14 @@ def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | 
     Raises:
         UserError: anything in the recipe that cannot work here, including an output folder that holds another run.
     """
-    run_dir = Path(recipe.output_dir).expanduser()
+    run_dir = local_path(recipe.output_dir, "output_dir")
     refuse_unwritable(run_dir, "output_dir")
     earlier = earlier_recipe(run_dir)
     recipe = resolve_hardware(recipe, earlier)
     accelerator = start_accelerator(recipe)
     with together(accelerator):
         data = prepare_data(recipe, pretrained)
+    refuse_attention(recipe.train, data.config)
     plan = batch_plan(data.recipe, data.windows, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = plan.accumulation
     if deepspeed.asked_for():
@@ -97,6 +100,7 @@ def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | 
 
     torch.manual_seed(recipe.seed)
     model = build_model(recipe, data.config, data.pretrained)
+    _try_prompts(recipe, model, data)
     if accelerator.process_index > 0:  # the same weights everywhere, but dropout of one's own
         torch.manual_seed(recipe.seed + 7919 * accelerator.process_index)
 
@@ -114,3 +118,14 @@ def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | 
         warnings=changes_of_environment(run_dir, environment),
         parent=branched_from,
     )
+
+
+def _try_prompts(recipe: Recipe, model: GPTForCausalLM, data: Data) -> None:
+    """Refuse now what the first evaluation would refuse after hours."""
+    how = recipe.evaluation
+    settings = {"max_new_tokens": how.sample_tokens, "temperature": how.temperature, "top_k": how.top_k}
+    try:
+        try_out(model, data.tokenizer, how.prompts, recipe.seed, **settings)
+    except UserError as error:
+        names = {"prompt": "evaluation.prompts", "max_new_tokens": "evaluation.sample_tokens"}
+        raise error.renamed(names | {name: f"evaluation.{name}" for name in ("temperature", "top_k")}) from None
