@@ -53,6 +53,9 @@ _REASONS = {
 }
 
 
+_NOT_A_HUB = (errors.FileMetadataError, json.JSONDecodeError, KeyError, TypeError, AttributeError)
+
+
 class _GaveUp(errors.OfflineModeIsEnabled):
     """No more requests are made. huggingface_hub and datasets take it for their offline mode: they do not try again,
     and look into their caches."""
@@ -63,8 +66,11 @@ class _GaveUp(errors.OfflineModeIsEnabled):
 
 
 @contextlib.contextmanager
-def limited_requests() -> Iterator[None]:
-    """Limit the requests of huggingface_hub, and what is built on it, in the block; its warnings are not shown."""
+def limited_requests() -> Iterator["_Limited"]:
+    """Limit the requests of huggingface_hub, and what is built on it, in the block; its warnings are not shown.
+
+    The `trouble` of what it gives is what went wrong with the last request, as a line, if something did.
+    """
     global _limited
     _install()
     logger = logging.getLogger("huggingface_hub")
@@ -72,7 +78,7 @@ def limited_requests() -> Iterator[None]:
     _limited = _Limited()
     logger.setLevel(logging.ERROR)  # its warnings tell of each attempt, with signed addresses
     try:
-        yield
+        yield _limited
     finally:
         _limited = outer
         logger.setLevel(level)
@@ -94,14 +100,14 @@ def hub_requests(subject: str) -> Iterator[None]:
         translated = _translated(error, subject)
         if translated is None:
             raise
-        is_bug = isinstance(error, (KeyError, TypeError, AttributeError))  # theirs or ours: --debug shows it
-        raise translated from (error if is_bug else None)
+        raise translated from (error if isinstance(error, _NOT_A_HUB) else None)  # of a bug, --debug shows where
 
 
 class _Limited:
     """The requests of a block. Each thread counts its own failures: those since its last good answer."""
 
     def __init__(self) -> None:
+        self.trouble: str | None = None
         self._thread = threading.local()
         given = [os.environ.get(name, "") for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")]
         self._limit = max((float(text) for text in given if text.isdigit()), default=None)
@@ -124,7 +130,7 @@ class _Limited:
         try:
             response = send(request, **options)
         except Exception as error:
-            _count_failure(mine, f"{_host()} was not reached: {_reason(error)}")
+            self._count_failure(mine, f"{_host()} was not reached: {_reason(error)}")
             if type(error).__name__ in ("RemoteProtocolError", "ReadError", "WriteError"):
                 # It was cut. Only for connections that are not made does huggingface_hub look into its cache.
                 made = vars(sys.modules[type(error).__module__.partition(".")[0]])["ConnectError"]
@@ -133,8 +139,7 @@ class _Limited:
         self._look_at_status(mine, response)
         return response
 
-    @staticmethod
-    def _look_at_last_body(mine: dict[str, Any]) -> None:
+    def _look_at_last_body(self, mine: dict[str, Any]) -> None:
         """Count a body that came in pieces, and of which some were missing."""
         response = mine.pop("streaming", None)
         length = response.headers.get("Content-Length", "") if response is not None else ""
@@ -142,30 +147,29 @@ class _Limited:
             if response is not None:
                 mine["failures"] = 0
             return
-        _count_failure(mine, f"{_host()} was not reached: the connection was cut")
+        self._count_failure(mine, f"{_host()} was not reached: the connection was cut")
 
-    @staticmethod
-    def _look_at_status(mine: dict[str, Any], response: Any) -> None:
+    def _look_at_status(self, mine: dict[str, Any], response: Any) -> None:
         status, pause = response.status_code, _pause_of(response)
         if status >= 400 and pause is not None and pause > _LONGEST_PAUSE:
-            _count_failure(mine, _text_of(status) if status == 429 else f"the Hub is not ready ({status})")
+            self._count_failure(mine, _text_of(status) if status == 429 else f"the Hub is not ready ({status})")
             mine.update(failures=_ATTEMPTS, pause=pause)
             response.close()
             raise _GaveUp(mine["why"], pause)
         if status in (408, 429) or status >= 500:
-            _count_failure(mine, _text_of(status))
+            self._count_failure(mine, _text_of(status))
             mine["pause"] = pause
         elif response.is_closed or response.request.method == "HEAD":
-            mine["failures"] = 0
+            mine["failures"], self.trouble = 0, None
         else:
             mine["streaming"] = response
 
+    def _count_failure(self, mine: dict[str, Any], why: str) -> None:
+        mine.update(failures=mine["failures"] + 1, why=why)
+        self.trouble = why
+
 
 _limited: _Limited | None = None
-
-
-def _count_failure(mine: dict[str, Any], why: str) -> None:
-    mine.update(failures=mine["failures"] + 1, why=why)
 
 
 def _install() -> None:
@@ -210,14 +214,14 @@ def _translated(error: BaseException, subject: str) -> Exception | None:
         return HubError(f"{subject}: {gave_up}", is_transient=True, retry_after=gave_up.retry_after)
     if refused:  # of an upload, or of a download that looked into the cache
         return _refusal(refused, subject)
+    if isinstance(error, _NOT_A_HUB) or isinstance(error.__cause__, errors.FileMetadataError):
+        text = "answers with something else than a Hub does; is there a proxy or a login page in between?"
+        return HubError(f"{subject}: {_host()} {text}", is_transient=True)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return HubError(f"{subject}: HF_HUB_OFFLINE is set, so the Hub is not asked")
     if isinstance(error, errors.LocalEntryNotFoundError):
         text = f"the Hub cannot be reached ({_reason(error)}) and its cache has no such files; give a directory"
         return HubError(f"{subject}: {text}", is_transient=True)
-    if isinstance(error, (errors.FileMetadataError, json.JSONDecodeError, KeyError, TypeError, AttributeError)):
-        text = "answers with something else than a Hub does; is there a proxy or a login page in between?"
-        return HubError(f"{subject}: {_host()} {text}", is_transient=True)
     is_network = isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith("http")
     if is_network or (isinstance(error, OSError) and error.errno is None):
         return HubError(f"{subject}: {_host()} was not reached: {_reason(error)}", is_transient=True)
@@ -264,5 +268,7 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__ or error.__context__
     if "Timeout" in kind or "Timeout" in type(error).__name__:
         return "no answer in time"
+    if "Consistency check failed" in str(error):
+        return "a file did not arrive whole"
     innermost = type(error).__name__
     return getattr(error, "strerror", None) or _REASONS.get(innermost) or _REASONS.get(kind) or innermost

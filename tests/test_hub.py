@@ -274,6 +274,10 @@ def test_a_revision_is_a_branch(hub, commands, step):
     code, printed = commands.run("push", step(8), "someone/tagged", "--revision", "v1")
     assert code == 2
     assert "'v1' is a tag of someone/tagged" in printed
+    code, printed = commands.run("push", step(8), "someone/tagged", "--tag", "main")
+    assert code == 2
+    assert "--tag: 'main' is a branch of someone/tagged" in printed
+    assert set(hub.refs("someone/tagged")["tags"]) == {"v1"}
 
 
 def test_a_branch_that_holds_another_run_is_left_alone(hub, commands, recipe, step, tmp_path):

@@ -25,8 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..run import train
 
     recipe = Recipe.from_yaml(arguments.recipe, arguments.overrides)
-    if recipe.hub.repo_id is not None:
-        set_up_hub()
+    set_up_hub()
     result = train(recipe, parent=arguments.parent)
     if not result.is_main_process:
         return

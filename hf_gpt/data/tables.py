@@ -75,7 +75,7 @@ def one_line(problem: str, paths: Sequence[Path] = ()) -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with limited_requests():
+        with limited_requests() as requests:
             yield
     except UserError:
         raise
@@ -84,7 +84,8 @@ def one_line(problem: str, paths: Sequence[Path] = ()) -> Iterator[None]:
             if kind_of(path) == "json":
                 for _ in _json_records(path):
                     pass
-        raise UserError(f"{problem}: {str(error)[:300]}") from error
+        reason = isinstance(error, OSError) and requests.trouble
+        raise UserError(f"{problem}: {reason or str(error)[:300]}") from error
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)

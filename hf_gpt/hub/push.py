@@ -155,7 +155,10 @@ def _commit(
     tags = {ref.name: ref.target_commit for ref in refs.tags}
     if revision in tags:
         raise UserError(f"{revision!r} is a tag of {repo_id}; a commit goes to a branch", field="revision")
-    if revision not in {"main", *(ref.name for ref in refs.branches)}:
+    branches = {"main", *(ref.name for ref in refs.branches)}
+    if tag in {revision, *branches}:
+        raise UserError(f"{tag!r} is a branch of {repo_id}; give the tag another name", field="tag")
+    if revision not in branches:
         api.create_branch(repo_id, branch=revision)
     parent = api.repo_info(repo_id, revision=revision).sha
     published = api.list_repo_files(repo_id, revision=parent)
