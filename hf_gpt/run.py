@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from . import checkpoint
 from .configuration_gpt import GPTConfig
 from .conversion import convert_into_cache
-from .display import escape_unprintable
+from .display import escape_unprintable, unfailing_stderr
 from .errors import UserError
 from .hub.background import BackgroundPush
 from .hub.card import CardWriter
@@ -55,7 +55,7 @@ def train(
         recipe = Recipe.from_yaml(recipe)
     elif isinstance(recipe, Mapping):
         recipe = Recipe.from_dict(recipe)
-    with lost_process_ends_run():
+    with unfailing_stderr(), lost_process_ends_run():
         with exit_on_preemption():
             job = prepare_run(recipe, parent)
         run(job, [*observers, *default_observers(job)])
