@@ -1,7 +1,8 @@
-"""Text and numbers for people: strangers' text made safe to look at, one format for each kind of number, and a stderr
-that costs nobody their work."""
+"""Text and numbers for people: strangers' text made safe to look at, one format for each kind of number, what a
+result shows of itself, and a stderr that costs nobody their work."""
 
 import contextlib
+import html
 import math
 import os
 import sys
@@ -32,6 +33,24 @@ def short_number(number: float, digits: int = 3) -> str:
 def perplexity(loss: float) -> str:
     """The exponential of a loss: `48,725.8`."""
     return f"{math.exp(loss):,.1f}" if loss < 15 else f"{math.exp(loss):.1e}" if loss < 700 else "too large"
+
+
+class Shown:
+    """A result that shows itself: `in_short` as its repr, and `in_full` in a notebook."""
+
+    def in_short(self) -> str:
+        """A few words."""
+        raise NotImplementedError
+
+    def in_full(self) -> str:
+        """Lines for people."""
+        return self.in_short()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({escape_unprintable(self.in_short(), one_line=True)})"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(escape_unprintable(self.in_full()))}</pre>"
 
 
 @contextlib.contextmanager
