@@ -1,8 +1,15 @@
-"""Text and numbers for people: strangers' text made safe to look at, and one format for each kind of number."""
+"""Text and numbers for people: strangers' text made safe to look at, one format for each kind of number, what a
+result shows of itself, and a stderr that costs nobody their work."""
 
+import contextlib
+import html
 import math
+import os
 import re
+import sys
+from collections.abc import Iterator
 from decimal import Decimal
+from typing import IO, Any
 
 from .errors import escape_unprintable as escape_unprintable  # which errors need too, and nothing is below them
 
@@ -52,3 +59,58 @@ def whole_number(text: str) -> int:
 def perplexity(loss: float) -> str:
     """The exponential of a loss: `48,725.8`."""
     return f"{math.exp(loss):,.1f}" if loss < 15 else f"{math.exp(loss):.1e}" if loss < 700 else "too large"
+
+
+class Shown:
+    """A result that shows itself: `in_short` as its repr, and `in_full` in a notebook."""
+
+    def in_short(self) -> str:
+        """A few words."""
+        raise NotImplementedError
+
+    def in_full(self) -> str:
+        """Lines for people."""
+        return self.in_short()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({escape_unprintable(self.in_short(), one_line=True)})"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(escape_unprintable(self.in_full()))}</pre>"
+
+
+@contextlib.contextmanager
+def unfailing_stderr() -> Iterator[None]:
+    """Inside, what cannot be written to stderr is lost and nothing fails: `hf-gpt train ... 2>&1 | head` trains on."""
+    before = sys.stderr
+    sys.stderr = before if isinstance(before, _Unfailing) else _Unfailing(before)
+    try:
+        yield
+    finally:
+        sys.stderr = before
+
+
+class _Unfailing:
+    """A stream whose reader may go away."""
+
+    def __init__(self, stream: IO[str] | None):
+        self._stream = stream or open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._attempt(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, write: Any, *text: str) -> None:
+        try:
+            write(*text)
+        except BrokenPipeError:  # for what was not written yet, for other streams, and for child processes
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        except (OSError, ValueError):  # a full disk, a terminal that is gone, a stream that is closed
+            pass

@@ -25,7 +25,8 @@ from .checkpoint import find_device, load_model
 from .data.batches import IGNORED, Windows
 from .data.corpus import load_corpora
 from .data.progress import WorkProgress
-from .data.token_store import bytes_of_tokens, tokenize
+from .data.token_store import bytes_of_tokens, bytes_spelled, tokenize
+from .display import Shown
 from .errors import UserError
 from .loss import CausalLMLoss, evaluating
 from .recipe import DataRecipe
@@ -34,8 +35,8 @@ from .recipe import DataRecipe
 _TOKENS_AT_ONCE = 2048
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """How well a model predicts a text.
 
     `loss` is in nats per scored token, `perplexity` is its exponential, `bits_per_byte` divides the bits of all scored
@@ -53,6 +54,10 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def in_short(self) -> str:
+        figures = f"loss {self.loss:.4f}, perplexity {self.perplexity:.2f}, {self.bits_per_byte:.4f} bits per byte"
+        return f"{figures}, {self.scored_tokens:,} tokens scored"
 
 
 def perplexity(loss: float) -> float:
@@ -138,10 +143,7 @@ def evaluate_corpus(
     taken = store.tokens[:tokens]
     if len(taken) < 2:
         raise UserError(f"{corpus.name}: {len(taken)} tokens; at least 2 are needed, one to predict from")
-    num_bytes = bytes_of_tokens(store, tokenizer, 1, len(taken))
-    if num_bytes is None:  # what the tokens taken spell, without the first
-        is_all = len(taken) == store.num_tokens
-        num_bytes = (store.num_bytes if is_all else _num_bytes(tokenizer, taken)) - _num_bytes(tokenizer, taken[:1])
+    num_bytes = bytes_of_tokens(store, tokenizer, 1, len(taken)) or bytes_spelled(store, tokenizer, len(taken))
     with WorkProgress(f"evaluating {model}", "tokens", len(taken) - 1) as progress:
         return evaluate_tokens(loaded, taken, num_bytes, stride, progress)
 
@@ -198,10 +200,6 @@ def evaluate_tokens(
 
 def _num_windows(windows: Windows, tokens: int | None) -> int:
     return len(windows) if tokens is None else min(len(windows), max(1, tokens // windows.context_length))
-
-
-def _num_bytes(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> int:
-    return len(tokenizer.decode(ids.tolist(), skip_special_tokens=True).encode())
 
 
 def _spans(num_targets: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:

@@ -309,6 +309,7 @@ class EvaluationRecipe:
 class CheckpointRecipe:
     every: PositiveInt | None = _doc(500, "steps between checkpoints; null: only at the end")
     keep: PositiveInt | None = _doc(3, "newest checkpoints kept, beside the best one; null: all")
+    at_epoch_end: bool = _doc(False, "a checkpoint at each epoch's end too")
     resume: Literal["auto", "never", "hub"] = _doc(
         "auto", "auto resumes from the newest checkpoint in output_dir; hub: from hub.repo_id, where that is newer"
     )

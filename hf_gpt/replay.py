@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from . import checkpoint
+from .display import Shown
 from .errors import UserError
 from .recipe import Recipe, TrainRecipe
 from .run import prepare_run, scratch_recipe
@@ -48,13 +49,30 @@ class Compared:
         return self.published == self.repeated
 
 
+class Replayed(Shown, dict[int, list[Compared]]):
+    """What was compared, by step; nothing where the run has no record of a step."""
+
+    @property
+    def num_recorded(self) -> int:
+        """Steps that there is a record of."""
+        return sum(bool(compared) for compared in self.values())
+
+    @property
+    def num_exact(self) -> int:
+        """Steps of which all that was compared is the same."""
+        return sum(bool(compared) and all(one.matches for one in compared) for compared in self.values())
+
+    def in_short(self) -> str:
+        return f"{len(self)} steps repeated; {self.num_exact} of the {self.num_recorded} recorded ones match"
+
+
 def replay(
     run_dir: str | Path,
     start: int | None = None,
     stop: int | None = None,
     watch: Callable[[int, list[Compared]], None] | None = None,
     warn: Callable[[str], None] | None = None,
-) -> dict[int, list[Compared]]:
+) -> "Replayed":
     """Repeat the steps after `start` up to `stop` of a run, and compare: what was compared, by step.
 
     Args:
@@ -117,7 +135,7 @@ class _Comparison(Observer):
         conditions: Mapping[int, tuple[TrainRecipe, int]],
         watch: Callable[[int, list[Compared]], None] | None,
     ):
-        self.results: dict[int, list[Compared]] = {}
+        self.results = Replayed()
         self._kept, self._conditions, self._watch = kept, conditions, watch
         self._repeated: dict[str, Any] = {}  # of the current step
         # Losses on other texts than those of the last recipe are not compared.

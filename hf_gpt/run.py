@@ -16,12 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from . import checkpoint
 from .configuration_gpt import GPTConfig
 from .conversion import convert_into_cache
-from .display import escape_unprintable
+from .display import Shown, escape_unprintable, unfailing_stderr
 from .errors import UserError
 from .hub.background import BackgroundPush
 from .hub.card import CardWriter
 from .hub.fetch import fetch_run
 from .recipe import CheckpointRecipe, HubRecipe, ModelRecipe, Recipe, TrackingRecipe
+from .report.notebook import Picture
 from .report.page import ReportWriter
 from .storage import local_path, refuse_unwritable
 from .training.loop import run
@@ -55,7 +56,7 @@ def train(
         recipe = Recipe.from_yaml(recipe)
     elif isinstance(recipe, Mapping):
         recipe = Recipe.from_dict(recipe)
-    with lost_process_ends_run():
+    with unfailing_stderr(), lost_process_ends_run():
         with exit_on_preemption():
             job = prepare_run(recipe, parent)
         run(job, [*observers, *default_observers(job)])
@@ -125,9 +126,9 @@ def default_observers(job: Job) -> list[Observer]:
     return [*observers, CardWriter(), ReportWriter()]
 
 
-@dataclass
-class TrainingResult:
-    """A finished run: the model in memory, and what is on disk."""
+@dataclass(repr=False)
+class TrainingResult(Shown):
+    """A finished run: the model in memory, and what is on disk. A notebook shows its last sample and its losses."""
 
     output_dir: Path
     recipe: Recipe
@@ -149,6 +150,17 @@ class TrainingResult:
     def checkpoints(self) -> list[Path]:
         """The checkpoints that were kept, oldest first; each loads with `from_pretrained`."""
         return checkpoint.checkpoints(self.output_dir)
+
+    def in_short(self) -> str:
+        found = [str(self.output_dir), *(f"step {checkpoint.step_of(path)}" for path in self.checkpoints[-1:])]
+        best = checkpoint.pointed(self.output_dir, "best")
+        return ", ".join([*found, f"best on validation text: {best.name}"] if best else found)
+
+    def in_full(self) -> str:
+        return "\n".join(self.summary()).strip("\n")
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + Picture(self.output_dir / "loss.png").as_html()
 
     def summary(self) -> Iterator[str]:
         """The last sample and where things are, for people."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from hf_gpt.data.batches import IGNORED, BatchPlan, Windows, permuted
 from hf_gpt.data.token_store import TokenStore
@@ -49,6 +50,22 @@ def test_windows_are_the_books(num_tokens, context_length, stride):
         assert targets.tolist() == list(range(start + 1, start + context_length + 1))
     assert inputs.base is not None  # a view: no copy of the tokens
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_windows_are_a_dataset_for_torch(isolate):
+    windows = windows_of(30, 4, isolate_documents=isolate)
+    assert len(windows) == 7
+    for number, batch in enumerate(DataLoader(windows, batch_size=3)):
+        expected = windows.batch(np.arange(3 * number, min(3 * number + 3, 7)))
+        assert batch.keys() == expected.keys()
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    assert number == 2
+    assert windows[-1]["input_ids"].tolist() == [24, 25, 26, 27]
+    assert sum(1 for _ in windows) == 7  # it ends
+    for index in (7, -8):
+        with pytest.raises(IndexError):
+            windows[index]
 
 
 def test_a_store_shorter_than_a_window_says_what_to_lower():

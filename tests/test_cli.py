@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -321,6 +322,47 @@ def test_a_refusal_is_one_line_whatever_the_libraries_say(recipe):
 def test_output_that_cannot_be_written_is_refused_first(recipe, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "file is a file" in refused(capsys, "train", recipe, "--output_dir", str(tmp_path / "file" / "run"))
+
+
+def test_a_result_that_has_no_place_is_an_error(run_dir, capsys, monkeypatch):
+    """`>&-`, for which Python has no stdout, and a full disk."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["evaluate", run_dir, "--text", f"{run_dir}/../text.txt", "--json"]) == 1
+    assert capsys.readouterr().err == "hf-gpt: stdout: it is closed, and the result has no other place\n"
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            assert main(["generate", run_dir, "--prompt", "It was"]) == 1
+        assert capsys.readouterr().err == "hf-gpt: No space left on device\n"
+
+
+def test_streams_that_a_shell_closed():
+    """In a process of its own, with a command that loads no torch."""
+    package = os.path.dirname(hf_gpt.__file__)
+    command = [sys.executable, "-c", _HF_GPT, package, "push", "./nowhere", "someone/x", "--json"]
+    with subprocess.Popen(
+        ["sh", "-c", f"exec {shlex.join(command)} >&-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr.read() == "hf-gpt: stdout: it is closed, and the result has no other place\n"
+        assert process.wait() == 1
+
+
+@pytest.mark.parametrize("place", ["pipe", "/dev/full"])
+def test_a_run_whose_stderr_is_gone_trains_and_saves(recipe, tiny, monkeypatch, place):
+    """`hf-gpt train ... 2>&1 | head`, and a log on a full disk."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    if place != "pipe":
+        if not os.path.exists(place):
+            pytest.skip("this system has no full device")
+        os.close(writer)
+        writer = os.open(place, os.O_WRONLY)
+    with open(writer, "w", buffering=1) as gone:
+        monkeypatch.setattr(sys, "stderr", gone)
+        assert main(["train", recipe, "--train.max_steps", "4"]) == 0
+        assert sys.stderr is gone
+    assert os.path.isdir(f"{tiny['output_dir']}/checkpoints/step-00000004")
+    assert os.path.isfile(f"{tiny['output_dir']}/report.html")
 
 
 def test_debug_shows_the_traceback():

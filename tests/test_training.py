@@ -174,6 +174,15 @@ def test_epochs_evaluate_at_their_end(tiny):
     assert [line["epoch"] for line in evaluated if line["step"] > 1] == [1.0, 2.0]
 
 
+def test_checkpoints_at_the_end_of_each_epoch(tiny):
+    recipe = changed(tiny, checkpoint={"every": None, "keep": None, "at_epoch_end": True}, evaluation__every=1000)
+    recipe["train"] = {"epochs": 2.5, "batch_size": 64}
+    run = hf_gpt.train(recipe)
+    an_epoch = -(-len(prepare_data(run.recipe).windows) // 64)
+    saved = [checkpoint.step_of(path) for path in run.checkpoints]
+    assert saved == [an_epoch, 2 * an_epoch, round(2.5 * an_epoch)]
+
+
 def test_another_recipe_in_the_same_folder_is_refused(run, tiny, capsys):
     with pytest.raises(UserError, match=r"holds a different run \(optimizer.lr 0.003 -> 0.1\)"):
         hf_gpt.train(changed(tiny, optimizer__lr=0.1))

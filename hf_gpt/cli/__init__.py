@@ -17,7 +17,7 @@ from types import TracebackType
 from ..errors import HubError, RunPreempted, RunStopped, UserError, without_secrets
 from . import convert, decode, demo, estimate, evaluate, explain, generate, plot, push, replay, tokenize, train
 from .arguments import Parser
-from .output import say
+from .output import say, standard_streams
 
 _COMMANDS = (train, tokenize, estimate, replay, plot, evaluate, generate, explain, decode, demo, convert, push)
 
@@ -33,7 +33,11 @@ _FIRST_STOPS, _FIRST_PRINTS = 3, 10
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     sys.excepthook = _show_traceback
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with standard_streams():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack characters that a model writes
     debug = "--debug" in arguments
@@ -46,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RunStopped, HubError) as error:
         return _fail(error, EXIT_FAILED, debug)
     except BrokenPipeError:  # the reader of our stdout, such as `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except OSError as error:  # a full disk, a folder that cannot be written to
         where = f"{error.filename}: " if error.filename else ""
@@ -61,7 +64,9 @@ def _run(arguments: Sequence[str]) -> int:
         raise UserError(f"unknown argument {rest[0]!r}; see {parsed.parser.prog} --help")
     parsed.overrides = rest
     try:
-        return parsed.run(parsed) or 0
+        code = parsed.run(parsed) or 0
+        sys.stdout.flush()  # here, where a reader that is gone and a full disk are errors
+        return code
     except UserError as error:
         raise error.renamed(parsed.parser.flags()) from error
 

@@ -1,10 +1,48 @@
 """What commands print, and where: results on stdout, everything else on stderr; and no needless progress bars."""
 
+import contextlib
+import errno
+import io
 import json
+import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+from ..display import unfailing_stderr
 from ..errors import UserError, one_line
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[None]:
+    """Streams that a shell closed (`>&-`) are there: stderr loses what it gets, stdout refuses it.
+
+    Their numbers are taken, so that no file that is opened gets one, and with it what a library prints. What they did
+    not take is dropped at the end, where Python would try again, print a traceback and change the exit code.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stdout is None:
+        sys.stdout = _Closed()
+    try:
+        with unfailing_stderr():
+            yield
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Closed(io.TextIOBase):
+    """A stdout that is closed."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, "it is closed, and the result has no other place", "stdout")
 
 
 def print_json(value: Any) -> None:

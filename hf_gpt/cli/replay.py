@@ -35,10 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     steps = replay(arguments.run_dir, arguments.start, arguments.stop, watch=_show, warn=_warn)
     if not steps:  # not the process that compares
         return 0
-    recorded = [compared for compared in steps.values() if compared]
-    exact = sum(all(one.matches for one in compared) for compared in recorded)
-    print(f"{len(steps)} steps repeated; {exact} of the {len(recorded)} recorded ones match")
-    return 0 if 0 < exact == len(recorded) else 1
+    print(steps.in_short())
+    return 0 if 0 < steps.num_exact == steps.num_recorded else 1
 
 
 def _warn(text: str) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import TOKENIZER_FILES, load_tokenizer, save_tokenizer
+from ..display import Shown
 from ..errors import UserError
 from ..loading import quiet, skeleton
 from .table import Row, StateDict, free_memory, renamed
@@ -27,8 +28,8 @@ _NUM_TOKENS = 64
 _TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-@dataclass(frozen=True)
-class Conversion:
+@dataclass(frozen=True, repr=False)
+class Conversion(Shown):
     """What was made, and the largest difference between two logits over `num_tokens` tokens."""
 
     destination: str
@@ -48,6 +49,12 @@ class Conversion:
             *(f"note       {note}" for note in self.notes),
             f"checked    logits agree to {self.difference:.1e} on {self.num_tokens} tokens",
         ]
+
+    def in_short(self) -> str:
+        return f"{self.destination}: {self.model_class}, {self.num_parameters:,} parameters, {self.dtype}"
+
+    def in_full(self) -> str:
+        return "\n".join(self.describe())
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,11 @@ class Windows:
     def __len__(self) -> int:
         return len(range(0, self.store.num_tokens - self.context_length, self.stride or self.context_length))
 
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """One row of a batch, so that windows are a dataset for torch's `DataLoader`: tensors of shape (time,)."""
+        index = range(len(self))[index]  # also -1, and an IndexError past the end
+        return {name: rows[0] for name, rows in self.batch(np.array([index])).items()}
+
     def window(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets, each of shape (time,): views into the store."""
         if not 0 <= index < len(self):

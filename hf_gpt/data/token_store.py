@@ -140,6 +140,16 @@ def bytes_of_tokens(
     return counted(store.tokens[start:stop]) if counted(store.tokens) == store.num_bytes else None
 
 
+def bytes_spelled(store: TokenStore, tokenizer: "PreTrainedTokenizerBase", stop: int) -> int:
+    """The same of the tokens 1 to `stop` for any vocabulary: of the text that a tokenizer makes of them."""
+
+    def spelled(ids: np.ndarray) -> int:
+        return len(tokenizer.decode(ids.tolist(), skip_special_tokens=True).encode())
+
+    whole = store.num_bytes if stop == store.num_tokens else spelled(store.tokens[:stop])
+    return whole - spelled(store.tokens[:1])
+
+
 # Making a store -----------------------------------------------------------------------------------------------------
 
 _CHUNK = 1 << 18  # characters of one text given to the tokenizer

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from ..data.batches import BatchPlan
-from ..display import duration, short_number
+from ..display import Shown, duration, short_number
 from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import Recipe
@@ -107,8 +107,8 @@ def parameters_by_part(model: GPTForCausalLM) -> dict[str, int]:
     return counts
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass(frozen=True, repr=False)
+class Estimate(Shown):
     """What a run takes. Memory is in bytes, time in seconds."""
 
     parameters: dict[str, int]  # by part
@@ -150,6 +150,14 @@ class Estimate:
         if self.step_seconds is not None:
             values["seconds"] = self.step_seconds * self.steps
         return values
+
+    def in_short(self) -> str:
+        found = [f"{self.num_parameters:,} parameters", f"{_mib(self.peak_memory)} MiB", f"{self.steps:,} steps"]
+        seconds = self.plan.seconds if self.plan else (self.step_seconds or 0) * self.steps
+        return ", ".join([*found, duration(seconds)] if seconds else found)
+
+    def in_full(self) -> str:
+        return "\n".join(self.describe())
 
     def describe(self) -> Iterator[str]:
         """The same for people, line by line."""

@@ -22,6 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ..display import Shown
 from ..errors import UserError
 from ..generation import (
     check_prompt,
@@ -38,8 +39,8 @@ from .token_text import aligned
 _NUMBERS_AT_ONCE = 1 << 20  # of a chunk of draws
 
 
-@dataclass(frozen=True)
-class NextToken:
+@dataclass(frozen=True, repr=False)
+class NextToken(Shown):
     """The distribution of the next token under one setting. Tensors are (vocab_size,), on the CPU.
 
     `probabilities` are float32 and sum to 1. `kept` is true where top-k and top-p keep a token; its probability may
@@ -51,6 +52,10 @@ class NextToken:
     top_p: float | None
     probabilities: torch.Tensor
     kept: torch.Tensor
+
+    def in_short(self) -> str:
+        settings = f"temperature {self.temperature:g}, top-k {self.top_k}, top-p {self.top_p}"
+        return f"{settings}: {int(self.kept.sum()):,} of {len(self.kept):,} tokens kept"
 
 
 def next_token_logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
@@ -120,8 +125,8 @@ def count_draws(probabilities: torch.Tensor, num_draws: int = 1000, seed: int = 
     return counts
 
 
-@dataclass(frozen=True)
-class Decoding:
+@dataclass(frozen=True, repr=False)
+class Decoding(Shown):
     """The logits after a prompt under several settings.
 
     `names` gives the text to show for a token id; `counts[i]` are the draws under `settings[i]`.
@@ -145,6 +150,13 @@ class Decoding:
     def likeliest(self, top: int) -> list[int]:
         """Token ids by falling logit. No temperature changes their order."""
         return self.logits.topk(min(top, len(self.logits))).indices.tolist()
+
+    def in_short(self) -> str:
+        temperatures = ", ".join(f"{setting.temperature:g}" for setting in self.settings)
+        return f"{len(self.logits):,} tokens at temperature {temperatures}, {self.num_draws:,} draws each"
+
+    def in_full(self) -> str:
+        return self.table()
 
     def table(self, top: int = 10) -> str:
         """Each of the likeliest tokens with its probability and its draws under each setting; `-` where left out."""

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..display import Shown
 from ..errors import UserError
 from ..evaluation import perplexity
 from ..generation import context_length, refuse_broken_text, token_ids
@@ -54,8 +55,8 @@ class ExplainedToken:
         return f"{self.text}, {self.part}/{self.num_parts} of {self.part_of}" if self.part_of else self.text
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Shown):
     """The tokens of a text and the steps from their log-probabilities to the loss.
 
     `sum` and `mean` are of the log-probabilities of all tokens but the first, in nats. The loss is `-mean`;
@@ -75,6 +76,12 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "loss": self.loss}
+
+    def in_short(self) -> str:
+        return f"{len(self.tokens)} tokens, loss {self.loss:.4f}, perplexity {self.perplexity:,.2f}"
+
+    def in_full(self) -> str:
+        return self.table()
 
     def table(self) -> str:
         """A line for each token with the likeliest tokens there, then the steps to the loss."""

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from .. import checkpoint
+from ..display import Shown
 from ..errors import UserError
 from ..storage import local_path, read_json
 from ..training.run_log import read_lines, read_metrics
@@ -20,8 +21,8 @@ from ..training.run_log import read_lines, read_metrics
 _LARGEST = 1e30  # a larger number cannot be drawn
 
 
-@dataclass(frozen=True)
-class RunRecord:
+@dataclass(frozen=True, repr=False)
+class RunRecord(Shown):
     """What a run has left so far."""
 
     run_dir: Path
@@ -38,6 +39,9 @@ class RunRecord:
     @property
     def name(self) -> str:
         return self.run_dir.absolute().name
+
+    def in_short(self) -> str:
+        return f"{self.run_dir}, step {self.last.get('step', 0)}, {len(self.checkpoints)} checkpoints kept"
 
     @cached_property
     def trained(self) -> list[dict[str, Any]]:

@@ -311,9 +311,8 @@ class TrainingRun:
         With `evaluation.at_epoch_end` at the end of each epoch too.
         """
         when = self.recipe.evaluation
-        at_end_of_epoch = when.at_epoch_end and step > 0 and step % self.job.plan.steps_per_epoch == 0
         on_grid = step >= when.first and (step - when.first) % when.every == 0
-        return on_grid or at_end_of_epoch or step == self.max_steps
+        return on_grid or step == self.max_steps or self._ends_epoch(step, when.at_epoch_end)
 
     def evaluate_and_sample(self, step: int) -> None:
         """The losses on the training and the validation text, and a look at what the model writes."""
@@ -358,9 +357,10 @@ class TrainingRun:
     # Saving
 
     def saves_at(self, step: int) -> bool:
-        """Every `checkpoint.every` steps, and at the last one."""
-        every = self.recipe.checkpoint.every
-        return step == self.max_steps or (every is not None and step % every == 0)
+        """Every `checkpoint.every` steps, at the last one, and with `checkpoint.at_epoch_end` at each epoch's end."""
+        when = self.recipe.checkpoint
+        on_grid = when.every is not None and step % when.every == 0
+        return on_grid or step == self.max_steps or self._ends_epoch(step, when.at_epoch_end)
 
     def save(self, step: int) -> None:
         """Write the checkpoint of `step`, let `latest` and perhaps `best` name it, and remove old ones."""
@@ -403,6 +403,9 @@ class TrainingRun:
     def _prune(self) -> None:
         if self.accelerator.is_main_process:
             checkpoint.prune(self.run_dir, self.recipe.checkpoint.keep, self.observers.needs(self))
+
+    def _ends_epoch(self, step: int, matters: bool) -> bool:
+        return matters and step > 0 and step % self.job.plan.steps_per_epoch == 0
 
     # Position, time, and what ends a run
 
