@@ -16,7 +16,9 @@ window is full: the window slides, as in the book's loop.
 This file travels with checkpoints as remote code: it imports nothing of `hf_gpt` but its configuration.
 """
 
+import functools
 import math
+from itertools import islice
 
 import torch
 from torch import nn
@@ -24,7 +26,13 @@ from transformers import AutoModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin, MaxLengthCriteria, StoppingCriteriaList
+from transformers.generation import (
+    GenerationMixin,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import (
@@ -304,7 +312,7 @@ class GPTModel(GPTPreTrainedModel):
             position_embeds = self.embed_positions(positions).to(inputs_embeds.device)
             hidden_states = drop(self.dropout, inputs_embeds + position_embeds)
 
-        for layer in self.layers:
+        for layer in islice(self.layers, self.config.num_hidden_layers):  # fewer while generate() drafts
             hidden_states = layer(
                 hidden_states,
                 attention_mask=causal_mask,
@@ -410,6 +418,15 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
+    @functools.wraps(GenerationMixin.generate)
+    def generate(self, *args, **kwargs):
+        # To draft with the first layers alone, transformers changes the configuration. An error would leave it so.
+        num_layers = self.config.num_hidden_layers
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            self.config.num_hidden_layers = num_layers
+
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
@@ -466,6 +483,9 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
                     f"assisted and prompt-lookup generation cannot go past max_position_embeddings={window}: "
                     f"{max_cache_length + 1} tokens were asked for; lower max_new_tokens, or generate without drafts"
                 )
+            layers, early_exit = self.config.num_hidden_layers, generation_config.assistant_early_exit
+            if early_exit is not None and not 1 <= early_exit <= layers:
+                raise ValueError(f"assistant_early_exit must be 1 to {layers}, the model's layers, got {early_exit}")
             if generation_config.prompt_lookup_num_tokens is not None:  # such drafts may run past what was asked for
                 room = window - max_cache_length + 1
                 generation_config.prompt_lookup_num_tokens = min(generation_config.prompt_lookup_num_tokens, room)
@@ -479,6 +499,20 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         return super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, min(max_cache_length, window)
         )
+
+    def _get_logits_processor(self, generation_config, input_ids_seq_length=0, **kwargs) -> LogitsProcessorList:
+        """With a guidance whose own text, the negative prompt and what follows it, slides through the window too."""
+        processors = super()._get_logits_processor(generation_config, input_ids_seq_length, **kwargs)
+        window, negative_prompt = self.config.max_position_embeddings, kwargs.get("negative_prompt_ids")
+        num_tokens = generation_config.max_length - input_ids_seq_length
+        num_tokens += 1 if negative_prompt is None else negative_prompt.shape[1]
+        for processor in processors:
+            if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor) and num_tokens > window:
+                processor.unconditional_context["use_cache"] = False  # it is given all of its text each time
+                processor.model = lambda input_ids, attention_mask, **options: self(
+                    input_ids[:, -window:], attention_mask=attention_mask[:, -window:], **options
+                )
+        return processors
 
     def _get_stopping_criteria(self, *args, **kwargs) -> StoppingCriteriaList:
         """Without the warning that going past the window may fail: here it is what `generate()` promises."""
