@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from .configuration_gpt import WRAPPERS, forget_wrappers
 from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError, translate_hub_errors
 from .storage import replacing_directory, translate_disk_errors, write_json, write_text
@@ -169,8 +170,9 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
         verify(source)
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
-            source, trust_remote_code=False, output_loading_info=True
+            source, trust_remote_code=False, output_loading_info=True, key_mapping={WRAPPERS: ""}
         )
+        forget_wrappers(loaded)
         if not any(list(source.glob(names)) for names in TOKENIZER_FILES):
             raise UserError(f"{model}: has no tokenizer; put the files of the one it was trained with into its folder")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)

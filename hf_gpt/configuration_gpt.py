@@ -20,6 +20,7 @@ this package is not installed. So this file imports nothing of `hf_gpt`, and no 
 
 import difflib
 import functools
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -86,6 +87,22 @@ _FOREIGN_NAMES = {
     "num_layers": "num_hidden_layers",
     "resid_pdrop": "dropout",
 }
+
+
+WRAPPERS = r"^(?:(?:_orig_mod|module)\.)+"
+"""What torch.compile and DistributedDataParallel put before every name of a state dict: for `key_mapping`."""
+
+
+def forget_wrappers(model: Any) -> None:
+    """Say that `WRAPPERS` were left out when `model` was loaded; without this, saving it would put them back."""
+    used = getattr(model, "_weight_conversions", None) or []
+    others = [conversion for conversion in used if WRAPPERS not in conversion.source_patterns]
+    if len(others) < len(used):
+        model._weight_conversions = others
+        text = (
+            "the weights of %s were saved from a compiled or distributed model: the prefix of their names is left out"
+        )
+        logging.getLogger(__name__).warning(text, model.name_or_path)
 
 
 class ImpossibleConfigError(ValueError, NotImplementedError):

@@ -10,7 +10,6 @@ mode draws nothing.
 """
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -24,10 +23,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import load_model
 from .data.batches import IGNORED, Windows
-from .data.corpus import Corpus, load_corpora
-from .data.cutting import repair_surrogates
-from .data.token_store import TokenStore, tokenize
-from .data.tokenizer import vocab_size
+from .data.byte_counts import bits_per_byte, byte_sizes, num_bytes, scored_bytes
+from .data.corpus import load_corpora
+from .data.token_store import tokenize
 from .errors import UserError
 from .loss import CausalLMLoss, evaluating
 from .recipe import DataRecipe
@@ -92,26 +90,13 @@ def targets_and_bytes(
 ) -> tuple[int, int] | None:
     """The number of targets that `loss_on_windows` looks at, and of the UTF-8 bytes that they stand for.
 
-    In a byte-level vocabulary a token's name has one character for each of its bytes. Whether the tokenizer is of this
-    kind is tried out: counted this way, the whole store must have the bytes of its text. If not, the result is None.
+    None where they cannot be counted (see byte_counts.py).
     """
-    sizes = _byte_sizes(windows.store, tokenizer)
+    sizes = byte_sizes(windows.store, tokenizer)
     if sizes is None:
         return None
     num_targets = _num_windows(windows, tokens) * windows.context_length
-    return num_targets, _num_bytes(windows.store.tokens[1 : num_targets + 1], sizes)
-
-
-def scored_bytes(store: TokenStore, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The UTF-8 bytes of a text that all of its tokens but the first, which nothing predicts, stand for."""
-    sizes = _byte_sizes(store, tokenizer)
-    first = _bytes_before_second_token(corpus, tokenizer) if sizes is None else int(sizes[store.tokens[0]])
-    return store.num_bytes - first
-
-
-def bits_per_byte(loss: float, num_targets: int, num_bytes: int) -> float:
-    """`loss` (mean nats per target) in bits, over the bytes that the targets stand for."""
-    return loss * num_targets / math.log(2) / max(num_bytes, 1)
+    return num_targets, num_bytes(windows.store.tokens[1 : num_targets + 1], sizes)
 
 
 def evaluate_corpus(
@@ -189,33 +174,6 @@ def evaluate_tokens(
 
 def _num_windows(windows: Windows, tokens: int | None) -> int:
     return len(windows) if tokens is None else min(len(windows), max(1, tokens // windows.context_length))
-
-
-def _byte_sizes(store: TokenStore, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
-    """The bytes that each token stands for, (vocabulary,), where every token's name spells them: see above."""
-    names = tokenizer.convert_ids_to_tokens(range(vocab_size(tokenizer)))
-    sizes = np.array([len(name or "") for name in names], np.int64)
-    if store.separator_id is not None:
-        sizes[store.separator_id] = 0  # no text of the corpus
-    return sizes if _num_bytes(store.tokens, sizes) == store.num_bytes else None
-
-
-def _bytes_before_second_token(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The UTF-8 bytes of a text that its first token stands for, by the places that the tokenizer gives.
-
-    White space between tokens counts for the later one. A character that several tokens share counts for the last of
-    them, unless each token is one of its bytes.
-    """
-    beginning = repair_surrogates(next(piece for piece in corpus.pieces() if piece)[:10_000])
-    encoding = tokenizer.backend_tokenizer.encode(beginning, add_special_tokens=False)
-    places = [*encoding.offsets, (len(beginning), len(beginning))]
-    num_bytes = len(beginning[: min(places[0][1], places[1][0])].encode())
-    is_one_byte = re.fullmatch("<0x[0-9A-F]{2}>", encoding.tokens[0]) and places[1][0] == places[0][0]
-    return num_bytes + bool(is_one_byte)
-
-
-def _num_bytes(ids: np.ndarray, sizes: np.ndarray, at_once: int = 1 << 20) -> int:
-    return sum(int(sizes[ids[start : start + at_once]].sum()) for start in range(0, len(ids), at_once))
 
 
 def _spans(num_targets: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:

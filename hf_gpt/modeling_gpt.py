@@ -26,13 +26,7 @@ from transformers import AutoModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import (
-    GenerationMixin,
-    LogitsProcessorList,
-    MaxLengthCriteria,
-    StoppingCriteriaList,
-    UnbatchedClassifierFreeGuidanceLogitsProcessor,
-)
+from transformers.generation import GenerationMixin, MaxLengthCriteria, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import (
@@ -48,7 +42,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_gpt import GPTConfig
+from .configuration_gpt import WRAPPERS, GPTConfig, forget_wrappers
 
 try:
     from transformers.modeling_utils import slice_logits_to_keep
@@ -214,6 +208,13 @@ class GPTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": GPTDecoderLayer, "attentions": GPTAttention}  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
+        """As transformers', also from weights that were saved out of a compiled or distributed model."""
+        loaded = super().from_pretrained(*args, key_mapping={WRAPPERS: "", **(key_mapping or {})}, **kwargs)
+        forget_wrappers(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     def post_init(self) -> None:
         # transformers now calls _init_weights for every module. Under "pytorch" the constructors have just drawn, in
@@ -500,17 +501,17 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             generation_config, model_kwargs, generation_mode, batch_size, min(max_cache_length, window)
         )
 
-    def _get_logits_processor(self, generation_config, input_ids_seq_length=0, **kwargs) -> LogitsProcessorList:
+    def _get_logits_processor(self, generation_config, input_ids_seq_length=0, **kwargs):
         """With a guidance whose own text, the negative prompt and what follows it, slides through the window too."""
         processors = super()._get_logits_processor(generation_config, input_ids_seq_length, **kwargs)
         window, negative_prompt = self.config.max_position_embeddings, kwargs.get("negative_prompt_ids")
-        num_tokens = generation_config.max_length - input_ids_seq_length
-        num_tokens += 1 if negative_prompt is None else negative_prompt.shape[1]
+        num_tokens = 1 if negative_prompt is None else negative_prompt.shape[1]
         for processor in processors:
-            if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor) and num_tokens > window:
-                processor.unconditional_context["use_cache"] = False  # it is given all of its text each time
-                processor.model = lambda input_ids, attention_mask, **options: self(
-                    input_ids[:, -window:], attention_mask=attention_mask[:, -window:], **options
+            guides = hasattr(processor, "unconditional_context")
+            if guides and num_tokens + generation_config.max_length - input_ids_seq_length > window:
+                processor.unconditional_context["use_cache"] = False  # so it passes on all of its text each time
+                processor.model = lambda ids, attention_mask, **options: self(
+                    ids[:, -window:], attention_mask=attention_mask[:, -window:], **options
                 )
         return processors
 
