@@ -22,6 +22,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .configuration_gpt import WRAPPERS, forget_wrappers
 from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError
 from .loading import quiet, reason, skeleton
@@ -173,8 +174,13 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             skeleton(lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False), config, model)
             loaded, report = AutoModelForCausalLM.from_pretrained(
-                source, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+                source,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                key_mapping={WRAPPERS: ""},
             )
+        forget_wrappers(loaded)
         refuse_missing_weights(model, report)
         if not any(list(source.glob(names)) for names in TOKENIZER_FILES):
             raise UserError(f"{model}: has no tokenizer; put the files of the one it was trained with into its folder")

@@ -1,14 +1,17 @@
 """What a GPT is: its sizes, its rates and how it starts.
 
 `GPTConfig` is a transformers configuration whose fields carry the Hub's names. The names of Raschka's *Build a Large
-Language Model From Scratch* (`emb_dim`, `n_layers`, `n_heads`, `context_length`, `drop_rate`) mean the same fields
-wherever a configuration is written or read, so `GPTConfig(**GPT_CONFIG_124M)` works with the book's dictionary.
+Language Model From Scratch* (`emb_dim`, `n_layers`, `n_heads`, `context_length`, `drop_rate`), and two that readers of
+it write (`embedding_dim`, `vocabulary_size`), mean the same fields wherever a configuration is written or read, so
+`GPTConfig(**GPT_CONFIG_124M)` works with the book's dictionary.
 
 transformers would apply such aliases after everything else: `emb_dim=64` would keep the feed-forward width that goes
 with 768, and no check would see it. Here they are translated first. Two values for one field are refused.
 
-A name that a person typed (in the constructor, or as an override of `from_pretrained`) is refused if it looks like a
-misspelling of one of ours. Unknown keys of a file are kept: a newer version or another tool may have written them.
+transformers would also keep any other name, and nobody would notice that it means nothing. The constructor refuses it,
+unless every configuration of transformers has it, or `to_dict()` wrote it. An override of `from_pretrained` may be for
+whatever else transformers loads, and is refused if it looks like a misspelling of one of ours. Unknown keys of a file
+are kept: a newer version or another tool may have written them.
 
 Saving a configuration also puts the model's code beside it: `configuration_gpt.py`, `modeling_gpt.py`, and the
 `auto_map` by which transformers finds the classes in them. With `trust_remote_code=True` such a directory loads where
@@ -17,9 +20,10 @@ this package is not installed. So this file imports nothing of `hf_gpt`, and no 
 
 import difflib
 import functools
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +39,7 @@ if [*map(int, transformers.__version__.split(".")[:2])] < [*map(int, TRANSFORMER
 from huggingface_hub.dataclasses import strict  # noqa: E402
 from huggingface_hub.errors import StrictDataclassError  # noqa: E402
 from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
+from transformers.generation import GenerationConfig  # noqa: E402
 
 # The GPT-2 family as released: https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
 # (section 2.3; the paper's parameter counts are off, the names here carry those of the released weights).
@@ -63,6 +68,18 @@ AUTO_MAP = {
     "AutoModelForQuestionAnswering": "modeling_gpt.GPTForQuestionAnswering",
 }
 
+# What every configuration of transformers takes beside its fields and properties, now or in earlier versions. (It also
+# takes settings of `generate()`, and forgets them.)
+_TRANSFORMERS_NAMES = """
+add_cross_attention attn_implementation auto_map cross_attention_hidden_size experts_implementation finetuning_task
+is_decoder name_or_path num_labels output_attentions per_layer_config prefix pruned_heads quantization_config
+task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torch_dtype torchscript use_bfloat16
+"""
+_NAMES_OF_ALL = {*_TRANSFORMERS_NAMES.split(), *GenerationConfig._get_default_generation_params()}
+
+# Where `to_dict()` says which names it wrote that are none of these. So the constructor takes them back.
+_EXTRA_NAMES = "_extra_names"
+
 # What other GPTs call our fields. Spelling alone would not lead from one to the other.
 _FOREIGN_NAMES = {
     "activation_function": "hidden_act",
@@ -81,6 +98,22 @@ _FOREIGN_NAMES = {
 }
 
 
+WRAPPERS = r"^(?:(?:_orig_mod|module)\.)+"
+"""What torch.compile and DistributedDataParallel put before every name of a state dict: for `key_mapping`."""
+
+
+def forget_wrappers(model: Any) -> None:
+    """Say that `WRAPPERS` were left out when `model` was loaded; without this, saving it would put them back."""
+    used = getattr(model, "_weight_conversions", None) or []
+    others = [conversion for conversion in used if WRAPPERS not in conversion.source_patterns]
+    if len(others) < len(used):
+        model._weight_conversions = others
+        text = (
+            "the weights of %s were saved from a compiled or distributed model: the prefix of their names is left out"
+        )
+        logging.getLogger(__name__).warning(text, model.name_or_path)
+
+
 class ImpossibleConfigError(ValueError, NotImplementedError):
     """A configuration that no model can have, in one line that names the field.
 
@@ -93,12 +126,13 @@ class ImpossibleConfigError(ValueError, NotImplementedError):
 
 
 def _checks_names_first(config_class: type) -> type:
-    """Let `config_class(...)` translate aliases and refuse misspellings before anything is validated or derived."""
+    """Let `config_class(...)` translate aliases and refuse unknown names before anything is validated or derived."""
     validated_init = config_class.__init__
 
     @functools.wraps(validated_init)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        config_class._refuse_misspellings(kwargs)
+        extra = kwargs.pop(_EXTRA_NAMES, ())
+        config_class._refuse_unknown(name for name in kwargs if name not in extra)
         try:
             validated_init(self, *args, **config_class._to_field_names(kwargs))
         except StrictDataclassError as error:  # two lines that name the validator; its cause names the field
@@ -117,9 +151,9 @@ class GPTConfig(PreTrainedConfig):
     things that its dictionary does not say.
 
     Args:
-        vocab_size: number of token ids.
+        vocab_size: number of token ids (`vocabulary_size`).
         max_position_embeddings: longest input, in tokens (`context_length`).
-        hidden_size: width of the residual stream (`emb_dim`).
+        hidden_size: width of the residual stream (`emb_dim`, `embedding_dim`).
         num_hidden_layers: number of blocks (`n_layers`).
         num_attention_heads: heads per block; they divide `hidden_size` (`n_heads`).
         intermediate_size: width inside the feed-forward layers; `None` means 4 * `hidden_size`.
@@ -153,6 +187,8 @@ class GPTConfig(PreTrainedConfig):
         "n_layers": "num_hidden_layers",
         "n_heads": "num_attention_heads",
         "drop_rate": "dropout",
+        "embedding_dim": "hidden_size",
+        "vocabulary_size": "vocab_size",
     }
     base_model_tp_plan = {  # noqa: RUF012
         "layers.*.self_attn.q_proj": "colwise",
@@ -209,7 +245,8 @@ class GPTConfig(PreTrainedConfig):
         cls._refuse_misspellings(kwargs)
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls._own_names()}
         in_file = cls._to_field_names(config_dict)
-        unknown = {name: in_file.pop(name) for name in list(in_file) if cls._meant(name)}
+        in_file.pop(_EXTRA_NAMES, None)
+        unknown = {name: in_file.pop(name) for name in list(in_file) if not cls._takes(name)}
         result = super().from_dict({**in_file, **cls._to_field_names(overrides)}, **kwargs)
         for name, value in unknown.items():
             setattr(result[0] if isinstance(result, tuple) else result, name, value)
@@ -219,6 +256,13 @@ class GPTConfig(PreTrainedConfig):
     def from_json_file(cls, json_file) -> "GPTConfig":
         """The configuration in a JSON file, whose unknown keys are kept (see `from_dict`)."""
         return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers': `GPTConfig(**config.to_dict())` is this configuration again, with whatever it holds."""
+        written = super().to_dict()
+        if extra := sorted(name for name in written if not self._takes(name)):
+            written[_EXTRA_NAMES] = extra
+        return written
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """As transformers', with the model's code beside `config.json` (see `AUTO_MAP`).
@@ -291,27 +335,45 @@ class GPTConfig(PreTrainedConfig):
         return translated
 
     @classmethod
-    def _meant(cls, name: str) -> str | None:
-        """The name of ours that `name` seems to misspell; None if it is a good name or like none of ours."""
-        own_names = cls._own_names()
-        known = (
-            name in own_names
-            or hasattr(cls, name)  # common to all of transformers' configurations, such as `dtype` and `num_labels`
+    def _takes(cls, name: str) -> bool:
+        """Whether a name means something here, or may stand in any configuration of transformers."""
+        return (
+            name in cls._own_names()
+            or name in cls.__dataclass_fields__
+            or isinstance(getattr(cls, name, None), property)
+            or name in _NAMES_OF_ALL
             or name.startswith("_")
             or name.endswith("_token_id")  # a tokenizer may have special tokens of any name
         )
-        if known:
-            return None
-        # A word before one of our names, as in moe_intermediate_size, makes it another model's field.
-        if any("_" in own and name.endswith(f"_{own}") for own in own_names):
-            return None
-        # 0.82 separates emb_dims, n_layer and dropout_rate from what transformers and its tools pass, such as
-        # initializer_factor or vocab_file: tests/test_configuration.py lists both kinds.
-        near = difflib.get_close_matches(name, own_names, n=1, cutoff=0.82)
+
+    @classmethod
+    def _nearest(cls, name: str, cutoff: float) -> str | None:
+        """The name of ours that `name` probably stands for."""
+        near = difflib.get_close_matches(name, cls._own_names(), n=1, cutoff=cutoff)
         return _FOREIGN_NAMES.get(name) or (near[0] if near else None)
 
     @classmethod
-    def _refuse_misspellings(cls, names: Mapping[str, Any]) -> None:
+    def _refuse_unknown(cls, names: Iterable[str]) -> None:
+        for name in names:
+            if not cls._takes(name):
+                meant = cls._nearest(name, cutoff=0.6)
+                what_works = f"did you mean {meant!r}?" if meant else f"fields: {', '.join(sorted(cls._own_names()))}"
+                raise ImpossibleConfigError(f"GPTConfig has no field {name!r}; {what_works}")
+
+    @classmethod
+    def _meant(cls, name: str) -> str | None:
+        """The name of ours that `name` seems to misspell; None if it is a good name or like none of ours."""
+        if cls._takes(name) or hasattr(cls, name):
+            return None
+        # A word before one of our names, as in moe_intermediate_size, makes it another model's field.
+        if any("_" in own and name.endswith(f"_{own}") for own in cls._own_names()):
+            return None
+        # 0.82 separates emb_dims, n_layer and dropout_rate from what transformers and its tools pass, such as
+        # initializer_factor or vocab_file: tests/test_configuration.py lists both kinds.
+        return cls._nearest(name, cutoff=0.82)
+
+    @classmethod
+    def _refuse_misspellings(cls, names: Iterable[str]) -> None:
         for name in names:
             if meant := cls._meant(name):
                 raise ImpossibleConfigError(f"GPTConfig has no field {name!r}; did you mean {meant!r}?")

@@ -23,9 +23,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import find_device, load_model
 from .data.batches import IGNORED, Windows
+from .data.byte_counts import bits_per_byte, byte_sizes, num_bytes, scored_bytes
 from .data.corpus import load_corpora
 from .data.progress import WorkProgress
-from .data.token_store import bytes_of_tokens, bytes_spelled, tokenize
+from .data.token_store import tokenize
 from .display import Shown
 from .errors import UserError
 from .loss import CausalLMLoss, evaluating
@@ -95,16 +96,13 @@ def targets_and_bytes(
 ) -> tuple[int, int] | None:
     """The number of targets that `loss_on_windows` looks at, and of the UTF-8 bytes that they stand for.
 
-    None for a vocabulary that is not of bytes (`bytes_of_tokens`).
+    None where they cannot be counted (see byte_counts.py).
     """
+    sizes = byte_sizes(windows.store, tokenizer)
+    if sizes is None:
+        return None
     num_targets = _num_windows(windows, tokens) * windows.context_length
-    num_bytes = bytes_of_tokens(windows.store, tokenizer, 1, num_targets + 1)
-    return None if num_bytes is None else (num_targets, num_bytes)
-
-
-def bits_per_byte(loss: float, num_targets: int, num_bytes: int) -> float:
-    """`loss` (mean nats per target) in bits, over the bytes that the targets stand for."""
-    return loss * num_targets / math.log(2) / max(num_bytes, 1)
+    return num_targets, num_bytes(windows.store.tokens[1 : num_targets + 1], sizes)
 
 
 def evaluate_corpus(
@@ -143,7 +141,7 @@ def evaluate_corpus(
     taken = store.tokens[:tokens]
     if len(taken) < 2:
         raise UserError(f"{corpus.name}: {len(taken)} tokens; at least 2 are needed, one to predict from")
-    num_bytes = bytes_of_tokens(store, tokenizer, 1, len(taken)) or bytes_spelled(store, tokenizer, len(taken))
+    num_bytes = scored_bytes(store, corpus, tokenizer, len(taken))
     with WorkProgress(f"evaluating {model}", "tokens", len(taken) - 1) as progress:
         return evaluate_tokens(loaded, taken, num_bytes, stride, progress)
 

@@ -16,7 +16,9 @@ window is full: the window slides, as in the book's loop.
 This file travels with checkpoints as remote code: it imports nothing of `hf_gpt` but its configuration.
 """
 
+import functools
 import math
+from itertools import islice
 
 import torch
 from torch import nn
@@ -40,7 +42,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_gpt import GPTConfig
+from .configuration_gpt import WRAPPERS, GPTConfig, forget_wrappers
 
 try:
     from transformers.modeling_utils import slice_logits_to_keep
@@ -207,6 +209,13 @@ class GPTPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": GPTDecoderLayer, "attentions": GPTAttention}  # noqa: RUF012
 
+    @classmethod
+    def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
+        """As transformers', also from weights that were saved out of a compiled or distributed model."""
+        loaded = super().from_pretrained(*args, key_mapping={WRAPPERS: "", **(key_mapping or {})}, **kwargs)
+        forget_wrappers(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
     def post_init(self) -> None:
         # transformers now calls _init_weights for every module. Under "pytorch" the constructors have just drawn, in
         # the order that the book's figures need, so nothing is drawn again. Later calls are for what a checkpoint
@@ -304,7 +313,7 @@ class GPTModel(GPTPreTrainedModel):
             position_embeds = self.embed_positions(positions).to(inputs_embeds.device)
             hidden_states = drop(self.dropout, inputs_embeds + position_embeds)
 
-        for layer in self.layers:
+        for layer in islice(self.layers, self.config.num_hidden_layers):  # fewer while generate() drafts
             hidden_states = layer(
                 hidden_states,
                 attention_mask=causal_mask,
@@ -410,6 +419,15 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
+    @functools.wraps(GenerationMixin.generate)
+    def generate(self, *args, **kwargs):
+        # To draft with the first layers alone, transformers changes the configuration. An error would leave it so.
+        num_layers = self.config.num_hidden_layers
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            self.config.num_hidden_layers = num_layers
+
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
@@ -466,6 +484,9 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
                     f"assisted and prompt-lookup generation cannot go past max_position_embeddings={window}: "
                     f"{max_cache_length + 1} tokens were asked for; lower max_new_tokens, or generate without drafts"
                 )
+            layers, early_exit = self.config.num_hidden_layers, generation_config.assistant_early_exit
+            if early_exit is not None and not 1 <= early_exit <= layers:
+                raise ValueError(f"assistant_early_exit must be 1 to {layers}, the model's layers, got {early_exit}")
             if generation_config.prompt_lookup_num_tokens is not None:  # such drafts may run past what was asked for
                 room = window - max_cache_length + 1
                 generation_config.prompt_lookup_num_tokens = min(generation_config.prompt_lookup_num_tokens, room)
@@ -479,6 +500,20 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         return super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, min(max_cache_length, window)
         )
+
+    def _get_logits_processor(self, generation_config, input_ids_seq_length=0, **kwargs):
+        """With a guidance whose own text, the negative prompt and what follows it, slides through the window too."""
+        processors = super()._get_logits_processor(generation_config, input_ids_seq_length, **kwargs)
+        window, negative_prompt = self.config.max_position_embeddings, kwargs.get("negative_prompt_ids")
+        num_tokens = 1 if negative_prompt is None else negative_prompt.shape[1]
+        for processor in processors:
+            guides = hasattr(processor, "unconditional_context")
+            if guides and num_tokens + generation_config.max_length - input_ids_seq_length > window:
+                processor.unconditional_context["use_cache"] = False  # so it passes on all of its text each time
+                processor.model = lambda ids, attention_mask, **options: self(
+                    ids[:, -window:], attention_mask=attention_mask[:, -window:], **options
+                )
+        return processors
 
     def _get_stopping_criteria(self, *args, **kwargs) -> StoppingCriteriaList:
         """Without the warning that going past the window may fail: here it is what `generate()` promises."""

@@ -108,7 +108,8 @@ def find_pretrained(recipe: ModelRecipe) -> Pretrained | None:
         in_our_layout = folder if kind == GPTConfig.model_type else convert_into_cache(folder)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"model: {error}") from None
-    return Pretrained(in_our_layout, folder.name if folder.parent.name == "snapshots" else None)  # the Hub's cache
+    commit = folder.name if folder.parent.name == "snapshots" else None  # of the Hub's cache
+    return Pretrained(in_our_layout, commit, folder)
 
 
 def default_observers(job: Job) -> list[Observer]:

@@ -1,5 +1,6 @@
 """GPTConfig: the Hub's names and the book's mean the same, mistakes are refused in one line, files stay readable."""
 
+import copy
 import inspect
 import json
 import subprocess
@@ -134,10 +135,63 @@ def test_names_of_transformers_and_its_tools_are_no_misspellings():
 
 
 def test_constructor_takes_what_transformers_takes():
-    config = GPTConfig(**SMALL, num_labels=5, torch_dtype="float16", attn_implementation="eager", note="kept")
+    config = GPTConfig(**SMALL, num_labels=5, torch_dtype="float16", attn_implementation="eager", _note="kept")
     assert (len(config.id2label), str(config.dtype), config._attn_implementation) == (5, "torch.float16", "eager")
-    assert config.note == "kept"
-    assert GPTConfig(**config.to_dict()).to_dict() == config.to_dict()
+    assert config._note == "kept"
+    assert GPTConfig(**SMALL, image_token_id=7).image_token_id == 7
+    earlier = {
+        "finetuning_task": "qa",
+        "tokenizer_class": "T",
+        "pruned_heads": {},
+        "max_length": 3,
+        "is_decoder": True,
+    }
+    assert GPTConfig(**SMALL, **earlier).tokenizer_class == "T"
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("note", "fields: attention_dropout"),
+        ("rope_theta", "fields: attention_dropout"),
+        ("to_dict", "fields: attention_dropout"),  # a method, and no field
+        ("", "fields: attention_dropout"),
+        ("embed_dim", "'emb_dim'?"),
+        ("layers", "'n_layers'?"),
+        ("heads", "'n_heads'?"),
+        ("bias", "'qkv_bias'?"),
+        ("moe_intermediate_size", "'intermediate_size'?"),
+        ("d_ff", "'intermediate_size'?"),
+    ],
+)
+def test_the_constructor_refuses_every_unknown_name(typed, says):
+    for make in (lambda: GPTConfig(**{typed: 4}), lambda: GPTConfig(**{**GPTConfig(**SMALL).to_dict(), typed: 4})):
+        message = refusal(make)
+        assert f"no field {typed!r}" in message
+        assert says in message
+
+
+def test_names_that_readers_write_are_the_fields_that_they_mean(tmp_path):
+    config = GPTConfig(vocabulary_size=99, embedding_dim=64, n_heads=4)
+    assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (99, 64, 256)
+    assert (config.vocabulary_size, config.embedding_dim) == (99, 64)
+    assert config == GPTConfig(vocab_size=99, hidden_size=64, num_attention_heads=4)
+    write_config(tmp_path, vocabulary_size=99, embedding_dim=64, n_heads=4)
+    assert AutoConfig.from_pretrained(tmp_path).to_dict() == {**config.to_dict(), "_name_or_path": str(tmp_path)}
+    assert GPTConfig.from_pretrained(tmp_path, embedding_dim=32).hidden_size == 32
+    assert "two values" in refusal(lambda: GPTConfig(vocabulary_size=99, vocab_size=98))
+
+
+def test_what_to_dict_writes_makes_the_same_configuration():
+    from_file = GPTConfig.from_dict({**SMALL, "emb_dims": 3, "rope_of_the_future": {"a": 1}, "note": None})
+    changed = GPTConfig(**SMALL, num_labels=3)
+    changed.note, changed.quantization_config, changed.drop_rate = [1], {"quant_method": "torchao"}, 0.3
+    for config in (GPTConfig(), GPTConfig(**SMALL, dtype="bfloat16", eos_token_id=[1, 2]), from_file, changed):
+        again = GPTConfig(**config.to_dict())
+        assert again.to_dict() == config.to_dict()
+        assert copy.deepcopy(config).to_dict() == config.to_dict()
+        assert GPTConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+        refusal(lambda config=config: GPTConfig(**{**config.to_dict(), "n_layer": 2}))
 
 
 def test_a_checkpoint_with_keys_we_do_not_know_loads_and_keeps_them(tmp_path):

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from hf_gpt import GPTConfig, GPTForCausalLM
+from hf_gpt import GPTConfig, GPTForCausalLM, load_tokenizer
+from hf_gpt.checkpoint import load_model
 
 IDS = torch.arange(24).view(2, 12)
 
@@ -93,3 +94,33 @@ def test_weights_that_do_not_match_are_reported_by_name(model, tmp_path):
     assert set(report["missing_keys"]) == {"model.layers.1.mlp.up_proj.bias"}
     assert set(report["unexpected_keys"]) == {"not.ours"}
     assert [str(key[0]) for key in report["mismatched_keys"]] == ["model.norm.weight"]
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "20KB"}])
+def test_weights_of_a_compiled_or_distributed_model_are_loaded_and_saved_under_their_own_names(
+    model, prefix, shards, tmp_path, caplog, capsys
+):
+    wrapped = {prefix + name: weight for name, weight in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "ours")
+    model.save_pretrained(tmp_path / "wrapped", state_dict=wrapped, **shards)
+    stock = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=257, n_positions=8, eos_token_id=1))
+    stock.save_pretrained(tmp_path / "stock", state_dict={prefix + k: v for k, v in stock.state_dict().items()})
+    for folder in ("wrapped", "stock"):
+        load_tokenizer("bytes").save_pretrained(tmp_path / folder)
+    named = load_file(tmp_path / "ours" / "model.safetensors").keys()
+    for load in (AutoModelForCausalLM.from_pretrained, lambda folder: load_model(str(folder))[0]):
+        caplog.clear()
+        loaded = load(tmp_path / "wrapped").cpu()
+        assert torch.equal(logits(loaded), logits(model))
+        assert [record.getMessage() for record in caplog.records if "compiled" in record.getMessage()] == [
+            f"the weights of {tmp_path / 'wrapped'} are from a compiled or distributed model: "
+            "the prefix of their names is left out"
+        ]
+        loaded.save_pretrained(tmp_path / "again")
+        assert load_file(tmp_path / "again" / "model.safetensors").keys() == named
+    caplog.clear()
+    AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert "compiled" not in caplog.text
+    ids = IDS[:, :8]
+    assert torch.equal(logits(load_model(str(tmp_path / "stock"))[0].cpu(), ids), logits(stock.eval(), ids))

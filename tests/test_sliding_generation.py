@@ -223,3 +223,26 @@ def test_new_ids_on_a_cache_are_refused_past_the_edge():
     settings = GenerationConfig(do_sample=False, max_new_tokens=WINDOW)
     with pytest.raises(ValueError, match=r"\A.*without the ids.*\Z"):
         model.generate(ids[:, 4:], attention_mask=mask, past_key_values=past, generation_config=settings)
+
+
+@torch.no_grad()
+def guided(model, idx: torch.Tensor, unconditional: torch.Tensor, max_new_tokens: int, scale: float) -> torch.Tensor:
+    """Classifier-free guidance by hand: both texts grow by the same tokens, and slide."""
+    for _ in range(max_new_tokens):
+        asked, free = (model(ids[:, -WINDOW:]).logits[:, -1].log_softmax(-1) for ids in (idx, unconditional))
+        idx_next = (free + scale * (asked - free)).argmax(dim=-1, keepdim=True)
+        idx, unconditional = (torch.cat((ids, idx_next), dim=1) for ids in (idx, unconditional))
+    return idx
+
+
+@pytest.mark.parametrize("new_tokens", [WINDOW - 4, 2 * WINDOW])
+@pytest.mark.parametrize("negative", [None, 3, WINDOW + 2])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_guidance_slides_with_both_of_its_texts(new_tokens, negative, use_cache):
+    model, prompt = small_model(), random_ids(2, 3)
+    options = {} if negative is None else {"negative_prompt_ids": random_ids(2, negative, seed=5)}
+    found = model.generate(
+        prompt, max_new_tokens=new_tokens, do_sample=False, guidance_scale=1.7, use_cache=use_cache, **options
+    )
+    expected = guided(model, prompt, options.get("negative_prompt_ids", prompt[:, -1:]), new_tokens, 1.7)
+    assert torch.equal(found, expected)

@@ -486,3 +486,31 @@ def test_every_tokenizer_is_saved_by_save_tokenizer():
     package = Path(tokenizer_module.__file__).parent.parent
     found = [path.name for path in package.rglob("*.py") if "tokenizer.save_pretrained(" in path.read_text()]
     assert found == ["tokenizer.py"]
+
+
+# Text without a place to cut ----------------------------------------------------------------------------------------
+
+WITHOUT_END = (" ", "\n", " \n", "\t\r\n", "\u3000", "a", "ACGT", "9", "!", "好", "e\u0301", "\x1c")
+
+
+def test_text_without_end_is_encoded_as_by_the_backend(tokenizer, encoder):
+    texts = [unit * (20_000 // len(unit)) for unit in WITHOUT_END] + ["\n" * 1_100_000 + "x"]
+    for text in (*texts, *(f"x{text}'s" for text in texts[:-1])):
+        expected = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        assert encoder.encode([text, "and"])[0].tolist() == expected, text[:9]
+
+
+def test_words_without_end_are_cut_for_training():
+    """Else the trainer would take minutes for a megabyte. Only such words are: others count as they always did."""
+    letters = "".join(random.Random(0).choices("ACGT", k=2500))
+    in_parts = [letters[:1000], letters[1000:2000], letters[2000:]]
+    for before, after in (("the cat,", " the hat"), ("12", "!?"), ("天地玄黃、" * 300, "、天地玄黃" * 300)):
+        whole = train_tokenizer([before + letters + after], 320)
+        assert fingerprint(whole) == fingerprint(train_tokenizer([before, *in_parts, after], 320))
+    for unit in ("a", "\n", "ACGT"):
+        assert vocab_size(train_tokenizer([unit * (10**6 // len(unit))], 300)) > 257
+    almost = ("A" * 998 + "天" + "1" * 1000 + " " * 1000 + "!" * 999 + "x") * 2
+    not_cut = fingerprint(train_tokenizer([almost], 320))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "_cut_long_words", lambda text: [text])
+        assert fingerprint(train_tokenizer([almost], 320)) == not_cut

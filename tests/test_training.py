@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig
 
 import hf_gpt
 from hf_gpt import checkpoint
+from hf_gpt.data.tokenizer import train_tokenizer
 from hf_gpt.errors import RunStopped, UserError
 from hf_gpt.recipe import Recipe
 from hf_gpt.training.data import prepare_data
@@ -287,6 +288,48 @@ def test_going_on_from_a_model_takes_its_tokenizer(run, tiny, tmp_path):
     more = hf_gpt.train(recipe)
     assert more.tokenizer.get_vocab() == run.tokenizer.get_vocab()
     assert more.recipe.tokenizer.name == str(checkpoint.pointed(run.output_dir, "best") or run.checkpoints[-1])
+
+
+def test_a_model_that_goes_on_with_another_tokenizer_stops_at_that_tokenizers_end(run, tiny, tmp_path):
+    model = shutil.copytree(run.checkpoints[-1], tmp_path / "model", ignore=shutil.ignore_patterns("training_state"))
+    ends = {"eos_token_id": [256, 10], "pad_token_id": 0}  # more than its tokenizer knows
+    for name, more in {
+        "config.json": {},
+        "generation_config.json": {"bad_words_ids": [[65]], "no_repeat_ngram_size": 3},
+    }.items():
+        (model / name).write_text(json.dumps({**json.loads((model / name).read_text()), **ends, **more}))
+    other = train_tokenizer(["the quick brown fox"], 257)
+    other.add_special_tokens({"eos_token": "z", "bos_token": "q"})
+    other.save_pretrained(tmp_path / "other")
+    other_ids = {"bos_token_id": other.bos_token_id, "eos_token_id": other.eos_token_id, "pad_token_id": None}
+    own_ids = {"bos_token_id": 256, "eos_token_id": [256, 10], "pad_token_id": 0}
+    given = {"eos_token_id": 5}
+    for number, (tokenizer, ids, fields) in enumerate(
+        [
+            ({"name": str(tmp_path / "other")}, other_ids, {}),
+            ({"name": str(tmp_path / "other")}, {**other_ids, **given}, given),
+            ({}, own_ids, {}),
+            ({"name": "bytes"}, own_ids, {}),  # the same, by another name
+        ]
+    ):
+        recipe = changed(tiny, output_dir=str(tmp_path / f"{number}"), train__max_steps=1)
+        more = hf_gpt.train({**recipe, "tokenizer": tokenizer, "model": {"from_pretrained": str(model), **fields}})
+        loaded = AutoModelForCausalLM.from_pretrained(more.checkpoints[-1])
+        for config in (loaded.config, loaded.generation_config, more.model.config, more.model.generation_config):
+            assert {name: getattr(config, name) for name in ids} == ids
+        assert loaded.generation_config.bad_words_ids == ([[65]] if ids is own_ids else None)
+        assert loaded.generation_config.no_repeat_ngram_size == 3
+
+
+def test_settings_of_generate_that_cannot_be_saved_do_not_cost_a_checkpoint(run, tiny, tmp_path):
+    model = shutil.copytree(run.checkpoints[-1], tmp_path / "model", ignore=shutil.ignore_patterns("training_state"))
+    ends = {"eos_token_id": 256, "temperature": 0.6, "top_k": 7}  # as many on the Hub have it, without do_sample
+    (model / "generation_config.json").write_text(json.dumps(ends))
+    recipe = changed(tiny, output_dir=str(tmp_path / "more"), train__max_steps=1)
+    more = hf_gpt.train({**recipe, "model": {"from_pretrained": str(model)}})
+    saved = json.loads((more.checkpoints[-1] / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == 256
+    assert "top_k" not in saved
 
 
 def test_a_change_of_environment_is_warned_of(run, tiny, capsys):

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..configuration_gpt import GPTConfig
+from ..configuration_gpt import WRAPPERS, GPTConfig
 from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
 from ..storage import local_path, new_directory
-from .files import WRAPPERS, can_be_mapped, read_file
+from .files import can_be_mapped, read_file
 from .result import Conversion, Source, choose_tokenizer, convert, our_config, shapes_of, token_ids
 from .table import Row, StateDict, free_memory, rows_between
 
@@ -30,7 +30,7 @@ _EMBEDDING, _HEAD = "tok_emb.weight", "out_head.weight"
 
 # Other names, and the book's.
 _VARIANTS = (
-    (WRAPPERS, ""),
+    (re.compile(WRAPPERS), ""),
     (re.compile(r"^token_emb\."), "tok_emb."),
     (re.compile(r"^position_emb\."), "pos_emb."),
     (re.compile(r"^transformer_blocks\."), "trf_blocks."),

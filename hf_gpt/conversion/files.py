@@ -14,8 +14,6 @@ from safetensors.torch import load_file
 from ..errors import UserError
 from .table import StateDict
 
-# What torch.compile and DistributedDataParallel put before every name.
-WRAPPERS = re.compile(r"^(?:(?:_orig_mod|module)\.)+")
 # The causal masks that GPT-2 and the book kept among the weights.
 MASK = re.compile(r"\.(attn\.(bias|masked_bias)|att\.mask)$")
 

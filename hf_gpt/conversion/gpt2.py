@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from ..checkpoint import model_folder, refuse_missing_weights
-from ..configuration_gpt import GPTConfig
+from ..configuration_gpt import WRAPPERS, GPTConfig
 from ..data.cache import cache_folder, digest, kept, seal
 from ..data.files import content_hash
 from ..errors import UserError
@@ -38,7 +38,7 @@ from ..modeling_gpt import (
     GPTForTokenClassification,
 )
 from ..storage import new_directory
-from .files import MASK, WRAPPERS, can_be_mapped, read_file
+from .files import MASK, can_be_mapped, read_file
 from .result import (
     Conversion,
     Source,
@@ -191,7 +191,7 @@ def _source(
     generation_config = folder / "generation_config.json"
     return Source(
         name,
-        load=lambda: load(model_class, folder, name, dtype=dtype, key_mapping={WRAPPERS.pattern: ""}),
+        load=lambda: load(model_class, folder, name, dtype=dtype, key_mapping={WRAPPERS: ""}),
         is_mapped=all(map(can_be_mapped, files)),
         tokenizer=choose_tokenizer(tokenizer, lambda: tokenizer_in(folder), config.vocab_size),
         generation_config=generation_config if generation_config.is_file() else None,

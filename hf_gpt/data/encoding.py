@@ -80,7 +80,7 @@ def _encoder_of_content(content: str) -> Encoder:
         return Encoder(cuts, dtype, functools.partial(_encode_bytes, id_of_byte), False)
     encoding = _as_tiktoken(described) if cuts == "before_whitespace" else None
     if encoding is not None:
-        return Encoder(cuts, dtype, functools.partial(_encode_with_tiktoken, encoding, dtype), False)
+        return Encoder(cuts, dtype, functools.partial(_encode_with_tiktoken, encoding, backend, dtype), False)
     return Encoder(cuts, dtype, functools.partial(_encode_with_backend, backend, dtype), True)
 
 
@@ -144,9 +144,16 @@ def _encode_bytes(id_of_byte: np.ndarray, texts: list[str]) -> list[np.ndarray]:
     return [id_of_byte[np.frombuffer(repair_surrogates(text).encode(), np.uint8)] for text in texts]
 
 
-def _encode_with_tiktoken(encoding: "tiktoken.Encoding", dtype: np.dtype, texts: list[str]) -> list[np.ndarray]:
-    repaired = map(repair_surrogates, texts)
-    return [encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype) for text in repaired]
+def _encode_with_tiktoken(
+    encoding: "tiktoken.Encoding", backend: "Tokenizer", dtype: np.dtype, texts: list[str]
+) -> list[np.ndarray]:
+    encoded = []
+    for text in map(repair_surrogates, texts):
+        try:
+            encoded.append(encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype))
+        except ValueError:  # a million line breaks in a row: more than its regular expressions can take
+            encoded += _encode_with_backend(backend, dtype, [text])
+    return encoded
 
 
 def _encode_with_backend(backend: "Tokenizer", dtype: np.dtype, texts: list[str]) -> list[np.ndarray]:

@@ -44,10 +44,10 @@ from .cache import cache_folder, digest, kept, seal
 from .corpus import Corpus, Pieces
 from .cutting import repair_surrogates
 from .encoding import Encoder, encoder_of
-from .tokenizer import fingerprint, separator_id, vocab_size
+from .tokenizer import fingerprint, separator_id
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 _FORMAT = 1  # of the store's files; part of its name
 
@@ -119,35 +119,6 @@ def fraction_of_split_characters(
     # A token that is not complete UTF-8 decodes to U+FFFD. A token that spells U+FFFD itself is rare enough.
     split = np.array(["\ufffd" in text for text in texts])
     return float(counts[split].sum() / counts.sum())
-
-
-def bytes_of_tokens(
-    store: TokenStore, tokenizer: "PreTrainedTokenizerBase", start: int, stop: int, at_once: int = 1 << 20
-) -> int | None:
-    """How many UTF-8 bytes of the text the tokens `start` to `stop` of a store stand for.
-
-    In a byte-level vocabulary a token's name has one character for each of its bytes. Whether the tokenizer is of this
-    kind is tried out: counted this way, the whole store must have the bytes of its text. If not, the result is None.
-    """
-    names = tokenizer.convert_ids_to_tokens(range(vocab_size(tokenizer)))
-    sizes = np.array([len(name or "") for name in names], np.int64)
-    if store.separator_id is not None:
-        sizes[store.separator_id] = 0  # no text of the corpus
-
-    def counted(ids: np.ndarray) -> int:
-        return sum(int(sizes[ids[first : first + at_once]].sum()) for first in range(0, len(ids), at_once))
-
-    return counted(store.tokens[start:stop]) if counted(store.tokens) == store.num_bytes else None
-
-
-def bytes_spelled(store: TokenStore, tokenizer: "PreTrainedTokenizerBase", stop: int) -> int:
-    """The same of the tokens 1 to `stop` for any vocabulary: of the text that a tokenizer makes of them."""
-
-    def spelled(ids: np.ndarray) -> int:
-        return len(tokenizer.decode(ids.tolist(), skip_special_tokens=True).encode())
-
-    whole = store.num_bytes if stop == store.num_tokens else spelled(store.tokens[:stop])
-    return whole - spelled(store.tokens[:1])
 
 
 # Making a store -----------------------------------------------------------------------------------------------------

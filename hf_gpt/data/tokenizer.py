@@ -13,8 +13,10 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,7 +94,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
 
     `vocab_size` counts the 256 bytes, the merges and `<|endoftext|>`, which gets the last id. Pairs that occur once
     are not merged, so a small corpus gives fewer ids than asked for. The result depends on the texts alone, not on
-    their order or on the number of threads. `texts` is read once and never held in memory as a whole.
+    their order or on the number of threads. `texts` is read once and never held in memory as a whole. A word of more
+    than 1,000 characters (DNA, one letter for ever) counts as several words: the trainer's time grows with the square
+    of a word's length.
 
     Raises:
         UserError: `vocab_size` has no room for the bytes and `<|endoftext|>`.
@@ -113,7 +117,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     )
     # The trainer counts the words of many pieces in parallel. The cuts change no word, hence no count.
     pieces = (repair_surrogates(piece) for text in texts for piece in cut([text], 2**16, "before_whitespace"))
-    backend.train_from_iterator(pieces, trainer)
+    backend.train_from_iterator(chain.from_iterable(map(_cut_long_words, pieces)), trainer)
     return _as_fast_tokenizer(backend)
 
 
@@ -133,6 +137,24 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | Path) -> 
     for key in ("backend", "is_local", "local_files_only"):  # of how it was loaded here
         config.pop(key, None)
     write_json(file, config)
+
+
+_LONGEST_WORD = 1000
+# Letters, digits or neither, nearly as the split pattern knows them: it only has to find where to look more closely.
+_MAY_BE_LONG = re.compile(rf"[^\W\d_]{{{_LONGEST_WORD}}}|\d{{{_LONGEST_WORD}}}|[\W_]{{{_LONGEST_WORD}}}")
+
+
+def _cut_long_words(text: str) -> Iterator[str]:
+    """`text` in pieces, in which GPT-2's split pattern finds no word of more than `_LONGEST_WORD` characters."""
+    done = 0
+    if _MAY_BE_LONG.search(text):
+        from tokenizers import pre_tokenizers
+
+        for _, (start, end) in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text):
+            for place in range(start + _LONGEST_WORD, end, _LONGEST_WORD):
+                yield text[done:place]
+                done = place
+    yield text[done:]
 
 
 def separator_id(tokenizer: "PreTrainedTokenizerFast") -> int | None:

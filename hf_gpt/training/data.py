@@ -102,6 +102,7 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
     if named.name and named.name == recipe.model.from_pretrained:
         named = dataclasses.replace(named, name=checkpoint.resolve_model(named.name))
     tokenizer = _tokenizer(named, corpus)
+    pretrained = pretrained and pretrained.with_tokenizer(tokenizer)
     config = model_config(recipe.model, tokenizer, pretrained)
     context_length = tokenizer.model_max_length = config.max_position_embeddings
     data = dataclasses.replace(recipe.data, stride=recipe.data.stride or context_length, separator=corpus.separated)

@@ -2,16 +2,18 @@
 
 import copy
 import pickle
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch._guards import detect_fake_mode
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from .. import checkpoint
 from ..configuration_gpt import GPTConfig
-from ..data.tokenizer import vocab_size
+from ..data.tokenizer import content_of, load_tokenizer, vocab_size
 from ..errors import UserError, did_you_mean
 from ..loading import quiet, reason, skeleton
 from ..modeling_gpt import GPTForCausalLM
@@ -22,11 +24,56 @@ from ..recipe import ModelRecipe, Recipe
 class Pretrained:
     """What `model.from_pretrained` names: a folder in our layout, and for a Hub id the commit.
 
-    It is looked up once for a run: the branch that it names may move in the meantime.
+    It is looked up once for a run: the branch that it names may move in the meantime. `origin` is the folder as it was
+    named, with its tokenizer. What the run's tokenizer is, is known once that is loaded (`with_tokenizer`).
     """
 
     folder: Path
     commit: str | None
+    origin: Path
+    special_ids: Mapping[str, int | None] = field(default_factory=dict)
+    has_another_tokenizer: bool = False
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> "Pretrained":
+        """The same model, for a run with `tokenizer`."""
+        try:
+            another = content_of(load_tokenizer(str(self.origin))) != content_of(tokenizer)
+        except UserError:  # the folder has none
+            another = True
+        return replace(self, special_ids=_special_ids(tokenizer), has_another_tokenizer=another)
+
+    def follow_tokenizer(self, config: GPTConfig | GenerationConfig, given: Mapping[str, Any]) -> None:
+        """Name the special tokens of the run's tokenizer in a configuration, or those that the recipe has `given`.
+
+        A model may know more than its own tokenizer does: several ends of a text, or a token for padding.
+        """
+        for name, new in self.special_ids.items():
+            earlier = getattr(config, name)
+            known = [None, *(earlier if isinstance(earlier, list) else [earlier])]
+            if name in given:
+                setattr(config, name, given[name])
+            elif self.has_another_tokenizer or new not in known:
+                setattr(config, name, new)
+        if self.has_another_tokenizer and isinstance(config, GenerationConfig):
+            for name in _IDS_OF_GENERATION:
+                setattr(config, name, None)
+
+
+# Settings of `generate()` that hold ids of one tokenizer.
+_IDS_OF_GENERATION = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "decoder_start_token_id",
+    "force_words_ids",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "sequence_bias",
+    "suppress_tokens",
+)
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretrained: Pretrained | None) -> GPTConfig:
@@ -39,9 +86,8 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretra
     for name in recipe.config:
         if name not in known:
             raise UserError(f"model.{name}: unknown key{did_you_mean(name, known | {'preset', 'from_pretrained'})}")
-    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     size = vocab_size(tokenizer)
-    fields = {"vocab_size": size, **special, **recipe.config}
+    fields = {"vocab_size": size, **_special_ids(tokenizer), **recipe.config}
     given = recipe.config.get("vocab_size")
     if isinstance(given, int) and given < size:
         raise UserError(_too_small(given, size))
@@ -49,6 +95,7 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretra
         with quiet():
             if pretrained:
                 config = GPTConfig.from_pretrained(pretrained.folder, **recipe.config)
+                pretrained.follow_tokenizer(config, recipe.config)
             elif recipe.preset:
                 config = GPTConfig.from_preset(recipe.preset, **fields)
             else:
@@ -56,7 +103,7 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretra
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"model: {reason(error)}") from None
     skeleton(lambda: GPTForCausalLM(copy.deepcopy(config)), config, "model", must_fit=False)
-    for name in special:
+    for name in _special_ids(tokenizer):
         ids = getattr(config, name) if name in recipe.config else None
         for given in ids if isinstance(ids, list) else [] if ids is None else [ids]:
             if not 0 <= given < config.vocab_size:
@@ -87,6 +134,11 @@ def build_model(recipe: Recipe, config: GPTConfig, pretrained: Pretrained | None
                     ignore_mismatched_sizes=True,
                 )
             checkpoint.refuse_missing_weights(recipe.model.from_pretrained, report)
+            try:
+                model.generation_config.validate(strict=True)
+            except ValueError:  # transformers reads such settings, to no effect, and refuses to save them
+                model.generation_config = GenerationConfig.from_model_config(config)
+            pretrained.follow_tokenizer(model.generation_config, recipe.model.config)
         else:
             model = GPTForCausalLM._from_config(config, attn_implementation=attention)
     except pickle.UnpicklingError:
