@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError, translate_hub_errors
-from .loading import quiet, reason, skeleton
+from .loading import reading, skeleton
 from .storage import local_path, replacing_directory, write_json, write_text
 
 if TYPE_CHECKING:
@@ -179,23 +178,16 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
     source = model_folder(model)
     if (source / MANIFEST).is_file():
         verify(source)
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            skeleton(lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False), config, model)
-            loaded, report = AutoModelForCausalLM.from_pretrained(
-                source, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
-            )
+    with reading(model):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        skeleton(lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False), config, model)
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+        )
         refuse_missing_weights(model, report)
         if not any(list(source.glob(names)) for names in TOKENIZER_FILES):
             raise UserError(f"{model}: has no tokenizer; put the files of the one it was trained with into its folder")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (UserError, KeyboardInterrupt):
-        raise
-    except pickle.UnpicklingError:
-        raise UserError(f"{model}: its weights are a pickle that could run code, and were not read") from None
-    except Exception as error:  # files of a stranger's folder fail in any place of transformers and tokenizers
-        raise UserError(f"{model}: cannot be loaded as a model: {reason(error)}") from None
     return loaded.to(best_device()).eval(), tokenizer
 
 
