@@ -15,7 +15,6 @@ This file knows files only. What is in a training state is the business of `trai
 import contextlib
 import hashlib
 import json
-import pickle
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from .configuration_gpt import WRAPPERS, forget_wrappers
 from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError
-from .loading import quiet, reason, skeleton
+from .loading import reading, skeleton
 from .network import hub_requests
 from .storage import local_path, replacing_directory, translate_disk_errors, write_json, write_text
 
@@ -169,28 +168,21 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
     source = model_folder(model)
     if (source / MANIFEST).is_file():
         verify(source)
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            skeleton(lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False), config, model)
-            loaded, report = AutoModelForCausalLM.from_pretrained(
-                source,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                key_mapping={WRAPPERS: ""},
-            )
+    with reading(model):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        skeleton(lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False), config, model)
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            key_mapping={WRAPPERS: ""},
+        )
         forget_wrappers(loaded)
         refuse_missing_weights(model, report)
         if not any(list(source.glob(names)) for names in TOKENIZER_FILES):
             raise UserError(f"{model}: has no tokenizer; put the files of the one it was trained with into its folder")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (UserError, KeyboardInterrupt):
-        raise
-    except pickle.UnpicklingError:
-        raise UserError(f"{model}: its weights are a pickle that could run code, and were not read") from None
-    except Exception as error:  # files of a stranger's folder fail in any place of transformers and tokenizers
-        raise UserError(f"{model}: cannot be loaded as a model: {reason(error)}") from None
     return loaded.to(device).eval(), tokenizer
 
 

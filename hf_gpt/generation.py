@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 
 from .configuration_gpt import GPTConfig
 from .errors import UserError
-from .loading import reason
+from .loading import reading
 from .loss import evaluating
 from .recipe import MAX_TEMPERATURE, MIN_TEMPERATURE, MOST_NEW_TOKENS
 
@@ -152,12 +152,8 @@ def generate(model: PreTrainedModel, input_ids: torch.Tensor, **options: Any) ->
     Raises:
         UserError: it fails.
     """
-    try:
+    with reading("generate()", "fails with this model and its generation config"):
         return model.generate(input_ids, **options)
-    except UserError:
-        raise
-    except Exception as error:  # a generation config may hold anything, and is looked at in many places
-        raise UserError(f"generate() fails with this model and its generation config: {reason(error)}") from error
 
 
 def try_out(
@@ -194,6 +190,7 @@ def plain_options(tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -
         "tokenizer": tokenizer,  # for stop strings
         "num_beams": 1,
         "num_return_sequences": 1,
+        "max_length": None,  # older models have one; max_new_tokens is what counts
         **dict.fromkeys(("min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")),
         **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id")),
     }
@@ -266,7 +263,8 @@ def token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: 
         UserError: the model does not have some of them.
     """
     # Not verbose: a prompt longer than the window needs no warning, the window slides.
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    with reading("the model's tokenizer", "cannot read this text"):
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     num_known = model.get_input_embeddings().num_embeddings
     if max(ids, default=0) >= num_known:
         raise UserError(

@@ -1,10 +1,12 @@
-"""What can be known of a model before its weights are read or made; and transformers kept silent meanwhile.
+"""Models of strangers: their files may hold anything, and what cannot be used ends in one line.
 
-A configuration comes from a recipe or from a stranger's folder, and may ask for anything. `skeleton` builds the model
-with shapes and no contents: whatever its class refuses, and sizes that no tensor can have, are found in milliseconds.
+`reading` surrounds every place where transformers reads a folder that may not be ours. `skeleton` builds a model with
+shapes and no contents, so that what its class refuses, sizes that no tensor can have, and weights that do not fit into
+memory are found in milliseconds, before any are read or made.
 """
 
 import contextlib
+import pickle
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 # Building a skeleton takes a millisecond a layer. No model that was published has more than a few hundred.
 _MOST_LAYERS = 10_000
+_SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
 _LONGEST_REASON = 300
 
 
@@ -33,17 +36,15 @@ def skeleton(
     import torch
     from transformers.initialization import no_init_weights
 
-    for field in ("num_hidden_layers", "num_layers"):
-        number = getattr(config.get_text_config(), field, 0)
-        if isinstance(number, int) and number > _MOST_LAYERS:
-            raise UserError(f"{name}: {number:,} layers ({field}): at most {_MOST_LAYERS:,} can be built")
-    try:
-        with quiet(), torch.device("meta"), no_init_weights(), torch.random.fork_rng(devices=[]):
-            model = build()
-    except UserError:
-        raise
-    except Exception as error:  # the classes of transformers and torch's allocation each raise their own
-        raise UserError(f"{name}: no model can have its configuration: {reason(error)}") from None
+    sizes = {field: getattr(config.get_text_config(), field, None) for field in _SIZES}
+    for field, size in sizes.items():
+        if isinstance(size, int) and size < 1:
+            raise UserError(f"{name}: no model can have its configuration: {field} is {size}")
+    if isinstance(layers := sizes["num_hidden_layers"], int) and layers > _MOST_LAYERS:
+        raise UserError(f"{name}: no model can have its configuration: {layers:,} layers, of at most {_MOST_LAYERS:,}")
+    problem = "no model can have its configuration"
+    with reading(name, problem), torch.device("meta"), no_init_weights(), torch.random.fork_rng(devices=[]):
+        model = build()
     if must_fit:
         _refuse_larger_than_memory(model, name)
     return model
@@ -51,11 +52,28 @@ def skeleton(
 
 def reason(error: Exception) -> str:
     """What an exception of a library says, for a message in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines) or type(error).__name__
+    from huggingface_hub.errors import StrictDataclassError
+
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:  # which names the field
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError):
         text = f"{text} is missing"
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " ..."
+
+
+@contextlib.contextmanager
+def reading(name: str, problem: str = "cannot be loaded as a model") -> Iterator[None]:
+    """Reads files quietly; whatever goes wrong is a `UserError` about `name`, which is what the user calls them."""
+    try:
+        with quiet():
+            yield
+    except UserError:
+        raise
+    except pickle.UnpicklingError:
+        raise UserError(f"{name}: its weights are a pickle that could run code, and were not read") from None
+    except Exception as error:  # dozens of classes, of transformers and of what it uses, each fail in their own way
+        raise UserError(f"{name}: {problem}: {reason(error)}") from error
 
 
 @contextlib.contextmanager

@@ -73,6 +73,27 @@ def _temperature(value: float) -> float:
     return value
 
 
+def _repo_id(value: str) -> str:
+    pattern = r"(?=.{1,96}$)(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+    if not re.fullmatch(pattern, value, re.ASCII):
+        raise ValueError(f"must be OWNER/NAME, such as someone/my-gpt, found {_shown(value)}")
+    return value
+
+
+def _branch(value: str) -> str:
+    if value == "main":
+        raise ValueError("takes every checkpoint, and main the best one; name another branch")
+    if not re.fullmatch(r"(?!.*(\.\.|//|/\.|\./))\w[\w./-]{0,99}(?<![./])(?<!\.lock)", value):
+        raise ValueError(f"must be a name such as training, found {_shown(value)}")
+    return value
+
+
+def _license(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,49}", value):
+        raise ValueError(f"must be a name such as mit or cc-by-sa-4.0, found {_shown(value)}")
+    return value
+
+
 def _one_or_more(value: Any) -> Any:
     """A single text is a list of one."""
     return [value] if isinstance(value, str) else value
@@ -92,9 +113,6 @@ Name = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Name], BeforeValidator(_one_or_more)]
 
 _LARGEST_FILE = 1_000_000  # characters
-_BRANCH = re.compile(r"(?!.*(\.\.|//|/\.|\./))\w[\w./-]{0,99}(?<![./])(?<!\.lock)")
-_REPO_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,49}")
 
 
 def _section(*, one_of: Sequence[tuple[str, str]] = (), needs: Mapping[str, str] | None = None) -> Callable:
@@ -322,22 +340,18 @@ class TrackingRecipe:
 
 @_section()
 class HubRecipe:
-    repo_id: Name | None = _doc(None, "OWNER/NAME to publish to while training; the best checkpoint becomes its main")
+    repo_id: Annotated[str, AfterValidator(_repo_id)] | None = _doc(
+        None, "OWNER/NAME to publish to while training; the best checkpoint becomes its main"
+    )
     push_every: PositiveInt | None = _doc(None, "steps between pushes; null: each checkpoint")
     private: bool = _doc(False, "make the repository a private one")
-    branch: Name = _doc("training", "branch of all pushed checkpoints, each with a tag such as step-00000500")
+    branch: Annotated[str, AfterValidator(_branch)] = _doc(
+        "training", "branch of all pushed checkpoints, each with a tag such as step-00000500"
+    )
     with_training_state: bool = _doc(False, "push what resuming needs too: three times the size")
-    license: Name | None = _doc(None, "licence of the model as the Hub names it, such as mit or cc-by-sa-4.0")
-
-    def __post_init__(self) -> None:
-        if self.branch == "main":
-            raise ValueError("'branch' takes every checkpoint and main the best one; name another branch")
-        if not _BRANCH.fullmatch(self.branch):
-            raise ValueError(f"'branch' is a name such as training, found {_shown(self.branch)}")
-        if self.license is not None and not _LICENSE.fullmatch(self.license):
-            raise ValueError(f"'license' is a name such as mit or cc-by-sa-4.0, found {_shown(self.license)}")
-        if self.repo_id is not None and (not _REPO_ID.fullmatch(self.repo_id) or re.search(r"--|\.\.", self.repo_id)):
-            raise ValueError(f"'repo_id' is OWNER/NAME, such as someone/my-gpt, found {_shown(self.repo_id)}")
+    license: Annotated[str, AfterValidator(_license)] | None = _doc(
+        None, "licence of the model as the Hub names it, such as mit or cc-by-sa-4.0"
+    )
 
 
 @_section()
@@ -454,10 +468,16 @@ def parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[list[str], Any]]
         # may be a list.
         annotation = _annotation(keys)
         is_list = annotation == Texts and text.startswith("[") and text.endswith("]")
-        takes_text = annotation == Texts or Name in (annotation, *typing.get_args(annotation))
+        takes_text = _is_text(annotation)
         if not takes_text and not text.strip():
             raise UserError(f"--{name} has an empty value; null unsets it")
         yield keys, text if takes_text and not is_list and text != "null" else load_yaml(text, f"--{name}")
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a field of this type holds text, or a list of texts."""
+    inner = typing.get_args(annotation) if typing.get_origin(annotation) is not dict else ()
+    return annotation is str or (len(inner) > 0 and _is_text(inner[0]))
 
 
 def _annotation(keys: Sequence[str]) -> Any:
@@ -503,6 +523,8 @@ def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     """Set a field, or take it out of `values` if `value` is None and the field has no such value."""
     for depth, key in enumerate(keys[:-1]):
         if values.get(key) is None:
+            if value is None:
+                return  # nothing is there to be unset
             values[key] = {}
         values = values[key]
         if not isinstance(values, dict):

@@ -21,6 +21,7 @@ from .errors import UserError
 from .hub.background import BackgroundPush
 from .hub.card import CardWriter
 from .hub.fetch import fetch_run
+from .loading import reading
 from .recipe import CheckpointRecipe, HubRecipe, ModelRecipe, Recipe, TrackingRecipe
 from .report.notebook import Picture
 from .report.page import ReportWriter
@@ -98,16 +99,15 @@ def find_pretrained(recipe: ModelRecipe) -> Pretrained | None:
     """
     if not recipe.from_pretrained:
         return None
-    try:
-        folder = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
+    folder = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
+    with reading("model", f"{recipe.from_pretrained} cannot be continued"):
         kind = GPTConfig.get_config_dict(folder)[0].get("model_type")
         if kind not in (GPTConfig.model_type, "gpt2"):
-            raise ValueError(
-                f"{recipe.from_pretrained} is a {kind} model; {GPTConfig.model_type} and gpt2 models can be continued"
+            raise UserError(
+                f"model: {recipe.from_pretrained} is a {kind} model; {GPTConfig.model_type} and gpt2 models can be"
+                " continued"
             )
         in_our_layout = folder if kind == GPTConfig.model_type else convert_into_cache(folder)
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"model: {error}") from None
     commit = folder.name if folder.parent.name == "snapshots" else None  # of the Hub's cache
     return Pretrained(in_our_layout, commit, folder)
 

@@ -11,10 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "hf_gpt"
 FLOORS = (
     ("errors",),
     ("storage", "display", "yaml_text", "configuration_gpt", "network"),
-    ("recipe",),
+    ("recipe", "loading"),
     ("modeling_gpt",),
     ("data",),
-    ("loading",),
     ("checkpoint", "loss"),
     ("evaluation",),
     ("generation",),

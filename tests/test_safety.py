@@ -227,7 +227,9 @@ def test_a_read_only_file_system_is_refused_in_one_line(tiny, forks, tmp_path):
         file = recipe_file(changed(tiny, output_dir=str(tmp_path / "disk" / "run")), tmp_path / "recipe.yaml")
         code, printed = forks.run("train", file)
     assert code == 2
-    assert printed.splitlines() == [f"hf-gpt: output_dir: {tmp_path / 'disk'} cannot be written to"]
+    assert printed.splitlines() == [
+        f"hf-gpt: output_dir: {tmp_path / 'disk'} cannot be written to: Read-only file system"
+    ]
 
 
 def test_a_folder_without_permission_is_refused_in_one_line(tiny, request):
@@ -246,7 +248,7 @@ def test_a_folder_without_permission_is_refused_in_one_line(tiny, request):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines() == [f"hf-gpt: output_dir: {folder} cannot be written to"]
+    assert done.stderr.splitlines() == [f"hf-gpt: output_dir: {folder} cannot be written to: Permission denied"]
 
 
 # Checkpoints that are damaged, or hostile

@@ -7,14 +7,11 @@ is refused by name.
 """
 
 import functools
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     GPT2Config,
     GPT2ForQuestionAnswering,
@@ -30,7 +27,7 @@ from ..configuration_gpt import WRAPPERS, GPTConfig
 from ..data.cache import cache_folder, digest, kept, seal
 from ..data.files import content_hash
 from ..errors import UserError
-from ..loading import quiet, reason
+from ..loading import reading
 from ..modeling_gpt import (
     GPTForCausalLM,
     GPTForQuestionAnswering,
@@ -201,11 +198,8 @@ def _source(
 def load(model_class: type[PreTrainedModel], folder: Path | None, name: str, **how: Any) -> PreTrainedModel:
     """`from_pretrained`, which must fill the model and use every weight. `name`: what the user calls it."""
     how |= {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
-        with quiet():
-            model, report = model_class.from_pretrained(folder, **how)
-    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise UserError(f"{name}: {model_class.__name__} cannot load it: {reason(error)}") from None
+    with reading(name, f"{model_class.__name__} cannot load it"):
+        model, report = model_class.from_pretrained(folder, **how)
     refuse_missing_weights(name, report)
     for weight in sorted(report["unexpected_keys"]):
         if not MASK.search(weight):
@@ -246,16 +240,10 @@ def _labels(config: PreTrainedConfig, our_class: type[PreTrainedModel]) -> dict[
 
 def _config(folder: Path, source: str, config_class: type[PreTrainedConfig], what: str) -> PreTrainedConfig:
     """The configuration in `folder`, which must be a `config_class`."""
-    try:
+    with reading(source, "config.json cannot be used"):
         content, _ = config_class.get_config_dict(folder)
         if content.get("model_type", config_class.model_type) != config_class.model_type:
             raise UserError(f"{source}: config.json has model_type={content['model_type']!r}, which is not {what}")
         if content.get("quantization_config"):
             raise UserError(f"{source}: config.json has a quantization_config; convert the model it was made from")
         return config_class.from_dict(content)
-    except UserError:
-        raise
-    except StrictDataclassError as error:  # two lines that name the validator; its cause names the field
-        raise UserError(f"{source}: config.json cannot be used: {reason(error.__cause__ or error)}") from None
-    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
-        raise UserError(f"{source}: config.json cannot be used: {reason(error)}") from None

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import HubError, UserError
+from ..loading import quiet
 from ..network import hub_requests
 from ..storage import local_path, read_json, write_json
 from .cutting import cut, repair_surrogates
@@ -315,7 +316,8 @@ def _load_pretrained(name: str, folder: Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # dozens of tokenizer classes each fail in their own way on files that are not theirs
         raise UserError(f"tokenizer {name!r} cannot be loaded ({str(error)[:200]}); {_CHOICES}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

@@ -1,7 +1,6 @@
 """The model of a run: from its configuration, or from weights that were trained already."""
 
 import copy
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from .. import checkpoint
 from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import content_of, load_tokenizer, vocab_size
 from ..errors import UserError, did_you_mean
-from ..loading import quiet, reason, skeleton
+from ..loading import reading, skeleton
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import ModelRecipe, Recipe
 
@@ -91,17 +90,14 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretra
     given = recipe.config.get("vocab_size")
     if isinstance(given, int) and given < size:
         raise UserError(_too_small(given, size))
-    try:
-        with quiet():
-            if pretrained:
-                config = GPTConfig.from_pretrained(pretrained.folder, **recipe.config)
-                pretrained.follow_tokenizer(config, recipe.config)
-            elif recipe.preset:
-                config = GPTConfig.from_preset(recipe.preset, **fields)
-            else:
-                config = GPTConfig(**fields)
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"model: {reason(error)}") from None
+    with reading("model", "no model can have its configuration"):
+        if pretrained:
+            config = GPTConfig.from_pretrained(pretrained.folder, **recipe.config)
+            pretrained.follow_tokenizer(config, recipe.config)
+        elif recipe.preset:
+            config = GPTConfig.from_preset(recipe.preset, **fields)
+        else:
+            config = GPTConfig(**fields)
     skeleton(lambda: GPTForCausalLM(copy.deepcopy(config)), config, "model", must_fit=False)
     for name in _special_ids(tokenizer):
         ids = getattr(config, name) if name in recipe.config else None
@@ -122,17 +118,16 @@ def build_model(recipe: Recipe, config: GPTConfig, pretrained: Pretrained | None
     attention = recipe.train.attn_implementation
     if detect_fake_mode() is None:  # an estimate tries out models that other machines are to train
         skeleton(lambda: GPTForCausalLM(copy.deepcopy(config)), config, "model")
-    try:
+    with reading("model" if pretrained is None else f"model: {recipe.model.from_pretrained}"):
         if pretrained:
-            with quiet():
-                model, report = AutoModelForCausalLM.from_pretrained(
-                    pretrained.folder,
-                    config=config,
-                    attn_implementation=attention,
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,
-                )
+            model, report = AutoModelForCausalLM.from_pretrained(
+                pretrained.folder,
+                config=config,
+                attn_implementation=attention,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
             checkpoint.refuse_missing_weights(recipe.model.from_pretrained, report)
             try:
                 model.generation_config.validate(strict=True)
@@ -141,14 +136,6 @@ def build_model(recipe: Recipe, config: GPTConfig, pretrained: Pretrained | None
             pretrained.follow_tokenizer(model.generation_config, recipe.model.config)
         else:
             model = GPTForCausalLM._from_config(config, attn_implementation=attention)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"model: the weights of {recipe.model.from_pretrained} are a pickle that could run code, and were not read"
-        ) from None
-    except UserError:
-        raise
-    except Exception as error:  # of files that are not ours, and of attention that this machine lacks
-        raise UserError(f"model: {reason(error)}") from None
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
