@@ -10,6 +10,7 @@ mode draws nothing.
 """
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -131,6 +132,8 @@ def evaluate_corpus(
     except UserError as error:  # which names the recipe's fields
         names = {"data.train_split": "split", "data.config": "config", "data.text_column": "text_column"}
         raise error.renamed(names) from None
+    for note in corpus.notes:
+        print(f"note: {note}", file=sys.stderr)
     loaded, tokenizer = load_model(model)
     store = tokenize(corpus, tokenizer)
     if len(store.tokens) < 2:

@@ -48,6 +48,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1), _Number]
 Ratio = Annotated[float, Field(ge=0, le=1), _Number]
 Beta = Annotated[float, Field(ge=0, lt=1), _Number]
 AutoOrBool = Literal["auto"] | bool
+Sources = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
 _BRANCH = re.compile(r"\w[\w./-]*")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -124,14 +125,16 @@ class TokenizerRecipe:
 
 @_section
 class DataRecipe:
-    source: str = _doc("builtin:python-docs", "builtin:python-docs, a file, directory or glob, or a Hub dataset id")
+    source: str | Sources = _doc(
+        "builtin:python-docs", "builtin:python-docs, a file, directory or glob, or a Hub dataset id; or a list of them"
+    )
     config: str | None = _doc(None, "configuration of a dataset that has several, such as wikitext-2-raw-v1")
     revision: str | None = _doc(None, "branch, tag or commit of a Hub dataset")
     streaming: bool = _doc(False, "read a Hub dataset as it arrives, without keeping a copy of it")
     text_column: str | None = _doc(None, "column that holds the text; 'text', or the only column of strings")
     train_split: str = _doc("train", "split to train on")
     validation_split: str | None = _doc(None, "split to validate on")
-    validation_source: str | None = _doc(None, "validate on another source, such as a second file or folder")
+    validation_source: str | Sources | None = _doc(None, "validate on another source, such as a second file or folder")
     validation_fraction: Fraction | None = _doc(None, "or cut this fraction of the characters off the end")
     separator: AutoOrBool = _doc("auto", "<|endoftext|> between rows; auto: unless rows are lines of one text")
     drop_blank_lines: bool = _doc(False, "leave lines without a visible character out")
@@ -308,6 +311,7 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
+_LISTS = ("source", "validation_source")  # fields of text that may also be lists
 _SECTIONS = {f.name: f.type for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.type)}
 
 
@@ -356,8 +360,10 @@ def parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[list[str], Any]]
             text = arguments.pop(0)
         keys = name.split(".")
         try:
-            # Text is taken as it stands, so that a path may hold " #" or be a number; only null unsets.
-            yield keys, text if _is_text(keys) and text != "null" else yaml.safe_load(text)
+            # Text is taken as it stands, so that a path may hold " #" or be a number; only null unsets. A list of
+            # sources is one of YAML: [a.txt, b.txt].
+            is_list = keys[-1] in _LISTS and text.startswith("[") and text.endswith("]")
+            yield keys, text if _is_text(keys) and text != "null" and not is_list else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"--{name}: not valid YAML: {error}") from None
 
@@ -369,7 +375,9 @@ def _is_text(keys: Sequence[str]) -> bool:
         fields = {f.name: f.type for f in dataclasses.fields(section)} if section else {}
         annotation = fields.get(key)
         section = _dataclass_in(annotation)
-    return annotation is str or (isinstance(annotation, types.UnionType) and str in typing.get_args(annotation))
+    return annotation is str or (
+        typing.get_origin(annotation) in (types.UnionType, typing.Union) and str in typing.get_args(annotation)
+    )
 
 
 def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
