@@ -5,8 +5,8 @@ hash of what the stream will give. Whatever is made from a corpus (the token sto
 again from another path or on another machine. Text is never normalised: a lone carriage return or a written
 `<|endoftext|>` reach the tokenizer unchanged.
 
-Which files a source has is found in listing.py, and the rows of their tables are read in tables.py; `datasets` is asked
-only for what is on the Hub. No copy is made of a local file: the token store is the one worth keeping. The price of
+Which files a source has is found in listing.py, and the rows of tables are read in tables.py; `datasets` is asked only
+for what is on the Hub. No copy is made of a local file: the token store is the one worth keeping. The price of
 identity by content: a new local file is read twice, to be hashed (about 1 GB/s) and to be tokenised.
 
 Tokens belong to token_store.py. `datasets` takes two seconds to import, so it is imported only when it is needed.
@@ -14,16 +14,19 @@ Tokens belong to token_store.py. `datasets` takes two seconds to import, so it i
 
 import contextlib
 import dataclasses
+import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import unquote
 
 from ..errors import UserError
 from ..recipe import DataRecipe
+from ..storage import write_json
 from .files import (
     EMPTY,
     cache_get,
@@ -261,12 +264,24 @@ def _local(source: str, listing: Listing, recipe: DataRecipe) -> _Source:
 
 
 def _hub(source: str, recipe: DataRecipe) -> _Source:
-    """A dataset on the Hub, or the copy of it that `datasets` keeps. Its identity is its commit; nothing is read.
+    """A dataset on the Hub, or the copy of it here. Its identity is its commit; nothing is read.
 
-    With `data.streaming` the same rows are read in the same order while they arrive, and no copy is kept.
+    `datasets` finds its files, and if these are json, csv or parquet they are read as local ones are: from the copy
+    that huggingface_hub keeps, or with `data.streaming` while they arrive. What has another form `datasets` reads.
     """
-    builder = _builder(source, recipe.config, recipe.revision)
-    splits = [str(split) for split in builder.config.data_files or builder.info.splits or ()]
+    asked = [source, recipe.config, recipe.revision]
+    try:
+        builder = _builder(source, recipe.config, recipe.revision)
+        found = _plain_files(builder)
+        if found:
+            _remember(asked, found)
+    except UserError:
+        builder, found = None, _remembered(asked)  # without a network, its files may be here
+        if not found:
+            raise
+    name = found["config"] if found else builder.config.name
+    revision = found["hash"] if found else str(builder.hash)
+    splits = list(found["files"] if found else map(str, builder.config.data_files or builder.info.splits or ()))
 
     def make(split: str, separator: Any) -> Corpus:
         def rows() -> Any:
@@ -275,14 +290,70 @@ def _hub(source: str, recipe: DataRecipe) -> _Source:
             builder.download_and_prepare()
             return builder.as_dataset(split=split)
 
-        name = _name(source, split, splits, builder.config.name)
-        content = digest(digest("hub", source, builder.config.name, str(builder.hash), split))
-        config = builder.config.name if builder.config.name != "default" else None
-        commit = builder.hash if re.fullmatch("[0-9a-f]{40}", str(builder.hash)) else recipe.revision
+        shown = _name(source, split, splits, name)
+        tables = [Table(shown, "rows", rows)]
+        if found:
+            tables = [
+                Table(url.rpartition("@")[2], found["kind"], partial(_open_on_hub, url, recipe.streaming))
+                for url in found["files"][split]
+            ]
+        content = digest(digest("hub", source, name, revision, split))
+        commit = revision if re.fullmatch("[0-9a-f]{40}", revision) else recipe.revision
+        config = name if name != "default" else None
         origin = {"dataset": source, "config": config, "split": split, "revision": commit}
-        return _table_corpus(name, [Table(name, "rows", rows)], content, recipe.text_column, separator, origin)
+        return _table_corpus(shown, tables, content, recipe.text_column, separator, origin)
 
     return _Source(source, splits, make)
+
+
+def _plain_files(builder: Any) -> dict[str, Any] | None:
+    """The files of a dataset, if they are of one kind that is read here; None where its card says how to read them."""
+    from datasets import BuilderConfig
+
+    config, module = builder.config, type(builder).__module__.rpartition(".")[2]
+    files = {str(split): [str(url) for url in urls] for split, urls in (config.data_files or {}).items()}
+    kinds = {kind_of(Path(url)) for urls in files.values() for url in urls}
+    common = {field.name for field in dataclasses.fields(BuilderConfig)} | {"features"}
+    options = [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in common and field.default is not dataclasses.MISSING
+        if getattr(config, field.name) != field.default
+    ]
+    if kinds != {module} or module not in ("json", "csv", "parquet") or options:
+        return None
+    return {"kind": module, "config": config.name, "hash": str(builder.hash), "files": files}
+
+
+def _remember(asked: list[str | None], found: dict[str, Any]) -> None:
+    """Keep the names of a dataset's files beside huggingface_hub's copies of them, for a machine without a network."""
+    with contextlib.suppress(OSError):
+        write_json(_memory(asked), {"asked": asked, "found": found})
+
+
+def _remembered(asked: list[str | None]) -> dict[str, Any] | None:
+    try:
+        memory = json.loads(_memory(asked).read_bytes())
+        return memory["found"] if memory["asked"] == asked else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _memory(asked: list[str | None]) -> Path:
+    from huggingface_hub import cached_assets_path
+
+    return cached_assets_path("hf_gpt", namespace="datasets") / f"{digest(*map(str, asked))}.json"
+
+
+def _open_on_hub(url: str, streaming: bool) -> IO[bytes]:
+    from huggingface_hub import HfFileSystem, hf_hub_download
+
+    found = re.fullmatch(r"hf://datasets/([^@]+)@([^/]+)/(.+)", url)
+    if not found:
+        return open_bytes(Path(url))
+    if streaming:
+        return open_bytes(Path(url), HfFileSystem().open(url, "rb"))
+    return open_bytes(Path(hf_hub_download(found[1], found[3], repo_type="dataset", revision=unquote(found[2]))))
 
 
 def _builder(source: str, config: str | None, revision: str | None) -> Any:

@@ -14,7 +14,6 @@ import io
 import json
 import os
 import shlex
-import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -59,24 +58,24 @@ def is_compressed(path: Path) -> bool:
     return path.suffix.lower() in (".gz", ".zst")
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """The opened file, decompressed if its name ends in .gz or .zst."""
+def open_bytes(path: Path, opened: IO[bytes] | None = None) -> IO[bytes]:
+    """The opened file, decompressed if its name ends in .gz or .zst. `opened`: its bytes, from elsewhere."""
     if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")
+        return gzip.open(opened or path, "rb")
     if path.suffix.lower() == ".zst":
-        return io.BufferedReader(_Zstd(path))
-    return open(path, "rb")
+        return io.BufferedReader(_Zstd(path, opened))
+    return opened or open(path, "rb")
 
 
 class _Zstd(io.RawIOBase):
     """The content of a zstd file. zstandard's own reader takes a file that was cut off for a whole one."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, opened: IO[bytes] | None):
         try:
             import zstandard
         except ImportError:
             raise UserError(f"{path}: zstd files need the module zstandard: pip install 'hf_gpt[zstd]'") from None
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by `close`
+        self._file = opened or open(path, "rb")  # noqa: SIM115 - closed by `close`
         self._new_frame = lambda: zstandard.ZstdDecompressor().decompressobj()
         self._frame, self._ahead, self._content = None, b"", memoryview(b"")
 
@@ -137,7 +136,9 @@ def read_text(path: Path) -> Iterator[str]:
         if is_damaged_utf8(sample) or error.reason == "unexpected end of data":
             raise UserError(f"{problem}, though the text around it is; the file is damaged there") from None
         encoding = likely_encoding(sample)
-        advice = f"it is probably {encoding}; {_how_to_convert(path, encoding)}" if encoding else "save it as UTF-8"
+        advice = "it is no text" if b"\0" in sample else "save it as UTF-8"
+        if encoding:
+            advice = f"it is probably {encoding}; {_how_to_convert(path, encoding)}"
         raise UserError(f"{problem}; {advice}") from None
 
 

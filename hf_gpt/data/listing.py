@@ -49,7 +49,7 @@ def list_path(source: str, path: Path, config: str | None) -> Listing | None:
         files, left = once(entry for entry in entries if entry not in folders)
         if not files:
             raise UserError(f"data: no file matches {source!r}")
-        left += [f"{folder} (a folder)" for folder in folders]
+        left[:0] = [f"{folder} (a folder)" for folder in folders]
         found = Listing({"train": sorted(files)}, notes=_left_out(source, left))
     return found
 
@@ -165,7 +165,9 @@ def _expand(base: Path, parts: Sequence[str]) -> list[Path]:
     if before == parts:
         return sorted(found)
     after = parts[len(before) :]
-    return [p for top in sorted(found) if top.is_dir() for p in _below(top) if _matches(p.relative_to(top).parts, after)]
+    return [
+        p for top in sorted(found) if top.is_dir() for p in _below(top) if _matches(p.relative_to(top).parts, after)
+    ]
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -250,6 +252,8 @@ def _of_card(source: str, folder: Path, wanted: str | None, configs: list[Mappin
         patterns = patterns if isinstance(patterns, list) else [patterns]
         splits[str(split)], again = once(path for pattern in patterns for path in _of_pattern(where, base, pattern))
         left += again
+        if not splits[str(split)]:
+            raise UserError(f"{where} names no file")
     return Listing(splits, chosen, _left_out(source, left))
 
 

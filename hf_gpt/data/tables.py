@@ -45,9 +45,9 @@ def text_column(tables: Sequence[Table], wanted: str | None) -> str | None:
     for table in tables:
         with one_line(f"{table.name}: cannot be read"):
             columns = _COLUMNS[table.kind](table)
-        if not columns:
-            continue
         texts = [name for name, is_text in columns.items() if is_text]
+        if not texts and (not columns or None in columns.values()):
+            continue  # no rows, or nothing but nulls
         if "text" not in texts and len(texts) != 1:
             raise _no_column("text", table, columns)
         chosen.setdefault("text" if "text" in texts else texts[0], table.name)
@@ -87,7 +87,11 @@ def one_line(problem: str) -> Iterator[None]:
         raise UserError(f"{problem}: {reason}") from error
 
 
-def _no_column(column: str, table: Table, columns: dict[str, bool]) -> UserError:
+Columns = dict[str, bool | None]
+"""The columns of a table -> whether they hold text; None if they hold nothing."""
+
+
+def _no_column(column: str, table: Table, columns: Columns) -> UserError:
     found = f"{column!r} of {table.name} holds no text" if column in columns else f"no {column!r} in {table.name}"
     texts = ", ".join(name for name, is_text in columns.items() if is_text)
     return UserError(
@@ -106,9 +110,9 @@ def _not_text(table: Table, place: str, column: str, value: Any) -> UserError:
 # JSON ---------------------------------------------------------------------------------------------------------------
 
 
-def _json_columns(table: Table) -> dict[str, bool | None]:
+def _json_columns(table: Table) -> Columns:
     """Keys -> whether strings, and nothing else but null, stand under them. Reading ends where `text` holds one."""
-    strings: dict[str, bool | None] = {}
+    strings: Columns = {}
     for _, record in _json_records(table):
         for key, value in record.items():
             if value is None:
@@ -154,13 +158,13 @@ def _json_records(table: Table) -> Iterator[tuple[str, dict[str, Any]]]:
         if start == b"[" or (start == b"{" and not _is_object(first) and not _is_object(second)):
             yield from _json_values(table, b"\n" * (number - 1) + first + second + file.read())
             return
-        for number, line in enumerate(chain([first, second], file), number):
+        for place, line in enumerate(chain([first, second], file), number):
             if line.strip():
-                with _json_errors(table, number):
+                with _json_errors(table, place):
                     record = _DECODER.decode(line.decode().rstrip())
                 if not isinstance(record, dict):
-                    raise UserError(f"{table.name}: line {number} is not a JSON object")
-                yield f"line {number}", record
+                    raise UserError(f"{table.name}: line {place} is not a JSON object")
+                yield f"line {place}", record
 
 
 def _is_object(line: bytes) -> bool:
@@ -221,7 +225,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 _DELIMITERS = ",;\t|"
 
 
-def _csv_columns(table: Table) -> dict[str, bool]:
+def _csv_columns(table: Table) -> Columns:
     return dict.fromkeys(_csv_header(table)[1], True)
 
 
@@ -272,7 +276,7 @@ def _csv_rows(table: Table, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 # Parquet and Arrow --------------------------------------------------------------------------------------------------
 
 
-def _parquet_columns(table: Table) -> dict[str, bool]:
+def _parquet_columns(table: Table) -> Columns:
     import pyarrow.parquet
 
     with table.open() as file, pyarrow.parquet.ParquetFile(file) as parquet:
@@ -287,7 +291,7 @@ def _parquet_texts(table: Table, column: str) -> Iterator[str | None]:
         yield from _strings(table, column, parquet.iter_batches(_ROWS, columns=[column]))
 
 
-def _arrow_columns(table: Table) -> dict[str, bool]:
+def _arrow_columns(table: Table) -> Columns:
     with table.open() as file:
         return _text_types(_open_arrow(file).schema)
 
@@ -313,7 +317,7 @@ def _open_arrow(file: IO[bytes]) -> Any:
     return pa.ipc.open_stream(file)
 
 
-def _rows_columns(table: Table) -> dict[str, bool]:
+def _rows_columns(table: Table) -> Columns:
     first = next(_batches(table), None)
     return {} if first is None else _text_types(first.schema)
 
@@ -342,16 +346,18 @@ def _strings(table: Table, column: str, batches: Any) -> Iterator[str | None]:
 
 def _check_column(table: Table, column: str, schema: Any) -> None:
     columns = _text_types(schema)
-    if not columns.get(column):
+    if columns.get(column, False) is False:
         raise _no_column(column, table, columns)
     if schema.names.count(column) > 1:
         raise UserError(f"{table.name}: {schema.names.count(column)} columns are called {column!r}")
 
 
-def _text_types(schema: Any) -> dict[str, bool]:
+def _text_types(schema: Any) -> Columns:
     from pyarrow import types
 
-    def is_text(kind: Any) -> bool:
+    def is_text(kind: Any) -> bool | None:
+        if types.is_null(kind):
+            return None
         kind = kind.value_type if types.is_dictionary(kind) else kind
         return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
