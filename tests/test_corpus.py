@@ -511,7 +511,9 @@ def test_a_list_of_sources_is_read_in_its_order_each_as_what_it_is(folder):
     corpus = load_corpora(DataRecipe(source=sources))[0]
     assert documents(corpus) == ["Z", "R", "A", "B"]
     assert corpus.name == "z.txt, rows.jsonl, *"
-    assert [part["num_files"] for part in corpus.origin["sources"]] == [1, 1, 2]
+    assert [name for name, _ in corpus.origin["files"]] == ["z.txt", "rows.jsonl", "a.txt", "b.txt"]
+    mixed = load_corpora(DataRecipe(source=[sources[0], "builtin:python-docs"]))[0]
+    assert [*map(sorted, mixed.origin["sources"])] == [["files", "num_files"], ["builtin"]]
     assert corpus.identity != load_corpora(DataRecipe(source=sources[::-1]))[0].identity
     assert load_corpora(DataRecipe(source=sources[:1]))[0] == training(sources[0])
     held = load_corpora(DataRecipe(source=sources[0], validation_source=sources[1:]))[1]

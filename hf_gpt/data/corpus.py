@@ -57,8 +57,8 @@ class Corpus:
     - `pieces()`: streams the text.
     - `origin`: where to find it again, without a local path. For files: the names and SHA-256 hashes (of the
       decompressed content) of the first `files` and their number, `num_files`. On the Hub: `dataset`, `config`,
-      `split` and `revision`. Or `builtin`. Of several sources: that of each, in `sources`. If the corpus is a part of
-      that: which `part`.
+      `split` and `revision`. Or `builtin`. Of several sources, not all of files: that of each, in `sources`. If the
+      corpus is a part of that: which `part`.
     - `notes`: what a person might have expected to be read and is not, a line each.
     """
 
@@ -204,12 +204,17 @@ def _joined(sources: Sequence[_Source]) -> _Source:
                 f"{names[True]} holds documents, and {names[False]} the lines of one text; give true or false",
                 field="data.separator",
             )
+        origins = [corpus.origin for corpus in corpora]
+        origin: dict[str, Any] = {"sources": origins}
+        if all("files" in one for one in origins):
+            files = [file for one in origins for file in one["files"]]
+            origin = {"files": files[:_NUM_NAMED], "num_files": sum(one["num_files"] for one in origins)}
         return Corpus(
             _listed([corpus.name for corpus in corpora]),
             digest("sources", *(corpus.identity for corpus in corpora)),
             corpora[0].separated,
             lambda: chain.from_iterable(corpus.pieces() for corpus in corpora),
-            {"sources": [corpus.origin for corpus in corpora]},
+            origin,
             notes=tuple(note for corpus in corpora for note in corpus.notes),
         )
 
