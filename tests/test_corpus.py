@@ -1,6 +1,7 @@
 """Where text comes from: it arrives as it is, is known by its content, and what cannot work says so in one line."""
 
 import builtins
+import bz2
 import csv
 import gzip
 import io
@@ -628,6 +629,8 @@ def test_what_is_damaged_or_no_text_is_not_called_another_encoding(folder):
     assert "the file is damaged there" in refusal(write(folder / "a.txt", text + b"\xff" + text))
     assert "the file is damaged there" in refusal(write(folder / "b.txt", text[:-1]))
     assert "it is no text" in refusal(write(folder / "c.txt", bytes(range(256)) * 100))
+    assert "it is no text" in refusal(write(folder / "a.txt.bz2", bz2.compress(b"abc")))
+    assert documents(training(write(folder / "nul.txt", "a\0b"))) == ["a\0b"]
     for name in ("d.csv", "e.jsonl"):
         assert "is UTF-16, not UTF-8" in refusal(write(folder / name, '{"text": "x"}\n'.encode("utf-16")))
     gz = write(folder / "f.txt.gz", gzip.compress("caf\u00e9 noir".encode("latin-1")))

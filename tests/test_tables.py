@@ -96,9 +96,10 @@ def test_what_the_other_columns_hold_does_not_matter(folder):
         {"x": "a", "text": "2020-01-02"},
         {"x": [1, {"y": 2}], "text": "2020-01-03", "z": None},
         {"text": None, "x": {"text": 3}},
-        {"x": 10**400, "text": "2020-01-04"},
+        {"x": 7**500, "text": "2020-01-04"},
     ]
-    path = write(folder / "a.jsonl", "\n\n".join(map(json.dumps, rows)))
+    lines = "\n\n".join(map(json.dumps, rows)).replace(str(7**500), "7" * 5000)
+    path = write(folder / "a.jsonl", lines)
     assert texts(path) == [f"2020-01-0{n}" for n in (1, 2, 3, 4)]
     write(folder / "b.jsonl", '{"y": NaN, "text": "b", "x": "2020-01-01"}\r\n')
     assert texts(folder)[-1] == "b"
@@ -132,7 +133,6 @@ def test_a_value_that_is_no_string_is_refused_where_it_stands(folder, value, sho
         ('{"text": "a"}\n{"text": "\\ud800b"}\n', "line 2: 'text' holds \\ud800, half a character"),
         ('{"text": "a"}\n{3: "b"}\n', "line 2 is not JSON"),
         ('{"text": "a"}\n{"text": "b", "x": %s}\n' % ("[" * 100_000), "line 2 nests too deeply"),
-        ('{"text": "a"}\n{"text": "b", "x": %s}\n' % ("1" * 5000), "line 2: "),
         ('{"text": "a\nb"}\n', "line 1 is not JSON"),
     ],
 )

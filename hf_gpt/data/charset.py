@@ -13,6 +13,8 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "UTF-16LE"),
     (codecs.BOM_UTF16_BE, "UTF-16BE"),
 )
+_OTHERS = (b"BZh", b"PK\3\4", b"\xfd7zXZ", b"7z\xbc", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"Rar!", b"%PDF", b"\x89PNG")
+_OTHERS += (b"GIF8", b"\xff\xd8\xff", b"\x7fELF", b"OggS", b"ID3", b"RIFF")
 _TWO_BYTES = re.compile(rb"[\xa1-\xfe][\xa1-\xfe]")
 _COMMON = re.compile("[\u3001\u3002\uff0c\u3041-\u30ff的一是不了在人有我他这這中大来來上国國이다는을의가에]")
 """Of text in Chinese, Japanese or Korean, these are more than a twentieth."""
@@ -34,14 +36,14 @@ def wide_encoding(start: bytes) -> str | None:
         if all(zeros[p] < 0.1 for p in few) and all(zeros[p] > 0.9 for p in many):
             return name
     low, high = (zeros[0] + zeros[2]) / 2, (zeros[1] + zeros[3]) / 2
-    if max(low, high) > 0.2 and min(low, high) < 0.02:
+    if low + high > 0.4 and min(low, high) < 0.02:
         return "UTF-16LE" if high > low else "UTF-16BE"
     return None
 
 
 def is_binary(start: bytes) -> bool:
-    """Whether a file that begins with `start` holds no text at all: it has NUL bytes, and not as UTF-16 has them."""
-    return b"\0" in start and wide_encoding(start) is None
+    """Whether a file that begins with `start` holds no text: it has NUL bytes, and not as UTF-16 has them."""
+    return start.startswith(_OTHERS) or (b"\0" in start and not (wide_encoding(start) or _utf16_of_east_asia(start)))
 
 
 def likely_encoding(sample: bytes) -> str | None:
@@ -52,11 +54,10 @@ def likely_encoding(sample: bytes) -> str | None:
     """
     if wide := wide_encoding(sample):
         return wide
-    for name in ("UTF-16LE", "UTF-16BE"):  # without a mark, and without Latin letters
-        if _commonness(sample, name) > 0.05:
-            return name
-    if b"\0" in sample:
+    if is_binary(sample):
         return None
+    if utf16 := _utf16_of_east_asia(sample):
+        return utf16
     num_high = sum(byte >= 0x80 for byte in sample) or 1
     pairs = [pair[0] for pair in _TWO_BYTES.findall(sample)]
     if 2 * len(pairs) > 0.95 * num_high:
@@ -91,7 +92,12 @@ def is_damaged_utf8(sample: bytes) -> bool:
     return len(text) - sum(map(str.isascii, text)) - wrong > 10 * wrong
 
 
+def _utf16_of_east_asia(sample: bytes) -> str | None:
+    """UTF-16 without a byte order mark and almost without Latin letters."""
+    return next((name for name in ("UTF-16LE", "UTF-16BE") if _commonness(sample, name) > 0.05), None)
+
+
 def _commonness(sample: bytes, codec: str) -> float:
     """The share of the frequent among the characters beyond ASCII that `codec` gives; 0 if it gives none."""
     text = re.sub(r"[\0-\x7f]", "", sample[: len(sample) // 2 * 2].decode(codec, "replace"))
-    return len(_COMMON.findall(text)) / (len(text) or 1) if text.count("\ufffd") <= 0.01 * len(text) + 2 else 0.0
+    return len(_COMMON.findall(text)) / (len(text) or 1) if text.count("\ufffd") <= 0.02 * len(text) else 0.0

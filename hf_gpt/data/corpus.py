@@ -457,7 +457,7 @@ def _table_corpus(
     facts = cache_get(key)
     if facts is None:
         column = text_column(tables, wanted)
-        first = list(islice(rows(column), 1000)) if column else ()
+        first = list(islice(rows(column), 1000)) if column is not None else ()
         if not first:
             raise UserError(f"{name}: empty; there is nothing to train on")
         facts = {"column": column, "lines": are_lines(first)}

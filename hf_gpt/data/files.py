@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import UserError
-from .charset import is_damaged_utf8, likely_encoding, wide_encoding
+from .charset import is_binary, is_damaged_utf8, likely_encoding, wide_encoding
 
 KINDS = {
     "txt": "text",
@@ -136,7 +136,7 @@ def read_text(path: Path) -> Iterator[str]:
         if is_damaged_utf8(sample) or error.reason == "unexpected end of data":
             raise UserError(f"{problem}, though the text around it is; the file is damaged there") from None
         encoding = likely_encoding(sample)
-        advice = "it is no text" if b"\0" in sample else "save it as UTF-8"
+        advice = "it is no text" if is_binary(sample) else "save it as UTF-8"
         if encoding:
             advice = f"it is probably {encoding}; {_how_to_convert(path, encoding)}"
         raise UserError(f"{problem}; {advice}") from None

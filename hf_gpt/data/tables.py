@@ -169,7 +169,7 @@ def _json_records(table: Table) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _is_object(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line.decode()), dict)
+        return isinstance(_DECODER.decode(line.decode()), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -205,7 +205,7 @@ def _json_errors(table: Table, number: int) -> Iterator[None]:
         ) from None
     except RecursionError:
         raise UserError(f"{table.name}: line {number} nests too deeply") from None
-    except ValueError as error:  # a key that is there twice, a number of thousands of digits
+    except ValueError as error:  # a key that is there twice
         raise UserError(f"{table.name}: line {number}: {error}") from None
 
 
@@ -217,7 +217,11 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < 4000 else float(digits)  # of which Python makes no integer
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_int=_integer)
 
 
 # CSV ----------------------------------------------------------------------------------------------------------------
