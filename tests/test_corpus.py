@@ -209,6 +209,25 @@ def test_a_hub_dataset_can_be_read_as_it_arrives(tmp_path, monkeypatch):
     assert corpora[0].identity == corpora[1].identity
 
 
+def test_tables_on_the_hub_are_read_as_those_that_are_here(tmp_path, monkeypatch):
+    repository = tmp_path / "owner" / "name"
+    write(repository / "1.jsonl", '{"text": "A"}\n')
+    write(repository / "2.jsonl", '{"text": "2020-01-01"}\n')
+    write(repository / "a.csv", "n;text\n1;NA\n")
+    monkeypatch.chdir(tmp_path)
+
+    def read(files, streaming):
+        write(repository / "README.md", f"---\nconfigs: [{{config_name: default, {files}}}]\n---\n")
+        recipe = DataRecipe(source="owner/name", streaming=streaming)
+        return documents(_hub("owner/name", recipe).corpus("train", "data.train_split", "auto"))
+
+    for streaming in (True, False):
+        assert read("data_files: '*.jsonl'", streaming) == ["A", "2020-01-01"]
+        assert read("data_files: a.csv", streaming) == ["NA"]
+    write(repository / "a.csv", "n~text\n1~B\n")  # which only `datasets` reads, as the card says
+    assert read("data_files: a.csv, sep: '~'", False) == ["B"]
+
+
 def test_rows_are_lines_of_one_text_when_some_are_blank_and_all_end_in_a_newline(folder):
     def separated(rows):
         path = folder / "r.jsonl"

@@ -160,8 +160,7 @@ def _json_records(table: Table) -> Iterator[tuple[str, dict[str, Any]]]:
             return
         for place, line in enumerate(chain([first, second], file), number):
             if line.strip():
-                with _json_errors(table, place):
-                    record = _DECODER.decode(line.decode().rstrip())
+                record = _decoded(table, place, _DECODER.decode, line.decode().rstrip())
                 if not isinstance(record, dict):
                     raise UserError(f"{table.name}: line {place} is not a JSON object")
                 yield f"line {place}", record
@@ -178,8 +177,7 @@ def _json_values(table: Table, content: bytes) -> Iterator[tuple[str, dict[str, 
     text, row = content.decode(), 0
     at = _after_blanks(text, 0)
     while at < len(text):
-        with _json_errors(table, 1):
-            value, at = _DECODER.raw_decode(text, at)
+        value, at = _decoded(table, 1, _DECODER.raw_decode, text, at)
         for record in value if isinstance(value, list) else [value]:
             row += 1
             record = {"text": record} if isinstance(record, str) and isinstance(value, list) else record
@@ -195,10 +193,10 @@ def _after_blanks(text: str, at: int) -> int:
     return at
 
 
-@contextlib.contextmanager
-def _json_errors(table: Table, number: int) -> Iterator[None]:
+def _decoded(table: Table, number: int, decode: Callable[..., Any], *arguments: Any) -> Any:
+    """What `decode` finds at line `number`."""
     try:
-        yield
+        return decode(*arguments)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{table.name}: line {number + error.lineno - 1} is not JSON: {error.msg}, column {error.colno}"
