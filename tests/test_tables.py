@@ -168,6 +168,7 @@ def test_csv_in_all_its_forms(folder):
         ('id,text\n1,"a\nb"\n2,a, b\n', "line 4 has 3 fields"),
         ('id,text\n1,"never closed\n2,b\n', "line 2 is not csv"),
         ('id,text\n1,"say \\"hi\\""\n', "line 2 is not csv"),
+        ("text\na\rb\n", "line 2 is not csv: new-line character seen in unquoted field"),
         ("text,text\na,b\n", "2 columns are called 'text'"),
     ):
         assert message in refusal(write(folder / "a.csv", content))

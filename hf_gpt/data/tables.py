@@ -264,7 +264,7 @@ def _csv_header(table: Table) -> tuple[str, list[str]]:
 def _csv_rows(table: Table, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line, fields) of every row, the header first."""
     csv.field_size_limit(sys.maxsize)  # a text may be long
-    with table.open() as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+    with table.open() as file, io.TextIOWrapper(file, "utf-8-sig", newline="\n") as text:
         reader, number = csv.reader(text, delimiter=delimiter, strict=True), 1
         try:
             for row in reader:
@@ -272,7 +272,8 @@ def _csv_rows(table: Table, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                     yield number, row
                 number = reader.line_num + 1
         except csv.Error as error:
-            raise UserError(f"{table.name}: line {number} is not csv: {error}") from None
+            reason = str(error).partition(" - ")[0]  # behind it is advice to a programmer
+            raise UserError(f"{table.name}: line {number} is not csv: {reason}") from None
 
 
 # Parquet and Arrow --------------------------------------------------------------------------------------------------
