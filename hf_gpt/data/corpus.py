@@ -196,7 +196,7 @@ def _joined(sources: Sequence[_Source]) -> _Source:
     def make(split: str, separator: Any) -> Corpus:
         _, again = once(path for source in sources for path in source.files.get(split, ()))
         if again:
-            raise UserError(f"data.source: names a file twice: {again[0]}")
+            raise UserError(f"the list of sources names a file twice: {again[0]}")
         corpora = [source.make(split, separator) for source in sources]
         names = {corpus.separated: corpus.name for corpus in corpora}
         if len(names) > 1:

@@ -244,6 +244,7 @@ def _of_card(source: str, folder: Path, wanted: str | None, configs: list[Mappin
     base = folder / _inside(where, config.get("data_dir") or ".")
     if "data_files" not in config:
         splits, left = _files_of(source, base)
+        _refuse_links_to_outside(where, folder, splits)
         return Listing(splits, chosen, _left_out(source, left))
     files, splits, left = config["data_files"], {}, []
     if isinstance(files, list) and all(isinstance(entry, dict) for entry in files):
@@ -254,6 +255,7 @@ def _of_card(source: str, folder: Path, wanted: str | None, configs: list[Mappin
         left += again
         if not splits[str(split)]:
             raise UserError(f"{where} names no file")
+    _refuse_links_to_outside(where, folder, splits)
     return Listing(splits, chosen, _left_out(source, left))
 
 
@@ -275,3 +277,12 @@ def _inside(where: str, name: Any) -> str:
     if re.search(r"://|::|^[A-Za-z]:|^[/\\]|(^|[/\\])\.\.([/\\]|$)", name):
         raise UserError(f"{where} names {name!r}, which is not inside the folder; a local source stays there")
     return name
+
+
+def _refuse_links_to_outside(where: str, folder: Path, splits: Mapping[str, Sequence[Path]]) -> None:
+    """A folder with a card often comes from somebody else, as do its links. In huggingface_hub's cache they are ours."""
+    inside = folder.resolve()
+    inside = inside.parent.parent if inside.parent.name == "snapshots" else inside
+    for path in (path for paths in splits.values() for path in paths):
+        if not path.resolve().is_relative_to(inside):
+            raise UserError(f"{where} names {path}, a link to outside the folder; a local source stays there")
