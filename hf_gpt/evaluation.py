@@ -10,6 +10,7 @@ mode draws nothing.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -28,7 +29,7 @@ from .data.corpus import load_corpora
 from .data.progress import WorkProgress
 from .data.token_store import tokenize
 from .display import Shown
-from .errors import UserError
+from .errors import UserError, one_line
 from .loss import CausalLMLoss, evaluating
 from .recipe import DataRecipe
 
@@ -135,6 +136,8 @@ def evaluate_corpus(
     except UserError as error:  # which names the recipe's fields
         names = {"data.train_split": "split", "data.config": "config", "data.text_column": "text_column"}
         raise error.renamed(names) from None
+    for note in corpus.notes:
+        print(one_line(f"note: {note}"), file=sys.stderr)
     loaded, tokenizer = load_model(model, device)
     with WorkProgress(f"tokenising {corpus.name}") as progress:
         store = tokenize(corpus, tokenizer, progress=progress)

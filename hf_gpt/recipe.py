@@ -111,6 +111,7 @@ Temperature = Annotated[float, AfterValidator(_temperature), _Real]
 AutoOrBool = Literal["auto"] | bool
 Name = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Name], BeforeValidator(_one_or_more)]
+Source = Name | Annotated[list[Name], Field(min_length=1)]
 
 _LARGEST_FILE = 1_000_000  # characters
 
@@ -237,14 +238,16 @@ class TokenizerRecipe:
     one_of=[("validation_split", "validation_fraction"), ("validation_source", "validation_fraction")],
 )
 class DataRecipe:
-    source: Name = _doc("builtin:python-docs", "builtin:python-docs, a file, directory or glob, or a Hub dataset id")
+    source: Source = _doc(
+        "builtin:python-docs", "builtin:python-docs, a file, directory or glob, or a Hub dataset id; or a list of them"
+    )
     config: Name | None = _doc(None, "configuration of a dataset that has several, such as wikitext-2-raw-v1")
     revision: Name | None = _doc(None, "branch, tag or commit of a Hub dataset")
     streaming: bool = _doc(False, "read a Hub dataset as it arrives, without keeping a copy of it")
     text_column: Name | None = _doc(None, "column that holds the text; 'text', or the only column of strings")
     train_split: Name = _doc("train", "split to train on")
     validation_split: Name | None = _doc(None, "split to validate on")
-    validation_source: Name | None = _doc(None, "validate on another source, such as a second file or folder")
+    validation_source: Source | None = _doc(None, "validate on another source, such as a second file or folder")
     validation_fraction: Fraction | None = _doc(None, "or cut this fraction of the characters off the end")
     separator: AutoOrBool = _doc("auto", "<|endoftext|> between rows; auto: unless rows are lines of one text")
     drop_blank_lines: bool = _doc(False, "leave lines without a visible character out")
@@ -467,7 +470,7 @@ def parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[list[str], Any]]
         # Text is taken as it stands, so that a path may hold " #" or be a number; only null unsets. Of texts there
         # may be a list.
         annotation = _annotation(keys)
-        is_list = annotation == Texts and text.startswith("[") and text.endswith("]")
+        is_list = _takes_list(annotation) and text.startswith("[") and text.endswith("]")
         takes_text = _is_text(annotation)
         if not takes_text and not text.strip():
             raise UserError(f"--{name} has an empty value; null unsets it")
@@ -478,6 +481,11 @@ def _is_text(annotation: Any) -> bool:
     """Whether a field of this type holds text, or a list of texts."""
     inner = typing.get_args(annotation) if typing.get_origin(annotation) is not dict else ()
     return annotation is str or (len(inner) > 0 and _is_text(inner[0]))
+
+
+def _takes_list(annotation: Any) -> bool:
+    """Whether a field of this type may be a list."""
+    return typing.get_origin(annotation) is list or any(map(_takes_list, typing.get_args(annotation)))
 
 
 def _annotation(keys: Sequence[str]) -> Any:

@@ -310,6 +310,16 @@ def test_private_things_stay_out(trained, tmp_path, monkeypatch):
     assert "# gpt\n" in card
     assert "name: tok" in card
     assert "source: '*.txt'" in card
+    card = card_of(
+        recipe
+        | {
+            "output_dir": str(home / "lists"),
+            "data": {"source": [str(text.parent / "a.txt"), str(text.parent / "b.txt")]},
+        }
+    )
+    for private in (str(tmp_path), "alice", "secret"):
+        assert private not in card
+    assert "  - a.txt\n  - b.txt\n" in card
 
 
 HOSTILE = (

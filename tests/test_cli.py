@@ -160,6 +160,18 @@ def test_tokenize_says_what_training_will_see(recipe, capsys):
     assert facts["training"]["characters_per_token"] == 1.0
 
 
+def test_tokenize_says_what_is_left_out(recipe, tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(f"Book {name}. " * 50)
+        (tmp_path / name / f"{name}.tok").write_text("beside it")
+    assert main(["tokenize", recipe, "--data.source", f"[{tmp_path}/one, {tmp_path}/two]"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("training   one, two (training text): ") for line in lines)
+    notes = [line for line in lines if line.startswith("note       ")]
+    assert notes == [f"note       {tmp_path}/{name}: left out {name}.tok" for name in ("one", "two")]
+
+
 def test_tokenize_suggests_a_vocabulary_where_characters_are_cut_apart(recipe, tmp_path, capsys):
     characters = random.Random(1).choices([chr(0x4E00 + i) for i in range(50)], k=4000)  # of three bytes each
     (tmp_path / "zh.txt").write_text("\n".join("".join(characters[i : i + 9]) for i in range(0, 4000, 9)))

@@ -1,12 +1,15 @@
 """Where text comes from: it arrives as it is, is known by its content, and what cannot work says so in one line."""
 
 import builtins
+import bz2
 import csv
 import gzip
 import io
 import json
 import os
+import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -147,9 +150,7 @@ def test_each_csv_of_a_folder_has_its_columns_in_its_own_order(folder):
     (folder / "c.csv").write_text("text\nfourth\n")
     assert documents(training(folder)) == ["first", "second", "001", "fourth"]
     (folder / "d.csv").write_text("n,body\n3,third\n")
-    message = refusal(folder)
-    assert f"no 'text' in {folder / 'd.csv'}" in message
-    assert "columns of text: body" in message
+    assert f"no 'text' in {folder / 'd.csv'}; columns of text: n, body" in refusal(folder)
 
 
 def test_endings_of_compressed_files_may_be_written_in_capitals(folder):
@@ -176,9 +177,9 @@ def test_json_text_that_looks_like_dates_stays_as_it_is_written(folder):
     for file in [*compressed(folder / "lines.jsonl"), folder / "list.json"]:
         assert documents(training(file)) == DATES
         assert documents(training(file, text_column="when")) == DATES
-    # A column that is neither named nor called `text` is not taken for text.
+    # A date is a string like any other: which of two columns is the text is not guessed from what they look like.
     (folder / "other.jsonl").write_text(json.dumps({"date": DATES[0], "body": "b"}) + "\n")
-    assert documents(training(folder / "other.jsonl")) == ["b"]
+    assert "columns of text: date, body" in refusal(folder / "other.jsonl")
     (folder / "mixed.jsonl").write_text('{"text": "2020-01-01"}\n' + '{"text": null}\n')
     assert documents(training(folder / "mixed.jsonl")) == ["2020-01-01"]
 
@@ -204,8 +205,27 @@ def test_a_hub_dataset_can_be_read_as_it_arrives(tmp_path, monkeypatch):
         source = _hub("owner/name", DataRecipe(source="owner/name", streaming=streaming))
         corpora.append(source.corpus("train", "data.train_split", "auto"))
         assert documents(corpora[-1]) == [f"{number} {n}" for number in range(3) for n in range(700)]
-        assert bool(list(cache.rglob("*.arrow"))) == (not streaming)
+        assert not list(cache.rglob("*.arrow"))  # its files are the only copy
     assert corpora[0].identity == corpora[1].identity
+
+
+def test_tables_on_the_hub_are_read_as_those_that_are_here(tmp_path, monkeypatch):
+    repository = tmp_path / "owner" / "name"
+    write(repository / "1.jsonl", '{"text": "A"}\n')
+    write(repository / "2.jsonl", '{"text": "2020-01-01"}\n')
+    write(repository / "a.csv", "n;text\n1;NA\n")
+    monkeypatch.chdir(tmp_path)
+
+    def read(files, streaming):
+        write(repository / "README.md", f"---\nconfigs: [{{config_name: default, {files}}}]\n---\n")
+        recipe = DataRecipe(source="owner/name", streaming=streaming)
+        return documents(_hub("owner/name", recipe).corpus("train", "data.train_split", "auto"))
+
+    for streaming in (True, False):
+        assert read("data_files: '*.jsonl'", streaming) == ["A", "2020-01-01"]
+        assert read("data_files: a.csv", streaming) == ["NA"]
+    write(repository / "a.csv", "n~text\n1~B\n")  # which only `datasets` reads, as the card says
+    assert read("data_files: a.csv, sep: '~'", False) == ["B"]
 
 
 def test_rows_are_lines_of_one_text_when_some_are_blank_and_all_end_in_a_newline(folder):
@@ -360,7 +380,7 @@ def test_what_cannot_work_says_so_in_one_line(folder, monkeypatch):
     assert "no such file" in refusal("nowhere")
     assert "no such file" in refusal("data/nowhere.jsonl.gz")
     assert "empty.txt: empty" in refusal(folder / "empty.txt")
-    assert "holds no txt" in refusal(folder / "none")
+    assert "none: holds no text" in refusal(folder / "none")
     assert "no file matches" in refusal(folder / "*.nothing")
     assert "latin.txt: byte 1048579 (0xe9) is not UTF-8" in refusal(folder / "latin.txt")
     assert "cut.txt: byte 0 (0xc3) is not UTF-8" in refusal(folder / "cut.txt")
@@ -368,9 +388,9 @@ def test_what_cannot_work_says_so_in_one_line(folder, monkeypatch):
     assert "bad.jsonl: line 2 is not JSON" in refusal(folder / "bad.jsonl")
     assert "list.jsonl: line 2 is not a JSON object" in refusal(folder / "list.jsonl")
     assert "columns of text: body, title; all: body, title, n" in refusal(folder / "columns.jsonl")
-    assert "no 'content' in columns.jsonl" in refusal(folder / "columns.jsonl", text_column="content")
-    assert "columns of text: body, title" in refusal(folder / "columns.jsonl", text_column="n")
-    assert "column 'text' of mixed.jsonl holds" in refusal(folder / "mixed.jsonl")
+    assert f"no 'content' in {folder / 'columns.jsonl'}" in refusal(folder / "columns.jsonl", text_column="content")
+    assert "line 1: 'n' holds 1, which is not text" in refusal(folder / "columns.jsonl", text_column="n")
+    assert "mixed.jsonl: line 2: 'text' holds 3, which is not text" in refusal(folder / "mixed.jsonl")
     assert "junk.parquet: cannot be read" in refusal(folder / "junk.parquet")
     assert "junk.gz: cannot be read" in refusal(folder / "junk.gz")
     assert "short.txt.gz: cannot be read" in refusal(folder / "short.txt.gz")
@@ -388,6 +408,289 @@ def test_a_missing_configuration_or_split_of_a_dataset_names_those_there_are(dat
     wikitext = data_dir / "wikitext"
     assert "it has: wikitext-2-v1" in refusal(wikitext, config="wikitext-103-v1")
     assert "it has: validation, test" in refusal(wikitext, config="wikitext-2-v1")
+
+
+# Which files are read ----------------------------------------------------------------------------------------------
+
+
+def write(path: Path, content: str | bytes = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def notes(source, **fields) -> str:
+    return " ".join(training(source, **fields).notes)
+
+
+def test_names_are_literal_where_they_exist(folder):
+    for name in ("what?.jsonl", "what1.jsonl", "a[1]/x.jsonl", "a1/x.jsonl", "{b}.jsonl", "**/x.jsonl", "~x.jsonl"):
+        write(folder / name, json.dumps({"text": name}))
+        assert documents(training(folder / name)) == [name]
+    assert documents(training(folder / "a[1]")) == ["a[1]/x.jsonl"]
+    assert documents(training(folder / "a[1]/*.jsonl")) == ["a[1]/x.jsonl"]
+    assert documents(training(folder / "w*.jsonl")) == ["what1.jsonl", "what?.jsonl"]
+    assert len(documents(training(folder))) == 7
+
+
+def test_each_file_is_read_once_by_whatever_ways_and_what_is_left_out_is_said(folder):
+    write(folder / "a.txt", "A")
+    write(folder / "b" / "b.txt", "B")
+    write(folder.parent / "elsewhere" / "c.txt", "C")
+    (folder / "linked").symlink_to(folder.parent / "elsewhere")
+    (folder / "aa").symlink_to("b")
+    assert documents(training(folder)) == ["A", "B", "C"]
+    assert not notes(folder)
+    for name, target in {
+        "loop": ".",
+        "b/loop": "../b",
+        "up": "..",
+        "gone.txt": "nothing.txt",
+        "z.txt": "a.txt",
+    }.items():
+        (folder / name).symlink_to(target)
+    os.link(folder / "a.txt", folder / "y.txt")
+    os.mkfifo(folder / "pipe.txt")
+    for source in (folder, folder / "**/*.txt", folder / "**"):
+        assert sorted(documents(training(source))) == ["A", "B", "C"]
+        assert "z.txt (the same file as " in notes(source)
+        assert "gone.txt (No such file" in notes(source)
+        assert "pipe.txt (no file)" in notes(source)
+    assert "up (a link to a folder above it)" in notes(folder)
+    assert documents(training(folder / "*")) == ["A"]
+    assert f"{folder / 'b'} (a folder)" in notes(folder / "*")
+    assert "no file that can be read twice" in refusal(folder / "pipe.txt")
+
+
+def test_a_folder_in_a_split_keeps_its_files_though_another_split_has_them(folder):
+    write(folder / "train.txt", "A")
+    (folder / "test.txt").symlink_to("train.txt")
+    write(folder / "README.md", "---\nconfigs:\n- data_files: {train: train.txt, test: test.txt}\n---\n")
+    pair = load_corpora(DataRecipe(source=str(folder), validation_split="test"))
+    assert [documents(corpus) for corpus in pair] == [["A"], ["A"]]
+
+
+def test_text_files_with_endings_of_their_own_are_read_and_their_splits_recognised(folder):
+    for name in ("bnc_spoken.train", "childes.train", "childes.dev", "childes.test", "README.md"):
+        write(folder / name, name)
+    pair = load_corpora(DataRecipe(source=str(folder), validation_split="validation"))
+    assert [documents(corpus) for corpus in pair] == [["bnc_spoken.train", "childes.train"], ["childes.dev"]]
+    assert "left out README.md" in notes(folder)
+    write(folder / "picture", b"\x89PNG\r\n\0\0")
+    assert "picture" in notes(folder)
+    write(folder / "chapter.tok.gz", gzip.compress(b"one more"))  # no split is in its name, so there are none
+    assert len(documents(training(folder))) == 5
+    write(folder / "latin.tok", "caf\u00e9".encode("latin-1"))  # a text, though not as it has to be
+    assert "latin.tok: byte 3" in refusal(folder)
+    (folder / "latin.tok").unlink()
+    write(folder / "book.txt", "known")  # beside a known ending the others are left out, and named
+    assert documents(training(folder)) == ["known"]
+    assert "bnc_spoken.train" in notes(folder)
+
+
+def test_a_folder_without_text_says_what_it_holds(folder):
+    for name in (None, "README.md", "LICENSE", "readme.jsonl", "dataset_infos.json"):
+        inside = folder / str(name)
+        inside.mkdir()
+        write(inside / ".hidden.txt", "no")
+        if name:
+            write(inside / name, "x")
+        left = f" (left out {name})" if name else ""
+        assert refusal(inside) == f"{inside}: holds no text{left}; name a file, or a glob such as '{inside}/*'"
+    assert documents(training(folder / "README.md" / "*")) == ["x"]
+
+
+def test_a_cloned_dataset_repository_is_its_data(folder):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write(folder / "README.md", "---\ndataset_info:\n  features: []\n---\n# A dataset\n")
+    write(folder / "dataset_infos.json", '{"default": {}}')
+    write(folder / ".gitattributes", "* text")
+    (folder / "data").mkdir()
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"text": [split]}), folder / "data" / f"{split}-00000-of-00001.parquet")
+    pair = load_corpora(DataRecipe(source=str(folder), validation_split="test"))
+    assert [documents(corpus) for corpus in pair] == [["train"], ["test"]]
+
+
+def test_the_current_folder_has_a_name(folder, monkeypatch):
+    write(folder / "a.txt", "A")
+    monkeypatch.chdir(folder)
+    for source in (".", "./", "../texts", "../texts/."):
+        assert training(source).name == "texts"
+
+
+def test_a_list_of_sources_is_read_in_its_order_each_as_what_it_is(folder):
+    write(folder / "z.txt", "Z")
+    write(folder / "rows.jsonl", '{"text": "R"}\n')
+    write(folder / "more" / "a.txt", "A")
+    write(folder / "more" / "b.txt", "B")
+    sources = [str(folder / name) for name in ("z.txt", "rows.jsonl", "more/*")]
+    corpus = load_corpora(DataRecipe(source=sources))[0]
+    assert documents(corpus) == ["Z", "R", "A", "B"]
+    assert corpus.name == "z.txt, rows.jsonl, *"
+    assert [name for name, _ in corpus.origin["files"]] == ["z.txt", "rows.jsonl", "a.txt", "b.txt"]
+    mixed = load_corpora(DataRecipe(source=[sources[0], "builtin:python-docs"]))[0]
+    assert [*map(sorted, mixed.origin["sources"])] == [["files", "num_files"], ["builtin"]]
+    assert corpus.identity != load_corpora(DataRecipe(source=sources[::-1]))[0].identity
+    assert load_corpora(DataRecipe(source=sources[:1]))[0] == training(sources[0])
+    held = load_corpora(DataRecipe(source=sources[0], validation_source=sources[1:]))[1]
+    assert documents(held) == ["R", "A", "B"]
+    with pytest.raises(UserError, match=r"list of sources names a file twice: .*a\.txt"):
+        load_corpora(DataRecipe(source=[*sources, str(folder / "more" / "a.txt")]))
+    write(folder / "wiki.jsonl", "".join(json.dumps({"text": line}) + "\n" for line in ("", " A . \n", "", " B . \n")))
+    with pytest.raises(UserError, match=r"data\.separator: .* lines of one text"):
+        load_corpora(DataRecipe(source=[*sources, str(folder / "wiki.jsonl")]))
+
+
+def card(folder: Path, configs) -> None:
+    write(folder / "README.md", f"---\nconfigs: {json.dumps(configs)}\n---\n")
+
+
+def test_a_card_names_configurations_splits_and_patterns_inside_its_folder(folder):
+    for name in ("x.jsonl", "d/1.jsonl", "d/2.jsonl", "d[1]/3.jsonl", "e/train.txt", "e/test.txt"):
+        write(folder / name, json.dumps({"text": name}))
+    files = [{"split": "train", "path": ["x.jsonl", "d/*"]}, {"split": "held", "path": "d[1]/3.jsonl"}]
+    both = [{"config_name": "one", "data_files": files}, {"config_name": "two", "data_dir": "e"}]
+    card(folder, both)
+    assert "has several configurations; it has: one, two" in refusal(folder)
+    assert "has no configuration 'three'; it has: one, two" in refusal(folder, config="three")
+    pair = load_corpora(DataRecipe(source=str(folder), config="one", validation_split="held"))
+    assert [documents(corpus) for corpus in pair] == [["x.jsonl", "d/1.jsonl", "d/2.jsonl"], ["d[1]/3.jsonl"]]
+    assert documents(training(folder, config="two")) == ['{"text": "e/train.txt"}']
+    card(folder, [both[0], {**both[1], "default": True}])
+    assert documents(training(folder)) == ['{"text": "e/train.txt"}']
+    card(folder, [{"data_files": "**/*.jsonl"}])
+    assert len(documents(training(folder))) == 4
+    card(folder, [{"data_files": "x.jsonl", "field": "data"}])
+    assert "sets field, which is not understood here" in refusal(folder)
+    assert "has no configurations" in refusal(folder / "x.jsonl", config="one")
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        *("http://127.0.0.1/x.txt", "file:///etc/hostname", "hf://datasets/a/b@main/x.txt", "../x.txt", ".."),
+        *(
+            "d/../../x.txt",
+            "/etc/hostname",
+            "C:\\x.txt",
+            "zip://x.txt::x.zip",
+            "missing.txt",
+            "",
+            3,
+            None,
+            {"a": 1},
+            [],
+        ),
+    ],
+)
+def test_a_card_stays_inside_its_folder_and_off_the_network(folder, named):
+    write(folder.parent / "x.txt", "outside")
+    for name in ("x.txt", "d/y.txt"):
+        write(folder / name, "inside")
+    for files in (named, {"train": named}, [{"split": "train", "path": [named]}]):
+        card(folder, [{"config_name": "default", "data_files": files}])
+        assert str(folder) in refusal(folder)
+    card(folder, [{"config_name": "default", "data_dir": named or "../"}])
+    assert str(folder) in refusal(folder)
+
+
+def test_a_card_names_no_link_to_outside_but_the_caches_own(folder):
+    blob = write(folder / "blobs" / "0a", "cached")
+    snapshot = folder / "snapshots" / "abc"
+    for place, target in ((folder / "clone", blob), (snapshot, blob), (snapshot / "../../link", folder / "clone")):
+        place.mkdir(parents=True)
+        (place / "x.txt").symlink_to(target if target.is_file() else target / "x.txt")
+        card(place, [{"data_files": "*.txt"}])
+    assert "clone/x.txt, a link to outside the folder" in refusal(folder / "clone")
+    assert documents(training(snapshot)) == ["cached"]
+    card(folder, [{"data_dir": "link"}])
+    assert documents(training(folder)) == ["cached"]
+
+
+# Not UTF-8 ----------------------------------------------------------------------------------------------------------
+
+CHINESE = (
+    "\u6211\u4eec\u5728\u5b66\u6821\u91cc\u5b66\u4e60\u3002\u5929\u6c14\u5f88\u597d\uff0c\u4ed6\u7684\u4e66\u3002"
+)
+TRADITIONAL = "\u6211\u5011\u5728\u5b78\u6821\u88e1\u3002\u5929\u6c23\u5f88\u597d\uff0c\u4ed6\u7684\u66f8\u3002"
+JAPANESE = "\u543e\u8f29\u306f\u732b\u3067\u3042\u308b\u3002\u540d\u524d\u306f\u307e\u3060\u7121\u3044\u3002"
+KOREAN = "나는 학교에 갑니다. 오늘은 날씨가 좋습니다."
+RUSSIAN = "Мы пошли в парк, где были люди."
+
+
+@pytest.mark.parametrize(
+    ("text", "codec", "named"),
+    [
+        (CHINESE, "gb18030", "GB18030"),
+        (CHINESE, "gbk", "GB18030"),
+        (TRADITIONAL, "big5", "BIG5"),
+        (JAPANESE, "shift_jis", "SHIFT_JIS"),
+        (JAPANESE, "euc_jp", "EUC-JP"),
+        (KOREAN, "euc_kr", "EUC-KR"),
+        (RUSSIAN, "cp1251", "WINDOWS-1251"),
+        (RUSSIAN, "koi8_r", "KOI8-R"),
+        ("The caf\u00e9 was \u00e0 la carte.", "latin-1", "WINDOWS-1252"),
+        ("He said \u201cno\u201d \u2014 it\u2019s fine.", "cp1252", "WINDOWS-1252"),
+        ("plain text", "utf-16", "UTF-16"),
+        ("plain text", "utf-16-le", "UTF-16LE"),
+        ("plain text", "utf-16-be", "UTF-16BE"),
+        (CHINESE, "utf-16", "UTF-16"),
+        (CHINESE, "utf-16-le", "UTF-16LE"),
+        (CHINESE, "utf-16-be", "UTF-16BE"),
+        ("plain text", "utf-32", "UTF-32"),
+        (CHINESE, "utf-32-be", "UTF-32BE"),
+    ],
+)
+def test_a_file_that_is_not_utf8_is_named_with_its_encoding_and_what_converts_it(folder, text, codec, named):
+    path = write(folder / "it's.txt", ((text + "\n") * 30).encode(codec))
+    message = refusal(path)
+    assert message.startswith(f"{path}: ")
+    command = message.partition("; iconv ")[2] or message.partition("iconv ")[2]
+    assert command.startswith(f"-f {named} -t UTF-8 ")
+    if shutil.which("iconv"):
+        subprocess.run(f"iconv {command}", shell=True, check=True)
+        assert documents(training(folder / "it's-utf8.txt")) == [(text + "\n") * 30]
+
+
+def test_what_is_damaged_or_no_text_is_not_called_another_encoding(folder):
+    text = (CHINESE * 20).encode()
+    assert "the file is damaged there" in refusal(write(folder / "a.txt", text + b"\xff" + text))
+    assert "the file is damaged there" in refusal(write(folder / "b.txt", text[:-1]))
+    assert "it is no text" in refusal(write(folder / "c.txt", bytes(range(256)) * 100))
+    assert "it is no text" in refusal(write(folder / "a.txt.bz2", bz2.compress(b"abc")))
+    assert documents(training(write(folder / "nul.txt", "a\0b"))) == ["a\0b"]
+    for name in ("d.csv", "e.jsonl"):
+        assert "is UTF-16, not UTF-8" in refusal(write(folder / name, '{"text": "x"}\n'.encode("utf-16")))
+    gz = write(folder / "f.txt.gz", gzip.compress("caf\u00e9 noir".encode("latin-1")))
+    assert f"gzip -dc {gz} | iconv -f WINDOWS-1252 -t UTF-8 > {folder / 'f-utf8.txt'}" in refusal(gz)
+
+
+def test_a_byte_order_mark_at_the_start_is_no_text_and_line_ends_stay(folder):
+    text = "a\r\nb\rc\n\ufeffd"
+    plain, marked = (write(folder / f"{mark == ''}.txt", mark + text) for mark in ("", "\ufeff"))
+    assert documents(training(marked)) == [text]
+    assert training(marked).identity == training(plain).identity
+    quoted = json.dumps(text, ensure_ascii=False)
+    for name, content in (
+        ("a.jsonl", f'{{"text": {quoted}}}\r\n'),
+        ("a.json", f'[{{"text": {quoted}}}]'),
+        ("a.csv", f'text\r\n"{text}"\r\n'),
+    ):
+        assert documents(training(write(folder / name, "\ufeff" + content))) == [text]
+
+
+def test_compressed_files_are_read_whole_or_refused(folder):
+    for pack, ending in ((gzip.compress, "gz"), (zstandard.compress, "zst")):
+        path = folder / f"a.txt.{ending}"
+        write(path, pack(b"first ") + pack(b"second"))
+        assert documents(training(path)) == ["first second"]
+        for cut in (1, 5):
+            write(path, pack(os.urandom(300_000).hex().encode())[:-cut])
+            assert f"a.txt.{ending}: cannot be read" in refusal(path)
+        assert "empty" in refusal(write(path, pack(b"")))
 
 
 def test_a_hub_dataset_that_cannot_be_reached_says_so(monkeypatch):

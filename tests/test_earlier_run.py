@@ -60,3 +60,29 @@ def test_its_report_is_drawn(run_dir):
         if "validation_loss" in line:
             assert f"{line['validation_loss']:.3f}"[:4] in page
     assert json.loads((run_dir / "environment.json").read_text())["versions"]["torch"] in page
+
+
+def test_its_text_may_lie_elsewhere_but_be_no_other(run_dir):
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000008")
+    moved = Path("books/moved.txt")
+    moved.parent.mkdir()
+    Path("corpus.txt").rename(moved)
+    recipe = hf_gpt.Recipe.from_yaml("run/recipe.yaml", ["--data.source", str(moved)])
+    moved.write_text(moved.read_text().replace("e", "a"))
+    with pytest.raises(hf_gpt.UserError, match="began with another text"):
+        hf_gpt.train(recipe)
+    moved.write_text((EARLIER / "corpus.txt").read_text())
+    hf_gpt.train(recipe)
+    (event,) = (event for event in read_events(run_dir) if event.get("field") == "data.source")
+    assert (event["event"], event["old"], event["new"]) == ("changed", "corpus.txt", "books/moved.txt")
+    assert hf_gpt.Recipe.from_yaml("run/recipe.yaml").data.source == "books/moved.txt"
+    environment = json.loads((run_dir / "environment.json").read_text())
+    # An earlier version read the same file otherwise.
+    environment["sources"]["training"]["characters"] += 9
+    (run_dir / "environment.json").write_text(json.dumps(environment))
+    with pytest.raises(hf_gpt.UserError, match="began with another text"):
+        hf_gpt.train("run/recipe.yaml")
+    shutil.copy(moved, "corpus.txt")
+    (run_dir / "environment.json").unlink()  # so that nothing says which text it was
+    with pytest.raises(hf_gpt.UserError, match=r"data\.source books/moved\.txt -> corpus\.txt"):
+        hf_gpt.train(hf_gpt.Recipe.from_yaml("run/recipe.yaml", ["--data.source", "corpus.txt"]))

@@ -40,6 +40,19 @@ def test_the_command_line_changes_a_file(tmp_path):
     assert recipe.model.config == {"emb_dim": 8}
 
 
+def test_sources_may_be_a_list(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("data: {source: [a.txt, 'b #2.txt'], validation_source: [c]}")
+    recipe = Recipe.from_yaml(path)
+    assert (recipe.data.source, recipe.data.validation_source) == (["a.txt", "b #2.txt"], ["c"])
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert Recipe.from_yaml(path, ["--data.source", "[x.txt, y z/*]"]).data.source == ["x.txt", "y z/*"]
+    assert Recipe.from_yaml(path, ["--data.source", "[x].txt"]).data.source == "[x].txt"
+    for wrong in ("[]", "[1]", "['']", "[[a]]"):
+        with pytest.raises(UserError, match=r"data\.source"):
+            Recipe.from_yaml(path, ["--data.source", wrong])
+
+
 def test_text_on_the_command_line_is_taken_as_it_stands(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("seed: 1")

@@ -46,7 +46,7 @@ def digest(*parts: str) -> str:
     """SHA-256 (hex) of the parts, each with its length."""
     sha256 = hashlib.sha256()
     for part in parts:
-        data = part.encode()
+        data = part.encode("utf-8", "surrogateescape")  # a path may hold bytes that are no characters
         sha256.update(len(data).to_bytes(8, "little") + data)
     return sha256.hexdigest()
 

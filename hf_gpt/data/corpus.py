@@ -2,26 +2,26 @@ r"""Where text comes from: files, folders, datasets on disk and on the Hub, each
 
 The one idea: a :class:`Corpus` is a stream of pieces of text that is identified by its *content*. Its `identity` is a
 hash of what the stream will give. Whatever is made from a corpus (the token store) is kept under that name, and found
-again from another path or on another machine. Text is never normalised: a lone carriage return, a byte order mark or a
-written `<|endoftext|>` reach the tokenizer unchanged.
+again from another path or on another machine. Text is never normalised: a lone carriage return or a written
+`<|endoftext|>` reach the tokenizer unchanged.
 
-Tables (jsonl, parquet, csv, dataset folders, the Hub) are read through `datasets`. Local ones are streamed: the token
-store is already the copy worth keeping. Plain text is read here, because `datasets` opens it with universal newlines
-and would turn "\r\n" into "\n". The price of identity by content: a new local file is read twice, to be hashed (about
-1 GB/s) and to be tokenised.
+Which files a source has is found in listing.py, and the rows of tables are read in tables.py; `datasets` is asked only
+for what is on the Hub. No copy is made of a local file: the token store is the one worth keeping. The price of
+identity by content: a new local file is read twice, to be hashed (about 1 GB/s) and to be tokenised.
 
-Tokens belong to token_store.py. `datasets` takes two seconds to import, so it is imported only when a table is named.
+Tokens belong to token_store.py. `datasets` takes two seconds to import, so it is imported only when it is needed.
 """
 
+import contextlib
 import dataclasses
-import glob
-import os
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import unquote
 
 from ..errors import UserError
 from ..recipe import DataRecipe
@@ -29,15 +29,16 @@ from ..storage import local_path
 from .cache import cache_get, cache_put, digest
 from .files import (
     EMPTY,
-    KINDS,
     check_unchanged,
     content_hash,
     file_stamp,
     is_compressed,
     kind_of,
+    open_bytes,
     read_text,
 )
-from .tables import are_lines, csv_options, one_line, text_rows
+from .listing import Listing, list_path, once
+from .tables import Table, are_lines, one_line, text_column, texts
 
 Pieces = Iterator[str | None]
 """Text in order; None ends a document. A document has any number of pieces."""
@@ -54,7 +55,9 @@ class Corpus:
     - `has_characters(number)`: whether so many characters may be those of the stream.
     - `origin`: where to find it again, without a local path. For files: the names and SHA-256 hashes (of the
       decompressed content) of the first `files` and their number, `num_files`. On the Hub: `dataset`, `config`,
-      `split` and `revision`. Or `builtin`. If the corpus is a part of that: which `part`.
+      `split` and `revision`. Or `builtin`. Of several sources, not all of files: that of each, in `sources`. If the
+      corpus is a part of that: which `part`.
+    - `notes`: what a person might have expected to be read and is not, a line each.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Corpus:
     pieces: Callable[[], Pieces] = dataclasses.field(repr=False, compare=False)
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     has_characters: Callable[[int], bool] = dataclasses.field(default=lambda number: True, repr=False, compare=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
 
 def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
@@ -112,7 +116,7 @@ def without_blank_lines(corpus: Corpus) -> Corpus:
                 yield None
 
     name, identity = f"{corpus.name} without blank lines", digest("blank", corpus.identity)
-    return Corpus(name, identity, corpus.separated, pieces, corpus.origin)
+    return dataclasses.replace(corpus, name=name, identity=identity, pieces=pieces)
 
 
 def split_by_characters(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus]:
@@ -144,13 +148,13 @@ def split_by_characters(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus
         identity = digest("cut", corpus.identity, repr(fraction), name)
         share = f"the first {100 * (1 - fraction):.4g}%" if first else f"the last {100 * fraction:.4g}%"
         origin = {**corpus.origin, "part": f"{share} of its characters"}
-        return Corpus(
-            f"{corpus.name} ({name} text)",
-            identity,
-            corpus.separated,
-            partial(part, first),
-            origin,
-            lambda number: number == num_characters(first),
+        return dataclasses.replace(
+            corpus,
+            name=f"{corpus.name} ({name} text)",
+            identity=identity,
+            pieces=partial(part, first),
+            origin=origin,
+            has_characters=lambda number: number == num_characters(first),
         )
 
     return corpus_of(True, "training"), corpus_of(False, "validation")
@@ -161,11 +165,12 @@ def split_by_characters(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A source that exists: the names of its splits, and a function (split, separator) that makes a corpus."""
+    """A source that exists: the names of its splits, a function (split, separator) that makes a corpus, its files."""
 
     name: str
     splits: Sequence[str]
     make: Callable[[str, Any], Corpus]
+    files: Mapping[str, Sequence[Path]] = dataclasses.field(default_factory=dict)
 
     def corpus(self, split: str, field: str, separator: Any) -> Corpus:
         if split not in self.splits:
@@ -173,23 +178,56 @@ class _Source:
         return self.make(split, separator)
 
 
-def _open_source(source: str, recipe: DataRecipe) -> _Source:
+def _open_source(source: str | Sequence[str], recipe: DataRecipe) -> _Source:
+    if not isinstance(source, str):
+        return _joined([_open_source(one, recipe) for one in source])
     if source.startswith("builtin:"):
         return _builtin(source)
     path = local_path(source)
-    if path.is_dir():
-        return _folder(source, path, recipe)
-    if path.exists():
-        return _files(source, {"train": [path]}, recipe)
-    if glob.has_magic(source):
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
-        if not found:
-            raise UserError(f"data: no file matches {source!r}")
-        return _files(source, {"train": found}, recipe)
+    if (listing := list_path(source, path, recipe.config)) is not None:
+        return _local(source, listing, recipe)
     # The network is asked only for what looks like OWNER/NAME.
     if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", source) or kind_of(path) or is_compressed(path):
         raise UserError(f"{source}: no such file or folder (a dataset on the Hub is named OWNER/NAME)")
     return _hub(source, recipe)
+
+
+def _joined(sources: Sequence[_Source]) -> _Source:
+    """Sources one after the other, each read as what it is."""
+    if len(sources) == 1:
+        return sources[0]
+    splits = [split for split in sources[0].splits if all(split in other.splits for other in sources)]
+
+    def make(split: str, separator: Any) -> Corpus:
+        _, again = once(path for source in sources for path in source.files.get(split, ()))
+        if again:
+            raise UserError(f"the list of sources names a file twice: {again[0]}")
+        corpora = [source.make(split, separator) for source in sources]
+        names = {corpus.separated: corpus.name for corpus in corpora}
+        if len(names) > 1:
+            raise UserError(
+                f"{names[True]} holds documents, and {names[False]} the lines of one text; give true or false",
+                field="data.separator",
+            )
+        origins = [corpus.origin for corpus in corpora]
+        origin: dict[str, Any] = {"sources": origins}
+        if all("files" in one for one in origins):
+            files = [file for one in origins for file in one["files"]]
+            origin = {"files": files[:_NUM_NAMED], "num_files": sum(one["num_files"] for one in origins)}
+        return Corpus(
+            _listed([corpus.name for corpus in corpora]),
+            digest("sources", *(corpus.identity for corpus in corpora)),
+            corpora[0].separated,
+            lambda: chain.from_iterable(corpus.pieces() for corpus in corpora),
+            origin,
+            notes=tuple(note for corpus in corpora for note in corpus.notes),
+        )
+
+    return _Source(_listed([source.name for source in sources]), splits, make)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _builtin(source: str) -> _Source:
@@ -208,135 +246,145 @@ def _builtin(source: str) -> _Source:
     return _Source(source, ["train"], make)
 
 
-def _folder(source: str, folder: Path, recipe: DataRecipe) -> _Source:
-    """A folder: written by `save_to_disk`, a dataset with a card, or simply files."""
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _saved_to_disk(source, folder, recipe)
-    card = folder / "README.md"
-    if card.is_file() and re.match(rb"---\s.*?^(configs|dataset_info):", card.read_bytes(), re.S | re.M):
-        return _dataset_folder(source, folder, recipe)
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and kind_of(p) and p.stem.lower() not in _ABOUT)
-    files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    if not files:
-        raise UserError(f"{source}: holds no {', '.join(KINDS)} file; a glob such as '{source}/*' takes others")
-    # Once one file names a split, `datasets` leaves out the files that name none, which loses books. Here a folder
-    # has splits only if every file names one.
-    named = [_SPLIT_IN_NAME.search(str(p.relative_to(folder)).lower()) for p in files]
-    splits: dict[str, list[Path]] = {}
-    for path, match in zip(files, named):
-        splits.setdefault(_SPLITS[match[1]] if all(named) else "train", []).append(path)
-    return _files(source, splits, recipe)
-
-
-def _files(source: str, splits: dict[str, list[Path]], recipe: DataRecipe) -> _Source:
-    """Files of one kind. A file of unknown kind that was named is plain text."""
-    kinds = {kind_of(path) or "text" for paths in splits.values() for path in paths}
-    if len(kinds) > 1:
-        raise UserError(f"{source}: holds files of several kinds ({', '.join(sorted(kinds))}); choose with a glob")
-    (kind,) = kinds
+def _local(source: str, listing: Listing, recipe: DataRecipe) -> _Source:
+    """Files here. A file of unknown kind is plain text."""
 
     def make(split: str, separator: Any) -> Corpus:
-        paths, name = splits[split], _name(source, split, splits)
-        if kind == "text":
-            return _text_corpus(name, paths, separator)
+        paths, name = listing.splits[split], _name(source, split, listing.splits, listing.config)
+        kinds = sorted({kind_of(path) or "text" for path in paths})
+        if len(kinds) > 1:
+            raise UserError(f"{source}: holds files of several kinds ({', '.join(kinds)}); choose with a glob")
+        stamps = [file_stamp(path) for path in paths]
+        hashes = [content_hash(path, kinds[0]) for path in paths]
+        if all(found == EMPTY for found in hashes):
+            raise UserError(f"{paths[0] if len(paths) == 1 else name}: empty; there is nothing to train on")
+        unchanged = [partial(check_unchanged, [path], [stamp]) for path, stamp in zip(paths, stamps)]
+        origin = {"files": [[path.name, sha256] for path, sha256 in zip(paths[:_NUM_NAMED], hashes)]}
+        origin["num_files"] = len(paths)
+        if kinds == ["text"]:
+            texts = [partial(read_text, path) for path in paths]
+            corpus = _text_corpus(name, texts, ["documents", *hashes], separator, origin, unchanged)
+        else:
+            tables = [Table(str(path), kinds[0], partial(open_bytes, path)) for path in paths]
+            content = digest(kinds[0], *hashes)
+            corpus = _table_corpus(name, tables, content, recipe.text_column, separator, origin, unchanged)
+        return dataclasses.replace(corpus, notes=listing.notes)
 
-        def table(paths: Sequence[Path]) -> Any:
-            from datasets import load_dataset_builder
-
-            options = csv_options(paths[0], recipe.text_column) if kind == "csv" else {}
-            builder = load_dataset_builder(kind, data_files={"train": [str(p) for p in paths]}, **options)
-            return builder.as_streaming_dataset(split="train")
-
-        tables = [(name, partial(table, paths))]
-        if kind == "csv" and len(paths) > 1:  # each has its own header, in its own order
-            tables = [(str(path), partial(table, [path])) for path in paths]
-        return _table_corpus(name, tables, recipe.text_column, separator, kind, paths)
-
-    return _Source(source, list(splits), make)
-
-
-def _dataset_folder(source: str, folder: Path, recipe: DataRecipe) -> _Source:
-    """A local folder that `datasets` knows how to read."""
-    builder = _builder(source, f"{source}: cannot be read as a dataset", recipe.config, None)
-    files = {str(split): [Path(p) for p in paths] for split, paths in builder.config.data_files.items()}
-
-    def make(split: str, separator: Any) -> Corpus:
-        name = _name(source, split, files, builder.config.name)
-        kind = type(builder).__module__.rpartition(".")[2]
-        if kind == "text":
-            return _text_corpus(name, files[split], separator)
-        tables = [(name, partial(builder.as_streaming_dataset, split=split))]
-        return _table_corpus(name, tables, recipe.text_column, separator, kind, files[split])
-
-    return _Source(source, list(files), make)
-
-
-def _saved_to_disk(source: str, folder: Path, recipe: DataRecipe) -> _Source:
-    """A folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
-    from datasets import Dataset, load_from_disk
-
-    with one_line(f"{source}: cannot be read as what save_to_disk writes"):
-        loaded = load_from_disk(str(folder))
-    splits = {"train": loaded} if isinstance(loaded, Dataset) else dict(loaded)
-
-    def make(split: str, separator: Any) -> Corpus:
-        files = [Path(f["filename"]) for f in splits[split].cache_files]
-        name = _name(source, split, splits)
-        tables = [(name, lambda: splits[split])]
-        return _table_corpus(name, tables, recipe.text_column, separator, "arrow", files)
-
-    return _Source(source, list(splits), make)
+    return _Source(source, list(listing.splits), make, listing.splits)
 
 
 def _hub(source: str, recipe: DataRecipe) -> _Source:
-    """A dataset on the Hub, or the copy of it that `datasets` keeps. Its identity is its commit; nothing is read.
+    """A dataset on the Hub, or the copy of it here. Its identity is its commit; nothing is read.
 
-    With `data.streaming` the same rows are read in the same order while they arrive, and no copy is kept.
+    `datasets` finds its files, and if these are json, csv or parquet they are read as local ones are: from the copy
+    that huggingface_hub keeps, or with `data.streaming` while they arrive. What has another form `datasets` reads.
     """
-    problem = (
-        f"{source}: no such file or folder, and it cannot be loaded as a dataset from the Hub (is the name right, is "
-        "there a network, is HF_HUB_OFFLINE set?)"
-    )
-    builder = _builder(source, problem, recipe.config, recipe.revision)
-    splits = [str(split) for split in builder.config.data_files or builder.info.splits or ()]
+    key = digest("files on the hub", source, str(recipe.config), str(recipe.revision))
+    try:
+        builder = _builder(source, recipe.config, recipe.revision)
+        found = _plain_files(builder)
+        if found:
+            cache_put(key, found)
+    except UserError:
+        builder, found = None, cache_get(key)  # without a network, its files may be here
+        if not found:
+            raise
+    name = found["config"] if found else builder.config.name
+    revision = found["hash"] if found else str(builder.hash)
+    splits = list(found["files"] if found else map(str, builder.config.data_files or builder.info.splits or ()))
 
     def make(split: str, separator: Any) -> Corpus:
-        def table() -> Any:
+        def rows() -> Any:
             if recipe.streaming:
                 return builder.as_streaming_dataset(split=split)
             builder.download_and_prepare()
             return builder.as_dataset(split=split)
 
-        commit = digest("hub", source, builder.config.name, str(builder.hash), split)
-        name = _name(source, split, splits, builder.config.name)
-        corpus = _table_corpus(name, [(name, table)], recipe.text_column, separator, commit)
-        config = builder.config.name if builder.config.name != "default" else None
-        commit = builder.hash if re.fullmatch("[0-9a-f]{40}", str(builder.hash)) else recipe.revision
+        shown = _name(source, split, splits, name)
+        tables = [Table(shown, "rows", rows)]
+        if found:
+            tables = [
+                Table(url.rpartition("@")[2], found["kind"], partial(_open_on_hub, url, recipe.streaming))
+                for url in found["files"][split]
+            ]
+        content = digest(digest("hub", source, name, revision, split))
+        commit = revision if re.fullmatch("[0-9a-f]{40}", revision) else recipe.revision
+        config = name if name != "default" else None
         origin = {"dataset": source, "config": config, "split": split, "revision": commit}
-        return dataclasses.replace(corpus, origin=origin)
+        return _table_corpus(shown, tables, content, recipe.text_column, separator, origin)
 
     return _Source(source, splits, make)
 
 
-def _builder(source: str, problem: str, config: str | None, revision: str | None) -> Any:
+def _plain_files(builder: Any) -> dict[str, Any] | None:
+    """The files of a dataset, if they are of one kind that is read here; None where its card says how to read them."""
+    from datasets import BuilderConfig
+
+    config, module = builder.config, type(builder).__module__.rpartition(".")[2]
+    files = {str(split): [str(url) for url in urls] for split, urls in (config.data_files or {}).items()}
+    kinds = {kind_of(Path(url)) for urls in files.values() for url in urls}
+    common = {field.name for field in dataclasses.fields(BuilderConfig)} | {"features"}
+    options = [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in common and field.default is not dataclasses.MISSING
+        if getattr(config, field.name) != field.default
+    ]
+    if kinds != {module} or module not in ("json", "csv", "parquet") or options:
+        return None
+    return {"kind": module, "config": config.name, "hash": str(builder.hash), "files": files}
+
+
+def _open_on_hub(url: str, streaming: bool) -> IO[bytes]:
+    from huggingface_hub import HfFileSystem, hf_hub_download
+
+    found = re.fullmatch(r"hf://datasets/([^@]+)@([^/]+)/(.+)", url)
+    if not found:
+        return open_bytes(Path(url))
+    if streaming:
+        return open_bytes(Path(url), HfFileSystem().open(url, "rb"))
+    return open_bytes(Path(hf_hub_download(found[1], found[3], repo_type="dataset", revision=unquote(found[2]))))
+
+
+def _builder(source: str, config: str | None, revision: str | None) -> Any:
     from datasets import get_dataset_config_names, load_dataset_builder
 
-    path = str(local_path(source))
-    with one_line(problem):
+    problem = (
+        f"{source}: no such file or folder, and it cannot be loaded as a dataset from the Hub (is the name right, is "
+        "there a network, is HF_HUB_OFFLINE set?)"
+    )
+    with one_line(problem), _quiet():
         try:
-            return load_dataset_builder(path, config, revision=revision)
+            return load_dataset_builder(source, config, revision=revision)
         except ValueError:
-            names = get_dataset_config_names(path, revision=revision)
+            names = get_dataset_config_names(source, revision=revision)
             if config in names or (config is None and len(names) == 1):
                 raise
             found = f"has no configuration {config!r}" if config else "has several configurations"
             raise UserError(f"{source} {found}; it has: {', '.join(names)}", field="data.config") from None
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Libraries log nothing."""
+    loggers = [logging.getLogger(library) for library in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
 def _name(source: str, split: str, splits: Iterable[str], config: str = "default") -> str:
     """`wikitext (wikitext-2-v1, test)`; `the-verdict.txt`."""
     inside = [config] * (config != "default") + [split] * (list(splits) != ["train"])
-    base = source if re.fullmatch(r"[^/]+/[^/]+", source) and not Path(source).exists() else Path(source).name
+    path = Path(source).expanduser()
+    base = source if re.fullmatch(r"[^/]+/[^/]+", source) and not path.exists() else path.name
+    if base in ("", ".."):  # of `.`, `..` and `~`
+        base = path.resolve().name or source
     return f"{base} ({', '.join(inside)})" if inside else base
 
 
@@ -351,86 +399,65 @@ def _corpus(
     return Corpus(name, digest(*content, str(separated)), separated, pieces, origin)
 
 
-# Plain text ---------------------------------------------------------------------------------------------------------
-
-
-def _text_corpus(name: str, paths: Sequence[Path], separator: Any) -> Corpus:
-    """Files of plain text. Each is one document: a folder of books."""
-    stamps, hashes = _stamps_and_hashes(name, paths, is_text=True)
+def _text_corpus(
+    name: str,
+    files: Sequence[Callable[[], Iterator[str]]],
+    content: Sequence[str],
+    separator: Any,
+    origin: Mapping[str, Any],
+    unchanged: Sequence[Callable[[], None]],
+) -> Corpus:
+    """Files of plain text. Each is one document: a folder of books. `unchanged` raises if the file has changed."""
 
     def texts() -> Pieces:
-        for path, stamp in zip(paths, stamps):
-            yield from read_text(path)
-            check_unchanged([path], [stamp])
+        for read, check in zip(files, unchanged):
+            yield from read()
+            check()
             yield None
 
-    return _corpus(name, ["documents", *hashes], separator is not False, texts, _of_files(paths, hashes))
-
-
-# Tables -------------------------------------------------------------------------------------------------------------
+    return _corpus(name, content, separator is not False, texts, origin)
 
 
 def _table_corpus(
     name: str,
-    tables: Sequence[tuple[str, Callable[[], Any]]],
+    tables: Sequence[Table],
+    content: str,
     wanted: str | None,
     separator: Any,
-    content: str,
-    paths: Sequence[Path] = (),
+    origin: Mapping[str, Any],
+    unchanged: Sequence[Callable[[], None]] = (),
 ) -> Corpus:
-    """The rows of the text column of `tables`, one table after the other.
+    """The rows of the text column of `tables`, one table after the other; `content` identifies them.
 
-    A table is a name for people and a function that opens it. `content` is the kind of the files in `paths`; without
-    `paths` it identifies the content. With `separator: auto` rows are documents, unless the first 1000 are lines of
-    one text (`are_lines`).
+    With `separator: auto` rows are documents, unless the first 1000 are lines of one text (`are_lines`).
     """
-    stamps, hashes = _stamps_and_hashes(name, paths, is_text=content in ("json", "csv"))
-    json_files = paths if content == "json" else ()
-    content = digest(content, *hashes)
 
-    def rows(column: str | None) -> Iterator[tuple[str, str]]:
-        for place, open_table in tables:
-            with one_line(f"{place}: cannot be read", paths):
-                for found, text in text_rows(place, open_table(), column, json_files):
-                    column = found  # the same in every table
-                    yield column, text
-        check_unchanged(paths, stamps)
+    def rows(column: str) -> Iterator[str]:
+        for table, check in zip_longest(tables, unchanged):
+            yield from texts(table, column)
+            if check:
+                check()
 
-    key = digest("table", content, str(wanted))
+    key = digest("column", content, str(wanted))
     facts = cache_get(key)
     if facts is None:
-        first = list(islice(rows(wanted), 1000))
+        column = text_column(tables, wanted)
+        first = list(islice(rows(column), 1000)) if column is not None else ()
         if not first:
             raise UserError(f"{name}: empty; there is nothing to train on")
-        facts = {"column": first[0][0], "lines": are_lines([text for _, text in first])}
+        facts = {"column": column, "lines": are_lines(first)}
         cache_put(key, facts)
 
-    def texts() -> Pieces:
-        for _, text in rows(facts["column"]):
+    def documents() -> Pieces:
+        for text in rows(facts["column"]):
             yield text
             yield None
 
     separated = not facts["lines"] if separator == "auto" else bool(separator)
-    return _corpus(name, ["table", content, facts["column"]], separated, texts, _of_files(paths, hashes))
+    return _corpus(name, ["table", content, facts["column"]], separated, documents, origin)
 
 
-def _stamps_and_hashes(name: str, paths: Sequence[Path], is_text: bool) -> tuple[list[list[int]], list[str]]:
-    stamps = [file_stamp(path) for path in paths]
-    hashes = [content_hash(path, is_text) for path in paths]
-    if paths and all(found == EMPTY for found in hashes):
-        raise UserError(f"{paths[0] if len(paths) == 1 else name}: empty; there is nothing to train on")
-    return stamps, hashes
-
-
-def _of_files(paths: Sequence[Path], hashes: Sequence[str], num_named: int = 8) -> dict[str, Any]:
-    """`Corpus.origin` of local files. A person can compare a few hashes, not thousands."""
-    files = [[path.name, sha256] for path, sha256 in zip(paths[:num_named], hashes)]
-    return {"files": files, "num_files": len(paths)}
-
-
-_ABOUT = ("readme", "license", "licence")  # files about a folder's text
-_SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|dev|test|eval)(?:ing|id|idation|uation|elopment)?(?![a-z])")
-_SPLITS = {"train": "train", "val": "validation", "dev": "validation", "test": "test", "eval": "test"}
+_NUM_NAMED = 8  # files of a corpus that are named: a person can compare a few hashes, not thousands
 _PARTS_OF_LINES = re.compile(r"[^\n]*\n|[^\n]+")
 
 

@@ -1,8 +1,13 @@
-"""The text column of a table: which column it is, its rows, and one-line errors.
+"""The text column of a table: jsonl, csv, parquet and arrow files, each read as what it is.
 
-Tables are read by `datasets` (jsonl, parquet, csv, dataset folders, the Hub). This file chooses the text column, makes
-sure that it holds the text as it was written and not a parser's interpretation of it, and translates the exceptions of
-`datasets`, pandas, pyarrow and fsspec into messages a person can act on. Where tables come from is in corpus.py.
+The one idea: a text column is strings, and they are read as they are written. No type is guessed, nothing is cast, and
+no other column, row or file has a say: json is read line by line, csv with text in every column, parquet by its one
+column. So a file gives the same text whatever lies beside it, and a value that is no string is refused by file, line
+and column, wherever it stands.
+
+Which column it is: the one that is asked for, else `text` where it holds text, else the only one that does.
+
+Where tables come from is in corpus.py.
 """
 
 import codecs
@@ -10,39 +15,55 @@ import contextlib
 import csv
 import io
 import json
-import logging
-from collections.abc import Iterator, Sequence
-from itertools import chain
-from pathlib import Path
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+from typing import IO, Any, NamedTuple
 
 from ..errors import UserError
 from ..network import limited_requests
-from .files import kind_of, open_bytes
 
 _ROWS = 256  # converted to Python strings at once
 
 
-def text_rows(
-    name: str, dataset: Any, wanted: str | None, json_files: Sequence[Path] = ()
-) -> Iterator[tuple[str, str]]:
-    """(column, text) of every row of a `Dataset` or `IterableDataset` whose text is not null.
+class Table(NamedTuple):
+    """A file with rows. `open` gives its decompressed bytes; for `rows` a `Dataset` or `IterableDataset`."""
 
-    `json_files` are the files of the dataset. pyarrow parses strings that look like dates and forgets how they were
-    written, so such a text is read from the files again.
+    name: str
+    kind: str  # json, csv, parquet or arrow; or rows, which `datasets` reads
+    open: Callable[[], Any]
+
+
+def text_column(tables: Sequence[Table], wanted: str | None) -> str | None:
+    """The column that holds the text of every table; None if there is none because there are no rows.
+
+    Raises:
+        UserError: it is not clear which it is, in a table, or different ones in two.
     """
-    from pyarrow.types import is_timestamp
+    if wanted is not None:
+        return wanted
+    chosen: dict[str, str] = {}
+    for table in tables:
+        with one_line(f"{table.name}: cannot be read"):
+            columns = _COLUMNS[table.kind](table)
+        texts = [name for name, is_text in columns.items() if is_text]
+        if not texts and (not columns or None in columns.values()):
+            continue  # no rows, or nothing but nulls
+        if "text" not in texts and len(texts) != 1:
+            raise _no_column("text", table, columns)
+        chosen.setdefault("text" if "text" in texts else texts[0], table.name)
+    if len(chosen) > 1:
+        found = " and ".join(f"{column!r} in {name}" for column, name in list(chosen.items())[:2])
+        raise UserError(f"the only column of text is {found}; name the one to read", field="data.text_column")
+    return next(iter(chosen), None)
 
-    column = wanted
-    for table in dataset.with_format("arrow").iter(batch_size=_ROWS):
-        dated = column or "text"
-        if json_files and dated in table.column_names and is_timestamp(table.schema.field(dated).type):
-            yield from ((dated, text) for text in _json_texts(json_files, dated))
-            return
-        column = _text_column(name, table.schema, column)
-        for text in table.column(column).to_pylist():
+
+def texts(table: Table, column: str) -> Iterator[str]:
+    """The texts under `column`, in order; a null is no text."""
+    with one_line(f"{table.name}: cannot be read"):
+        for text in _TEXTS[table.kind](table, column):
             if text is not None:
-                yield column, text
+                yield text
 
 
 def are_lines(rows: Sequence[str]) -> bool:
@@ -55,84 +76,311 @@ def are_lines(rows: Sequence[str]) -> bool:
     return 0 < len(shown) < len(rows) and all(row.find("\n") == len(row) - 1 for row in shown)
 
 
-def csv_options(path: Path, wanted: str | None) -> dict[str, Any]:
-    """Options for `datasets`' csv reader.
-
-    pandas would read `NA` as null and `001` as 1; here both are text. If rows have a field more than the header, it
-    would take the first column for row names; here columns are where the header has them.
-    """
-    with open_bytes(path) as file:
-        header = next(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline="")), [])
-    column = wanted or "text"
-    return {"keep_default_na": False, "index_col": False, "converters": {column: str} if column in header else None}
-
-
 @contextlib.contextmanager
-def one_line(problem: str, paths: Sequence[Path] = ()) -> Iterator[None]:
-    """Turn exceptions raised inside into a :class:`UserError` that begins with `problem`; libraries log nothing."""
-    loggers = [logging.getLogger(library) for library in ("datasets", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+def one_line(problem: str) -> Iterator[None]:
+    """Turn exceptions raised inside into a :class:`UserError` that begins with `problem`."""
     try:
         with limited_requests() as requests:
             yield
     except UserError:
         raise
     except Exception as error:  # each library has its own exceptions, some of them plain `Exception`
-        for path in paths:
-            if kind_of(path) == "json":
-                for _ in _json_records(path):
-                    pass
-        reason = isinstance(error, OSError) and requests.trouble
-        raise UserError(f"{problem}: {reason or str(error)[:300]}") from error
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+        trouble = requests.trouble if isinstance(error, OSError) else None
+        reason = trouble or getattr(error, "strerror", None) or str(error)[:300] or type(error).__name__
+        raise UserError(f"{problem}: {reason}") from error
 
 
-def _text_column(name: str, schema: Any, wanted: str | None) -> str:
-    """The column that was asked for, else the only one that holds text, else `text`."""
-    from pyarrow.types import is_large_string, is_string, is_string_view
+Columns = dict[str, bool | None]
+"""The columns of a table -> whether they hold text; None if they hold nothing."""
 
-    columns = {f.name: f.type for f in schema}
-    texts = [c for c, kind in columns.items() if is_string(kind) or is_large_string(kind) or is_string_view(kind)]
-    column = wanted or (texts[0] if len(texts) == 1 else "text")
-    if column in texts:
-        return column
-    found = f"column {column!r} of {name} holds {columns[column]}" if column in columns else f"no {column!r} in {name}"
-    raise UserError(
-        f"{found}; columns of text: {', '.join(texts) or 'none'}; all: {', '.join(columns)}", field="data.text_column"
+
+def _no_column(column: str, table: Table, columns: Columns) -> UserError:
+    found = f"{column!r} of {table.name} holds no text" if column in columns else f"no {column!r} in {table.name}"
+    texts = ", ".join(name for name, is_text in columns.items() if is_text)
+    return UserError(
+        f"{found}; columns of text: {texts or 'none'}; all: {', '.join(columns)}", field="data.text_column"
     )
 
 
-def _json_texts(paths: Sequence[Path], column: str) -> Iterator[str]:
-    """The strings under a key, as written."""
-    for path in paths:
-        for record in _json_records(path):
-            text = record.get(column)
-            if isinstance(text, str):
-                yield text
-            elif text is not None:
-                raise UserError(f"{path}: {column!r} holds {json.dumps(text)[:40]}, which is not text")
+def _not_text(table: Table, place: str, column: str, value: Any) -> UserError:
+    try:
+        shown = json.dumps(value, ensure_ascii=False)[:40]
+    except (ValueError, RecursionError):
+        shown = "a value"
+    return UserError(f"{table.name}: {place}: {column!r} holds {shown}, which is not text")
 
 
-def _json_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in a file that holds one a line, or one list of them. Errors name the line, as pyarrow's do not."""
-    number = 1
-    with open_bytes(path) as file:
-        first = file.readline().removeprefix(codecs.BOM_UTF8)
-        try:
-            if first.lstrip().startswith(b"["):
-                yield from json.loads(first + file.read())
-                return
-            for number, line in enumerate(chain([first], file), 1):
-                if line := line.rstrip():
-                    record = json.loads(line)
-                    if not isinstance(record, dict):
-                        raise UserError(f"{path}: line {number} is not a JSON object")
-                    yield record
-        except json.JSONDecodeError as error:
+# JSON ---------------------------------------------------------------------------------------------------------------
+
+
+def _json_columns(table: Table) -> Columns:
+    """Keys -> whether strings, and nothing else but null, stand under them. Reading ends where `text` holds one."""
+    strings: Columns = {}
+    for _, record in _json_records(table):
+        for key, value in record.items():
+            if value is None:
+                strings.setdefault(key, None)  # nothing yet
+            else:
+                strings[key] = strings.get(key) is not False and isinstance(value, str)
+        if isinstance(record.get("text"), str):
+            return strings | {"text": True}
+    return strings
+
+
+def _json_texts(table: Table, column: str) -> Iterator[str | None]:
+    found = None
+    for place, record in _json_records(table):
+        found = found or column in record
+        text = record.get(column)
+        if text is not None and not isinstance(text, str):
+            raise _not_text(table, place, column, text)
+        if text and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                wrong = f"\\u{ord(text[error.start]):04x}"
+                raise UserError(f"{table.name}: {place}: {column!r} holds {wrong}, half a character") from None
+        yield text
+    if found is False:
+        raise _no_column(column, table, _json_columns(table))
+
+
+def _json_records(table: Table) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of a file that holds one a line, one after the other over several lines, or in a list.
+
+    Strings in a list are texts.
+    """
+    with table.open() as file:
+        number, first = 0, b""
+        for number, first in enumerate(file, 1):
+            first = first.removeprefix(codecs.BOM_UTF8) if number == 1 else first
+            if first.strip():
+                break
+        second = file.readline()
+        start = first.lstrip()[:1]
+        if start == b"[" or (start == b"{" and not _is_object(first) and not _is_object(second)):
+            yield from _json_values(table, b"\n" * (number - 1) + first + second + file.read())
+            return
+        for place, line in enumerate(chain([first, second], file), number):
+            if line.strip():
+                record = _decoded(table, place, _DECODER.decode, line.decode().rstrip())
+                if not isinstance(record, dict):
+                    raise UserError(f"{table.name}: line {place} is not a JSON object")
+                yield f"line {place}", record
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(_DECODER.decode(line.decode()), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _json_values(table: Table, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    text, row = content.decode(), 0
+    at = _after_blanks(text, 0)
+    while at < len(text):
+        value, at = _decoded(table, 1, _DECODER.raw_decode, text, at)
+        for record in value if isinstance(value, list) else [value]:
+            row += 1
+            record = {"text": record} if isinstance(record, str) and isinstance(value, list) else record
+            if not isinstance(record, dict):
+                raise UserError(f"{table.name}: row {row} is not a JSON object")
+            yield f"row {row}", record
+        at = _after_blanks(text, at)
+
+
+def _after_blanks(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _decoded(table: Table, number: int, decode: Callable[..., Any], *arguments: Any) -> Any:
+    """What `decode` finds at line `number`."""
+    try:
+        return decode(*arguments)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{table.name}: line {number + error.lineno - 1} is not JSON: {error.msg}, column {error.colno}"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{table.name}: line {number} nests too deeply") from None
+    except ValueError as error:  # a key that is there twice
+        raise UserError(f"{table.name}: line {number}: {error}") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
+        raise ValueError(f"{twice!r} stands in one object twice")
+    return record
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < 4000 else float(digits)  # of which Python makes no integer
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_int=_integer)
+
+
+# CSV ----------------------------------------------------------------------------------------------------------------
+
+_DELIMITERS = ",;\t|"
+
+
+def _csv_columns(table: Table) -> Columns:
+    return dict.fromkeys(_csv_header(table)[1], True)
+
+
+def _csv_texts(table: Table, column: str) -> Iterator[str]:
+    """The fields under `column`. `NA`, `001` and an empty field are text; a blank line is no row."""
+    delimiter, header = _csv_header(table)
+    if header and column not in header:
+        raise _no_column(column, table, dict.fromkeys(header, True))
+    if header.count(column) > 1:
+        raise UserError(f"{table.name}: {header.count(column)} columns are called {column!r}")
+    for number, row in islice(_csv_rows(table, delimiter), 1, None):
+        if len(row) < len(header) or any(row[len(header) :]):
             raise UserError(
-                f"{path}: line {number + error.lineno - 1} is not JSON: {error.msg}, column {error.colno}"
-            ) from None
+                f"{table.name}: line {number} has {len(row)} fields, and the header {len(header)}; "
+                f"a text with {delimiter!r}, a quote or a line end in it stands in quotes"
+            )
+        yield row[header.index(column)]
+
+
+def _csv_header(table: Table) -> tuple[str, list[str]]:
+    """The delimiter and the names of the columns. It is a comma, unless another cuts a header that has none."""
+    headers = {}
+    for delimiter in ",;\t|":
+        with contextlib.suppress(UserError):
+            _, headers[delimiter] = next(_csv_rows(table, delimiter), (1, []))
+        if len(headers.get(",", ())) > 1:
+            break
+    if not headers:
+        next(_csv_rows(table, ","))  # raises
+    delimiter = max(headers, key=lambda delimiter: len(headers[delimiter]))
+    return delimiter, headers[delimiter]
+
+
+def _csv_rows(table: Table, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line, fields) of every row, the header first."""
+    csv.field_size_limit(sys.maxsize)  # a text may be long
+    with table.open() as file, io.TextIOWrapper(file, "utf-8-sig", newline="\n") as text:
+        reader, number = csv.reader(text, delimiter=delimiter, strict=True), 1
+        try:
+            for row in reader:
+                if row:
+                    yield number, row
+                number = reader.line_num + 1
+        except csv.Error as error:
+            reason = str(error).partition(" - ")[0]  # behind it is advice to a programmer
+            raise UserError(f"{table.name}: line {number} is not csv: {reason}") from None
+
+
+# Parquet and Arrow --------------------------------------------------------------------------------------------------
+
+
+def _parquet_columns(table: Table) -> Columns:
+    import pyarrow.parquet
+
+    with table.open() as file, pyarrow.parquet.ParquetFile(file) as parquet:
+        return _text_types(parquet.schema_arrow)
+
+
+def _parquet_texts(table: Table, column: str) -> Iterator[str | None]:
+    import pyarrow.parquet
+
+    with table.open() as file, pyarrow.parquet.ParquetFile(file) as parquet:
+        _check_column(table, column, parquet.schema_arrow)
+        yield from _strings(table, column, parquet.iter_batches(_ROWS, columns=[column]))
+
+
+def _arrow_columns(table: Table) -> Columns:
+    with table.open() as file:
+        return _text_types(_open_arrow(file).schema)
+
+
+def _arrow_texts(table: Table, column: str) -> Iterator[str | None]:
+    with table.open() as file:
+        stream = _open_arrow(file)
+        _check_column(table, column, stream.schema)
+        yield from _strings(table, column, stream)
+
+
+def _open_arrow(file: IO[bytes]) -> Any:
+    """A stream of record batches: what `datasets` writes, or the format of a file."""
+    import pyarrow as pa
+
+    start = file.read(6)
+    file.seek(0)
+    if start == b"ARROW1":
+        opened = pa.ipc.open_file(file)
+        return pa.RecordBatchReader.from_batches(
+            opened.schema, (opened.get_batch(n) for n in range(opened.num_record_batches))
+        )
+    return pa.ipc.open_stream(file)
+
+
+def _rows_columns(table: Table) -> Columns:
+    first = next(_batches(table), None)
+    return {} if first is None else _text_types(first.schema)
+
+
+def _rows_texts(table: Table, column: str) -> Iterator[str | None]:
+    for batch in _batches(table):
+        _check_column(table, column, batch.schema)
+        yield from _strings(table, column, [batch])
+
+
+def _batches(table: Table) -> Iterator[Any]:
+    return table.open().with_format("arrow").iter(batch_size=_ROWS)
+
+
+def _strings(table: Table, column: str, batches: Any) -> Iterator[str | None]:
+    row = 0
+    for batch in batches:
+        values = batch.column(column)
+        try:
+            yield from values.to_pylist()
+        except UnicodeDecodeError as error:
+            rows = f"rows {row + 1} to {row + len(values)}"
+            raise UserError(f"{table.name}: {rows}: {column!r} holds what is not UTF-8: {error.reason}") from None
+        row += len(values)
+
+
+def _check_column(table: Table, column: str, schema: Any) -> None:
+    columns = _text_types(schema)
+    if columns.get(column, False) is False:
+        raise _no_column(column, table, columns)
+    if schema.names.count(column) > 1:
+        raise UserError(f"{table.name}: {schema.names.count(column)} columns are called {column!r}")
+
+
+def _text_types(schema: Any) -> Columns:
+    from pyarrow import types
+
+    def is_text(kind: Any) -> bool | None:
+        if types.is_null(kind):
+            return None
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+    return {field.name: is_text(field.type) for field in schema}
+
+
+_COLUMNS = {
+    "json": _json_columns,
+    "csv": _csv_columns,
+    "parquet": _parquet_columns,
+    "arrow": _arrow_columns,
+    "rows": _rows_columns,
+}
+_TEXTS = {
+    "json": _json_texts,
+    "csv": _csv_texts,
+    "parquet": _parquet_texts,
+    "arrow": _arrow_texts,
+    "rows": _rows_texts,
+}

@@ -250,9 +250,19 @@ def _public(recipe: Recipe, sources: Mapping[str, Any]) -> dict[str, Any]:
     }
     for kind, (section, key) in fields.items():
         source, value = sources.get(kind, {}), values[section].get(key)
-        if value and not {"dataset", "builtin", "hub", "name"} & set(source):
-            values[section][key] = source.get("local") or _last_part(value)
+        if isinstance(value, list):
+            origins = source.get("sources") or [source] * len(value)
+            values[section][key] = [_published(name, origin) for name, origin in zip(value, origins)]
+        elif value:
+            values[section][key] = _published(value, source)
     return values
+
+
+def _published(name: str, origin: Mapping[str, Any]) -> str:
+    """The name of a source: as it is if it means the same everywhere, else without its path."""
+    if {"dataset", "builtin", "hub", "name"} & set(origin):
+        return name
+    return origin.get("local") or _last_part(name)
 
 
 def _without_paths(value: Any) -> Any:

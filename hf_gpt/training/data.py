@@ -40,6 +40,7 @@ class Data:
     windows: Windows  # what training sees
     evaluated: dict[str, Windows]  # "eval_train" and, if there is any, "validation": windows that do not overlap
     pretrained: Pretrained | None  # the model to continue
+    notes: tuple[str, ...] = ()  # what a person might have expected to be read and is not
 
     def facts(self) -> dict[str, Any]:
         """What a person should know before training, as `hf-gpt tokenize --json` prints it."""
@@ -54,6 +55,7 @@ class Data:
             "context_length": self.windows.context_length,
             "stride": self.windows.stride,
             "batches_per_epoch": plan.steps_per_epoch,
+            "notes": list(self.notes),
             "first_input": self.tokenizer.decode(inputs[:16].tolist()),
             "first_target": self.tokenizer.decode(targets[:16].tolist()),
             "split_characters": round(fraction_of_split_characters(self.windows.store, self.tokenizer), 4),
@@ -79,6 +81,8 @@ class Data:
         yield f"an epoch   {facts['batches_per_epoch']:,} steps on one process"
         yield f"input      {facts['first_input']!r} ..."
         yield f"target     {facts['first_target']!r} ..."
+        for note in self.notes:
+            yield f"note       {note}"
         if facts["split_characters"] > _MANY_SPLIT:
             yield (
                 f"note       {facts['split_characters']:.0%} of the tokens are only parts of a character: this text"
@@ -124,6 +128,7 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
         windows=windows(store, data.stride),
         evaluated=evaluated,
         pretrained=pretrained,
+        notes=tuple(dict.fromkeys(note for text in (corpus, validation) if text for note in text.notes)),
     )
 
 

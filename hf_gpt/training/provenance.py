@@ -46,10 +46,11 @@ def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[s
     before = read_json(run_dir / "environment.json")
     if not before:
         return []
-    if before.get("text", environment["text"]) != environment["text"]:
+    if before.get("text", environment["text"]) != environment["text"] or _has_other_size(before, environment):
         raise UserError(
             f"{run_dir}: the run there began with another text: the files of the corpus, or the Python that"
-            " builtin:python-docs comes from, have changed; give another output_dir"
+            " builtin:python-docs comes from, have changed, or an earlier version read them otherwise; give another"
+            " output_dir"
         )
     compared = [key for key in environment if key not in ("run_id", "versions", "text", "sources", "parent")]
     flat = [(key, before.get(key), environment[key]) for key in compared]
@@ -58,6 +59,17 @@ def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[s
     if not changed:
         return []
     return [f"not where this run began, so the last digits may differ: {'; '.join(changed)}"]
+
+
+def _has_other_size(before: dict[str, Any], environment: dict[str, Any]) -> bool:
+    """Whether a text has another size than it had: the same files, which an earlier version did not read right."""
+    recorded = before.get("sources", {})
+    return any(
+        recorded.get(name, {}).get(key, size) != size
+        for name in ("training", "validation")
+        for key, size in environment["sources"].get(name, {}).items()
+        if key in ("characters", "documents")
+    )
 
 
 def describe_sources(data: Data) -> dict[str, Any]:

@@ -38,6 +38,16 @@ _CHANGEABLE = (
     "tracking.",
     "hub.",
 )
+# Where text is found may change as long as it is the same text, which its hash in environment.json says.
+_OF_TEXT = (
+    "data.source",
+    "data.config",
+    "data.revision",
+    "data.text_column",
+    "data.train_split",
+    "data.validation_split",
+    "data.validation_source",
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,8 @@ def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[Ch
     names = canonical_field_names(earlier.model.config)
     earlier = dataclasses.replace(earlier, model=dataclasses.replace(earlier.model, config=names))
     changes = [Change(field, old, new) for field, (old, new) in differences(earlier, recipe).items()]
-    different = [str(change) for change in changes if not change.field.startswith(_CHANGEABLE)]
+    changeable = _CHANGEABLE + _OF_TEXT if read_json(run_dir / "environment.json").get("text") else _CHANGEABLE
+    different = [str(change) for change in changes if not change.field.startswith(changeable)]
     if different:
         raise UserError(
             f"{run_dir}: holds a different run ({', '.join(different[:5])}); give another output_dir,"

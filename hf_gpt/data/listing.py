@@ -1,0 +1,288 @@
+"""Which files a local source names: a folder, a glob, the card of a dataset, or what `save_to_disk` wrote.
+
+The one idea: a name that exists is meant literally, whatever characters it has, and each file is read once, whichever
+ways lead to it. What a reader might have expected to be read and is not has a place in `notes`. A source stays inside
+its folder, and off the network. Nothing here opens a file of text, but to see whether it is one.
+"""
+
+import fnmatch
+import glob
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import yaml
+
+from ..errors import UserError
+from .charset import is_binary
+from .files import kind_of, read_blocks
+
+
+class Listing(NamedTuple):
+    """The files of each split, in the order in which they are read; `notes` are for people."""
+
+    splits: dict[str, list[Path]]
+    config: str = "default"
+    notes: tuple[str, ...] = ()
+
+
+def list_path(source: str, path: Path, config: str | None) -> Listing | None:
+    """The files that a path or a glob names; None if it can be neither.
+
+    Raises:
+        UserError: there are none, or the card of a dataset is wrong.
+    """
+    found = list_folder(source, path, config) if path.is_dir() else None
+    if found is None and config is not None and (path.exists() or glob.has_magic(source)):
+        raise UserError(f"{source} has no configurations", field="data.config")
+    if found is None and path.exists():
+        if not path.is_file():
+            raise UserError(f"{source}: is no file that can be read twice; write its text to one")
+        found = Listing({"train": [path]})
+    if found is None and glob.has_magic(source):
+        entries = _expand(Path(path.anchor or "."), path.relative_to(path.anchor).parts)
+        folders = [entry for entry in entries if entry.is_dir()]
+        files, left = once(entry for entry in entries if entry not in folders)
+        if not files:
+            raise UserError(f"data: no file matches {source!r}")
+        left[:0] = [f"{folder} (a folder)" for folder in folders]
+        found = Listing({"train": sorted(files)}, notes=_left_out(source, left))
+    return found
+
+
+def once(paths: Iterable[Path], folder: Path | None = None) -> tuple[list[Path], list[str]]:
+    """The files among `paths`, each once, by whatever names; and what is left out, and why, with names in `folder`."""
+    files: dict[tuple[int, int], Path] = {}
+    left = []
+    for path in paths:
+        name = path.relative_to(folder) if folder else path
+        try:
+            found = path.stat()
+        except OSError as error:
+            left.append(f"{name} ({error.strerror})")
+            continue
+        first = files.get((found.st_dev, found.st_ino))
+        if stat.S_ISDIR(found.st_mode):
+            left.append(f"{name} (a link to a folder above it)")
+        elif not stat.S_ISREG(found.st_mode):
+            left.append(f"{name} (no file)")
+        elif first is not None:
+            left.append(f"{name} (the same file as {first.relative_to(folder) if folder else first})")
+        else:
+            files[found.st_dev, found.st_ino] = path
+    return list(files.values()), left
+
+
+def _left_out(source: str, left: Sequence[str], num_named: int = 5) -> tuple[str, ...]:
+    more = f" and {len(left) - num_named} more" if len(left) > num_named else ""
+    return (f"{source}: left out {', '.join(left[:num_named])}{more}",) if left else ()
+
+
+# Folders ------------------------------------------------------------------------------------------------------------
+
+_ABOUT = ("readme", "license", "licence")  # files about a folder's text
+_ABOUT_DATASETS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|dev|test|eval)(?:ing|id|idation|uation|elopment)?(?![a-z])")
+_SPLITS = {"train": "train", "val": "validation", "dev": "validation", "test": "test", "eval": "test"}
+
+
+def list_folder(source: str, folder: Path, config: str | None) -> Listing:
+    """A folder written by `save_to_disk`, a dataset with a card, or simply files."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return Listing(_saved_to_disk(folder))
+    configs = _configs(folder / "README.md")
+    if configs:
+        return _of_card(source, folder, config, configs)
+    if config is not None:
+        raise UserError(f"{source} has no configurations: no README.md names them", field="data.config")
+    splits, left = _files_of(source, folder)
+    return Listing(splits, notes=_left_out(source, left))
+
+
+def _files_of(source: str, folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The files below a folder, by split, and what is left out: what has no known ending, beside what has one.
+
+    Where no file has a known ending, all that hold text are read: `bnc_spoken.train`, `chapter.tok`.
+    """
+    found, left = once(_below(folder), folder)
+    about = [p for p in found if p.stem.lower() in _ABOUT or p.name in _ABOUT_DATASETS]
+    others = [path for path in found if path not in about]
+    files = [path for path in others if kind_of(path)]
+    files = files or [path for path in others if not is_binary(next(read_blocks(path), b""))]
+    left = [str(path.relative_to(folder)) for path in found if path not in files] + left
+    if not files:
+        shown = "".join(note.removeprefix(source) for note in _left_out("", left)).lstrip(": ")
+        raise UserError(
+            f"{source}: holds no text{f' ({shown})' if shown else ''}; name a file, or a glob such as '{source}/*'"
+        )
+    # Once one file names a split, `datasets` leaves out the files that name none, which loses books. Here a folder
+    # has splits only if every file names one.
+    files = sorted(files)
+    named = [_SPLIT_IN_NAME.search(str(p.relative_to(folder)).lower()) for p in files]
+    splits: dict[str, list[Path]] = {}
+    for path, match in zip(files, named):
+        splits.setdefault(_SPLITS[match[1]] if all(named) else "train", []).append(path)
+    return splits, left
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All that is below a folder but folders and what is hidden. Linked folders come last, each folder once.
+
+    A link to a folder that this one lies in is not followed: it stands for itself.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
+
+    seen, waiting, inside = set(), [folder], folder.resolve()
+    while waiting:
+        for place, folders, files in os.walk(waiting.pop(0), onerror=refuse):
+            found = os.stat(place)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if (found.st_dev, found.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((found.st_dev, found.st_ino))
+            for linked in (Path(place, name) for name in folders if os.path.islink(os.path.join(place, name))):
+                if inside.is_relative_to(linked.resolve()) and linked.resolve() != inside:
+                    yield linked
+                else:
+                    waiting.append(linked)
+            yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _expand(base: Path, parts: Sequence[str]) -> list[Path]:
+    """What a glob matches below `base`; `**` stands for any folders. The names of folders that exist are literal."""
+    parts = list(parts)
+    while parts and (base / parts[0]).is_dir():
+        base /= parts.pop(0)
+    before = parts[: parts.index("**")] if "**" in parts else parts
+    found = [base / name for name in glob.glob(os.path.join(*before), root_dir=base)] if before else [base]
+    if before == parts:
+        return sorted(found)
+    after = parts[len(before) :]
+    return [
+        p for top in sorted(found) if top.is_dir() for p in _below(top) if _matches(p.relative_to(top).parts, after)
+    ]
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return pattern == ["**"] or any(_matches(parts[n:], pattern[1:]) for n in range(len(parts)))
+    return bool(parts) and fnmatch.fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _saved_to_disk(folder: Path) -> dict[str, list[Path]]:
+    """The Arrow files of a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
+    problem = "is not what save_to_disk writes"
+
+    def read(path: Path) -> Any:
+        try:
+            return json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or "it is no JSON"
+            raise UserError(f"{path}: {problem}: {reason}") from None
+
+    def inside(path: Path, name: Any) -> Path:
+        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+            raise UserError(f"{path}: {problem}: {name!r} is no name of a file")
+        return path.parent / name
+
+    state, both = folder / "state.json", folder / "dataset_dict.json"
+    try:
+        if not both.is_file():
+            return {"train": [inside(state, file["filename"]) for file in read(state)["_data_files"]]}
+        folders = {split: inside(both, split) for split in read(both)["splits"]}
+        return {
+            split: [inside(p / "state.json", file["filename"]) for file in read(p / "state.json")["_data_files"]]
+            for split, p in folders.items()
+        }
+    except (KeyError, TypeError):
+        raise UserError(f"{both if both.is_file() else state}: {problem}") from None
+
+
+# The card of a dataset ----------------------------------------------------------------------------------------------
+
+_HARMLESS = {"config_name", "data_files", "data_dir", "default", "description", "version", "features", "sep"}
+_HARMLESS |= {"delimiter", "keep_linebreaks", "sample_by", "columns"}
+
+
+def _configs(card: Path) -> list[Mapping[str, Any]]:
+    """The configurations that the header of a card names."""
+    try:
+        header = re.match(r"\ufeff?---\s*\n(.*?)\n---", card.read_text("utf-8", "replace"), re.S)
+        values = yaml.safe_load(header[1]) if header else None
+    except FileNotFoundError:
+        return []
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{card}: its header cannot be read: {reason}") from None
+    configs = values.get("configs") if isinstance(values, dict) else None
+    if configs is None:
+        return []
+    if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
+        raise UserError(f"{card}: configs: expected a list of configurations with a config_name each")
+    return configs
+
+
+def _of_card(source: str, folder: Path, wanted: str | None, configs: list[Mapping[str, Any]]) -> Listing:
+    names = [str(config.get("config_name", "default")) for config in configs]
+    default = [name for name, config in zip(names, configs) if config.get("default") is True or name == "default"]
+    chosen = wanted or (names[0] if len(names) == 1 else next(iter(default), None))
+    if chosen not in names:
+        found = f"has no configuration {wanted!r}" if wanted else "has several configurations"
+        raise UserError(f"{source} {found}; it has: {', '.join(names)}", field="data.config")
+    config, where = configs[names.index(chosen)], f"{folder / 'README.md'}: configuration {chosen!r}"
+    if unknown := sorted(map(str, config.keys() - _HARMLESS)):
+        raise UserError(f"{where} sets {', '.join(unknown)}, which is not understood here; name its files instead")
+    base = folder / _inside(where, config.get("data_dir") or ".")
+    if "data_files" not in config:
+        splits, left = _files_of(source, base)
+        _refuse_links_to_outside(where, folder, splits)
+        return Listing(splits, chosen, _left_out(source, left))
+    files, splits, left = config["data_files"], {}, []
+    if isinstance(files, list) and all(isinstance(entry, dict) for entry in files):
+        files = {str(entry.get("split", "train")): entry.get("path") for entry in files}
+    for split, patterns in files.items() if isinstance(files, dict) else [("train", files)]:
+        patterns = patterns if isinstance(patterns, list) else [patterns]
+        splits[str(split)], again = once(path for pattern in patterns for path in _of_pattern(where, base, pattern))
+        left += again
+        if not splits[str(split)]:
+            raise UserError(f"{where} names no file")
+    _refuse_links_to_outside(where, folder, splits)
+    return Listing(splits, chosen, _left_out(source, left))
+
+
+def _of_pattern(where: str, base: Path, pattern: Any) -> list[Path]:
+    """The files that an entry of `data_files` names, in the order that `datasets` has."""
+    named = base / _inside(where, pattern)
+    if named.is_file():
+        return [named]
+    found = [p for p in _expand(base, PurePosixPath(pattern).parts) if p.is_file()]
+    found = [path for path in found if path.name != "README.md" and path.name not in _ABOUT_DATASETS]
+    if not found:
+        raise UserError(f"{where}: no file matches {pattern!r}")
+    return sorted(found, key=str)
+
+
+def _inside(where: str, name: Any) -> str:
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: expected the name of a file, found {name!r}")
+    if re.search(r"://|::|^[A-Za-z]:|^[/\\]|(^|[/\\])\.\.([/\\]|$)", name):
+        raise UserError(f"{where} names {name!r}, which is not inside the folder; a local source stays there")
+    return name
+
+
+def _refuse_links_to_outside(where: str, folder: Path, splits: Mapping[str, Sequence[Path]]) -> None:
+    """A folder with a card is often somebody else's, as are its links. In huggingface_hub's cache they are ours."""
+    inside = folder.resolve()
+    inside = inside.parent.parent if inside.parent.name == "snapshots" else inside
+    for path in (path for paths in splits.values() for path in paths):
+        if not path.resolve().is_relative_to(inside):
+            raise UserError(f"{where} names {path}, a link to outside the folder; a local source stays there")
