@@ -11,6 +11,8 @@ rest is imported when it is first used.
 
 import importlib
 import logging
+import os as _os
+import sys as _sys
 from typing import Any
 
 _level = logging.root.manager.disable
@@ -33,6 +35,12 @@ try:
         GPTForTokenClassification,
         GPTModel,
     )
+except KeyboardInterrupt:
+    if _sys.argv[0] != "-m" and not _sys.argv[0].endswith(("hf-gpt", "hf-gpt.exe")):
+        raise
+    # Loading takes seconds, in which people change their mind. cli.main, which handles what follows, is not there yet.
+    print("hf-gpt: interrupted; nothing was done", file=_sys.stderr, flush=True)
+    _os._exit(130)  # at once: half-loaded libraries may end the process otherwise
 finally:
     logging.disable(_level)
 

@@ -240,6 +240,15 @@ def resolve_model(model: str) -> str:
     return str(found)
 
 
+def short_name(model: str) -> str:
+    """What a MODEL is called on a page: the name of a run or a folder, without its place here; or a Hub id."""
+    if not Path(model).exists():
+        return model
+    path = Path(model).absolute() if Path(model).name not in ("", "..") else Path(model).resolve()
+    of_run = path.parent.name == "checkpoints" and path.parent.parent.name
+    return f"{of_run}, {path.name}" if of_run else path.name or model
+
+
 def model_folder(model: str, revision: str | None = None) -> Path:
     """The directory of what a person named (see `resolve_model`): itself, or a Hub id's files in the cache.
 

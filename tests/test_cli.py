@@ -359,6 +359,14 @@ def test_streams_that_a_shell_closed():
         assert process.wait() == 1
 
 
+def test_an_interrupt_while_the_libraries_load_is_one_line_too(tmp_path):
+    (tmp_path / "transformers.py").write_text("raise KeyboardInterrupt")
+    path = os.pathsep.join([str(tmp_path), os.path.dirname(os.path.dirname(hf_gpt.__file__))])
+    done = subprocess.run([*HF_GPT, "--help"], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "hf-gpt: interrupted; nothing was done\n"
+
+
 @pytest.mark.parametrize("place", ["pipe", "/dev/full"])
 def test_a_run_whose_stderr_is_gone_trains_and_saves(recipe, tiny, monkeypatch, place):
     """`hf-gpt train ... 2>&1 | head`, and a log on a full disk."""

@@ -172,6 +172,17 @@ def test_what_training_scripts_save_is_understood(tmp_path, saved_as, zipped):
     converts(tmp_path, model, tmp_path / "model.pth")
 
 
+def test_an_optimizer_that_is_not_taken_over_is_said(tmp_path):
+    model = ReadersGPT()
+    for saved, notes in ((beside_an_optimizer(model.state_dict()), 1), (model.state_dict(), 0)):
+        torch.save(saved, tmp_path / "model.pth")
+        out = str(tmp_path / f"out-{notes}")
+        found = hf_gpt.from_book(str(tmp_path / "model.pth"), out, heads=4, tokenizer="none")
+        said = "optimizer_state_dict is not taken over: training goes on with a new optimizer"
+        assert found.notes.count(said) == notes
+        assert (f"note       {said}" in found.describe()) == bool(notes)
+
+
 def test_heads_are_asked_for_unless_the_file_says_them(tmp_path, capsys):
     model = ReadersGPT(emb_dim=128, n_heads=4)
     torch.save(model.state_dict(), tmp_path / "model.pth")

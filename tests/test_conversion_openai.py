@@ -136,7 +136,18 @@ def test_what_is_missing_or_damaged_is_named(tmp_path, release, capsys):
     data.write_bytes(data.read_bytes()[:1000])
     assert "model.ckpt" in refused()
     (folder / "model.ckpt.index").unlink()
-    assert "model.ckpt: not a complete TensorFlow checkpoint" in refused()
+    assert "model.ckpt: not a complete TensorFlow checkpoint" in (line := refused())
+    assert "https://openaipublic.blob.core.windows.net/gpt-2/models/124M/" in line
+
+
+@pytest.mark.parametrize("name", ["", "hparams.json", "encoder.json", "vocab.bpe"])
+def test_where_missing_files_are_found_is_said(tmp_path, without_checkpoint, capsys, name):
+    missing = without_checkpoint / name if name else tmp_path / "nowhere"
+    missing.unlink(missing_ok=True)
+    assert main(["convert", str(missing.parent if name else missing), str(tmp_path / "out"), "--from", "openai"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"hf-gpt: {missing}: no such {'file' if name else 'directory'}; OpenAI's files")
+    assert "https://openaipublic.blob.core.windows.net/gpt-2/models/124M/" in err
 
 
 def test_without_tensorflow_one_line_says_how_to_get_it(tmp_path, without_checkpoint, monkeypatch, capsys):

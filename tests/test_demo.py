@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -298,6 +299,37 @@ def test_chinese_and_markup_are_shown_as_they_are(page):
 
 
 @needs_browser
+def test_the_page_is_called_by_the_name_of_the_run(page, run):
+    assert page.text("h1.model") == "run"
+    assert page.run("return document.title") == "run · hf_gpt"
+    assert str(run) not in page.run("return document.documentElement.outerHTML")
+
+
+@needs_gradio
+def test_no_other_page_and_no_file_is_answered(served):
+    """A page elsewhere that sends requests here, one whose name was made to mean 127.0.0.1, uploads, and megabytes."""
+    url, _ = served
+    host = url.removeprefix("http://")
+
+    def answered(path="/", data=None, **headers):
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(url + path, data, headers)
+        try:
+            return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    join, kind = "/gradio_api/queue/join", {"Content_Type": "application/json"}
+    assert answered() == answered(Origin=url) == answered("/config", Host=f"localhost:{host.split(':')[1]}") == 200
+    assert answered(Host="evil.example") == answered("/config", Host="evil.example:7860") == 421
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1", f"http://{host}.evil.example"):
+        assert answered(Origin=origin) == answered(join, b"{}", Origin=origin, **kind) == 403, origin
+    assert answered(join, b"{}", **kind) == 422  # the page's own kind of request, without what belongs into it
+    assert answered("/gradio_api/upload", b"--a\r\n", Content_Type="multipart/form-data; boundary=a") == 403
+    assert answered(join, b'{"data": ["' + b"a" * (1 << 20) + b'"]}', **kind) == 413
+
+
+@needs_browser
 def test_the_page_asks_nobody_else_for_anything(page, served):
     asked = page.run("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert asked
@@ -474,6 +506,7 @@ def test_a_text_that_breaks_off_stays(run, monkeypatch, capsys):
     ("request_", "message"),
     [
         (("", ["run"], 0.8, 0, 1, 5, 123), "Prompt: it is empty"),
+        (("x" * 100_001, ["run"], 0.8, 0, 1, 5, 123), "Prompt: it has 100,001 characters; give at most 100,000"),
         (("Line", [], 0.8, 0, 1, 5, 123), "Checkpoints: none is chosen"),
         (("Line", ["run"], 0.8, 0, 1, 1000, 123), "New tokens 1000: must be a whole number"),
         (("Line", ["run"], None, 0, 1, 5, 123), "Temperature: it is empty; give a number"),

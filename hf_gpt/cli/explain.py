@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..checkpoint import load_model
+    from ..checkpoint import load_model, short_name
     from ..explain.scores import explain
     from ..generation import refuse_broken_text
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
         from ..explain.page import page
         from ..storage import local_path, write_text
 
-        write_text(local_path(arguments.html), page(explanation, arguments.model))
+        write_text(local_path(arguments.html), page(explanation, short_name(arguments.model)))
         say(f"page       {arguments.html}")
     if arguments.json:
         print_json(explanation.to_dict())

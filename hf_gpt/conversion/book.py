@@ -57,13 +57,13 @@ def from_book(
     """
     with new_directory(out) as directory:
         path = local_path(source)
-        weights, settings = _read(path)
+        weights, settings, left_out = _read(path)
         fields = _sizes(source, weights)
         fields["num_attention_heads"] = _heads(source, fields["hidden_size"], heads, settings)
         fields["dropout"] = settings.get("drop_rate", 0.1) if drop_rate is None else drop_rate
         config = our_config(source, fields)
         rows = _rows(source, weights, config)
-        notes = []
+        notes = [f"{name} is not taken over: training goes on with a new optimizer" for name in left_out]
         config.tie_word_embeddings = torch.equal(weights[_HEAD], weights[_EMBEDDING])
         if config.tie_word_embeddings:
             notes.append("out_head is tok_emb: saved once, as a tied head (tie_word_embeddings)")
@@ -81,8 +81,9 @@ def from_book(
         return convert(book, rows, logits, GPTForCausalLM, config, directory, out, notes)
 
 
-def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
-    """The weights under the book's names, and a dictionary like its `GPT_CONFIG_124M` if the file holds one."""
+def _read(path: Path) -> tuple[StateDict, Mapping[str, Any], list[str]]:
+    """The weights under the book's names, a dictionary like its `GPT_CONFIG_124M` if the file holds one, and the names
+    under which it holds an optimizer."""
     content, others = read_file(path, _SECTIONS)
     weights = {_book_name(name): weight for name, weight in content.items()}
     if len(weights) < len(content):
@@ -92,7 +93,7 @@ def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
             if one not in weights and other in weights:
                 weights[one] = weights[other]
     settings = (value for value in others.values() if isinstance(value, Mapping) and type(value.get("n_heads")) is int)
-    return weights, next(settings, {})
+    return weights, next(settings, {}), [str(name) for name in others if "optim" in str(name).lower()]
 
 
 def _book_name(name: str) -> str:

@@ -24,6 +24,11 @@ from .gpt2 import convert_model, fields_from_gpt2, load
 from .result import Conversion, Source, choose_tokenizer, our_config
 from .table import StateDict
 
+_FILES = (
+    "OpenAI's files (hparams.json, encoder.json, vocab.bpe and model.ckpt.*) are in"
+    " https://openaipublic.blob.core.windows.net/gpt-2/models/124M/ and, likewise, 355M/, 774M/ and 1558M/"
+)
+
 
 def from_openai(source: str, out: str, tokenizer: str | None = None) -> Conversion:
     """Convert the folder `source` of OpenAI's release into our model in the new directory `out`.
@@ -35,7 +40,7 @@ def from_openai(source: str, out: str, tokenizer: str | None = None) -> Conversi
     """
     folder = local_path(source)
     if not folder.is_dir():
-        raise UserError(f"{source}: no such directory; give the folder with hparams.json and model.ckpt.*")
+        raise UserError(f"{source}: no such directory; {_FILES}")
     with new_directory(out) as directory:
         config = _config(folder)
         chosen = choose_tokenizer(tokenizer, lambda: _tokenizer(folder), config.vocab_size)
@@ -73,12 +78,19 @@ def _read_checkpoint(folder: Path) -> StateDict:
                 weight = torch.from_numpy(reader.get_tensor(name))
                 weights[_gpt2_name(name)] = weight.squeeze(0) if weight.dim() == 3 else weight
     except Exception as error:  # TensorFlow's many kinds, and IndexError for a file that is cut off
-        raise UserError(f"{prefix}: not a complete TensorFlow checkpoint: {error}") from None
+        where = "" if (folder / "model.ckpt.index").is_file() else f"; {_FILES}"
+        raise UserError(f"{prefix}: not a complete TensorFlow checkpoint: {error}{where}") from None
     return weights
 
 
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {_FILES}")
+    return path
+
+
 def _config(folder: Path) -> GPT2Config:
-    path = folder / "hparams.json"
+    path = _present(folder / "hparams.json")
     try:
         hparams = json.loads(path.read_text(encoding="utf-8"))
         sizes = {name: hparams[name] for name in ("n_embd", "n_head", "n_layer")}
@@ -90,8 +102,9 @@ def _config(folder: Path) -> GPT2Config:
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """GPT-2's tokenizer from encoder.json (token: id) and vocab.bpe (a line of version, then a merge per line)."""
+    files = [str(_present(folder / name)) for name in ("encoder.json", "vocab.bpe")]
     try:
-        vocab, merges = BPE.read_file(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
+        vocab, merges = BPE.read_file(*files)
         return GPT2Tokenizer(vocab=vocab, merges=merges)
     except Exception as error:  # the only kind that `tokenizers` raises
         raise UserError(f"{folder}: encoder.json and vocab.bpe do not make a tokenizer: {error}") from None

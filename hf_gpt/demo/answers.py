@@ -25,6 +25,7 @@ from ..report.html import render
 from ..storage import local_path
 
 MOST_NEW_TOKENS = 512
+LONGEST_PROMPT = 100_000  # characters
 LABELS = {
     "prompt": "Prompt",
     "temperature": "Temperature",
@@ -92,6 +93,7 @@ class Answers:
         """
         try:
             settings = _decoding(temperature, top_k, top_p)
+            _refuse_long(prompt)
             logits = self._logits(name, prompt)
             model, tokenizer = self._models[name]
             length = _length_in_words(model, tokenizer, prompt)
@@ -119,6 +121,7 @@ class Answers:
         settings = _decoding(temperature, top_k, top_p)
         settings["max_new_tokens"] = _whole("max_new_tokens", max_new_tokens, MOST_NEW_TOKENS)
         settings["seed"] = _whole("seed", seed)
+        _refuse_long(prompt)
         check_request(prompt, **settings)
         texts = {name: (prompt, "waiting") for name in self.stages if name in chosen}
         if not texts:
@@ -230,6 +233,11 @@ def _length_in_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         if num_tokens > context:  # and its window slides: others were refused
             words.append(f"the model sees the last {context:,} of them")
     return "; ".join(words)
+
+
+def _refuse_long(prompt: str) -> None:
+    if len(prompt) > LONGEST_PROMPT:
+        raise UserError(f"it has {len(prompt):,} characters; give at most {LONGEST_PROMPT:,}", field="prompt")
 
 
 def _decoding(temperature: Any, top_k: Any, top_p: Any) -> dict[str, Any]:

@@ -2,26 +2,31 @@
 generated, by one model or by several checkpoints of a run side by side.
 
 Gradio does what it has: controls, text boxes, a queue in which one text at a time is generated for all tabs, and
-cancellation. What the page shows is answers.py's. It is served on loopback; fonts are the machine's, telemetry is off,
-and a Content-Security-Policy keeps the browser from asking anybody else for anything.
+cancellation. What the page shows is answers.py's. It is served on loopback and answers no other page; fonts are the
+machine's, telemetry is off, and a Content-Security-Policy keeps the browser from asking anybody else for anything.
 """
 
 import contextlib
 import html
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from ..checkpoint import short_name
+from ..display import escape_unprintable
 from ..errors import UserError
 from ..report.html import MONO, SANS, render
-from .answers import MOST_NEW_TOKENS, Answers, problem
+from .answers import LONGEST_PROMPT, MOST_NEW_TOKENS, Answers, problem
 
 if TYPE_CHECKING:
     import gradio
 
 _MOST_TOP_K = 200
 _PROMPT = "Every effort moves you"
+_WRITES = ("/queue/join", "/cancel", "/reset")  # what the page sends
+_LONGEST_REQUEST = 1 << 20  # bytes
 _OWN_RESOURCES_ONLY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:;"
     " style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:"
@@ -44,7 +49,7 @@ def serve(model: str, ready: Callable[[str], None], *, port: int | None = None, 
                 share=False,
                 quiet=True,
                 prevent_thread_lock=True,
-                app_kwargs={"middleware": [_security_policy()]},
+                app_kwargs={"middleware": [_guard()]},
                 **look(),
             )
     except OSError as error:
@@ -75,17 +80,18 @@ def look() -> dict[str, Any]:
         "mcp_server": False,
         "pwa": False,
         "enable_monitoring": False,
+        "max_file_size": 1,  # byte: the page takes no files
     }
 
 
-def build(model: str) -> "gradio.Blocks":
-    """The page of a MODEL, with its first model loaded.
+def build(model: str, title: str | None = None) -> "gradio.Blocks":
+    """The page of a MODEL, with its first model loaded. `title` is what it is called, by default its short name.
 
     Raises:
         UserError: Gradio is not installed, or the model cannot be loaded.
     """
     gradio = import_gradio()
-    answers = Answers(model)
+    answers, title = Answers(model), title or short_name(model)
     names = list(answers.stages)
     several = len(names) > 1
     # Values come as they were typed (`preprocess=False`): an empty number is a line in the page, not a stack.
@@ -104,9 +110,12 @@ def build(model: str) -> "gradio.Blocks":
             gradio.Warning(html.escape(problem(error)))
             yield [gradio.skip() for _ in names]  # else Gradio would empty the boxes
 
-    with gradio.Blocks(title=f"{model} · hf_gpt", analytics_enabled=False) as page:
-        gradio.HTML(f'<h1 class="model">{html.escape(model)}</h1><p class="facts">{answers.facts()}</p>')
-        prompt = gradio.Textbox(_PROMPT, label="Prompt", lines=2, max_lines=12, elem_id="prompt")
+    with gradio.Blocks(title=f"{title} · hf_gpt", analytics_enabled=False) as page:
+        heading = html.escape(escape_unprintable(title, one_line=True))
+        gradio.HTML(f'<h1 class="model">{heading}</h1><p class="facts">{answers.facts()}</p>')
+        prompt = gradio.Textbox(
+            _PROMPT, label="Prompt", lines=2, max_lines=12, max_length=LONGEST_PROMPT, elem_id="prompt"
+        )
         with gradio.Row(equal_height=False):
             with gradio.Column(scale=5, min_width=320):
                 with gradio.Group():
@@ -212,14 +221,37 @@ def _without_proxy(*hosts: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _security_policy() -> Any:
-    """Tells the browser to fetch from this server only."""
+def _guard() -> Any:
+    """Answers only the page's own requests, and tells the browser to fetch from this server only.
+
+    Any page that a browser has open can send requests to this machine. One that does so in its own name has another
+    `Origin`; one that pretends to be this server, by letting its name mean 127.0.0.1, has another `Host`.
+    """
     from starlette.middleware import Middleware
     from starlette.middleware.base import BaseHTTPMiddleware
+    from starlette.responses import PlainTextResponse
 
-    async def add_policy(request: Any, answer: Callable[[Any], Any]) -> Any:
-        response = await answer(request)
+    async def guarded(request: Any, answer: Callable[[Any], Any]) -> Any:
+        refused = _refusal(request.method, request.url.path, request.headers)
+        response = PlainTextResponse(refused[1], refused[0]) if refused else await answer(request)
         response.headers["Content-Security-Policy"] = _OWN_RESOURCES_ONLY
         return response
 
-    return Middleware(BaseHTTPMiddleware, dispatch=add_policy)
+    return Middleware(BaseHTTPMiddleware, dispatch=guarded)
+
+
+def _refusal(method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+    """The status and the reason for which a request is not answered."""
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if urlsplit(f"//{host}").hostname not in ("127.0.0.1", "localhost"):
+        return 421, "this page is at 127.0.0.1 and localhost only"
+    if origin is not None and urlsplit(origin).netloc != host:
+        return 403, "this page answers no other page"
+    if method in ("GET", "HEAD"):
+        return None
+    if not path.endswith(_WRITES):
+        return 403, "this page takes prompts and no files"
+    length = headers.get("content-length", "")
+    if not length.isdecimal() or int(length) > _LONGEST_REQUEST:
+        return 413, f"this page takes requests of at most {_LONGEST_REQUEST:,} bytes"
+    return None

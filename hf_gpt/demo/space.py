@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from ..checkpoint import model_folder, pointed, resolve_model
+from ..checkpoint import model_folder, pointed, resolve_model, short_name
 from ..errors import UserError
 from ..storage import new_directory, write_text
 from .answers import stages_of
@@ -37,6 +37,7 @@ def write_space(model: str, dest: str) -> list[str]:
     if len(local) > 1 and sum(map(_size, local.values())) > _LARGE:
         local = {Path(resolve_model(model)).name: Path(resolve_model(model))}
     requirements = _requirements(gradio_version)
+    title = short_name(model).partition("@")[0].rpartition("/")[2]
     with new_directory(dest) as folder:
         if len(local) > 1:
             for source in local.values():
@@ -48,9 +49,8 @@ def write_space(model: str, dest: str) -> list[str]:
             _copy_model(*local.values(), folder / "model")
         package = Path(__file__).parents[1]
         shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        write_text(folder / "app.py", _APP.format(model="model" if local else model))
+        write_text(folder / "app.py", _APP.format(model="model" if local else model, title=title))
         write_text(folder / "requirements.txt", requirements)
-        title = (Path(model).resolve() if local else Path(model.partition("@")[0])).name
         write_text(folder / "README.md", _card(title, gradio_version, None if local else model))
     what = f"{len(local)} checkpoint{'s' * (len(local) > 1)} in model/" if local else f"{model} from the Hub"
     return [
@@ -97,7 +97,7 @@ from hf_gpt.demo.page import build, look
 
 MODEL = {model!r}
 
-build(MODEL).launch(**look())
+build(MODEL, {title!r}).launch(**look())
 '''
 
 
