@@ -163,8 +163,8 @@ def test_a_tokenizer_larger_than_the_model_that_is_continued(tiny, folder, tmp_p
     assert main([*own, "--tokenizer.name", str(tmp_path / "large")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f"hf-gpt: tokenizer: has {len(large)} entries, and the model to continue knows 257; leave tokenizer out (null) "
-        "to use the one it was trained with, or name one with at most 257"
+        f"hf-gpt: tokenizer: has {len(large)} entries, and the model to continue knows 257; leave tokenizer out "
+        "(null) to use the one it was trained with, or name one with at most 257"
     )
     assert main([*own, "--tokenizer.name", "null"]) == 0  # the advice works
 
