@@ -92,6 +92,11 @@ def make_folder(path: Path, where: random.Random) -> None:
     (path / "inside").mkdir(parents=True)
 
 
+def make_pipe(path: Path, where: random.Random) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def dangle(path: Path, where: random.Random) -> None:
     path.unlink()
     path.symlink_to("nowhere")
@@ -110,6 +115,7 @@ MUTATIONS = {
     "gone": lambda path, where: path.unlink(),
     "folder": make_folder,
     "dangling": dangle,
+    "pipe": make_pipe,
     **{name: partial(written, name) for name in ("", "null", "[]", "{}", '{"checksum": 1}', "[" * 100_000)},
 }
 
