@@ -108,9 +108,7 @@ def forget_wrappers(model: Any) -> None:
     others = [conversion for conversion in used if WRAPPERS not in conversion.source_patterns]
     if len(others) < len(used):
         model._weight_conversions = others
-        text = (
-            "the weights of %s were saved from a compiled or distributed model: the prefix of their names is left out"
-        )
+        text = "the weights of %s are from a compiled or distributed model: the prefix of their names is left out"
         logging.getLogger(__name__).warning(text, model.name_or_path)
 
 

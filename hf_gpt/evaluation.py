@@ -95,10 +95,7 @@ def loss_on_windows(
 def targets_and_bytes(
     windows: Windows, tokenizer: PreTrainedTokenizerBase, tokens: int | None = None
 ) -> tuple[int, int] | None:
-    """The number of targets that `loss_on_windows` looks at, and of the UTF-8 bytes that they stand for.
-
-    None where they cannot be counted (see byte_counts.py).
-    """
+    """The targets that `loss_on_windows` looks at and their UTF-8 bytes, if they can be counted (byte_counts.py)."""
     sizes = byte_sizes(windows.store, tokenizer)
     if sizes is None:
         return None

@@ -485,8 +485,10 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
                     f"{max_cache_length + 1} tokens were asked for; lower max_new_tokens, or generate without drafts"
                 )
             layers, early_exit = self.config.num_hidden_layers, generation_config.assistant_early_exit
-            if early_exit is not None and not 1 <= early_exit <= layers:
+            if early_exit is not None and early_exit not in range(1, layers + 1):
                 raise ValueError(f"assistant_early_exit must be 1 to {layers}, the model's layers, got {early_exit}")
+            if generation_config.guidance_scale not in (None, 1):
+                raise ValueError("guidance_scale needs generation without drafts: its own text could not follow them")
             if generation_config.prompt_lookup_num_tokens is not None:  # such drafts may run past what was asked for
                 room = window - max_cache_length + 1
                 generation_config.prompt_lookup_num_tokens = min(generation_config.prompt_lookup_num_tokens, room)
@@ -501,14 +503,14 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             generation_config, model_kwargs, generation_mode, batch_size, min(max_cache_length, window)
         )
 
-    def _get_logits_processor(self, generation_config, input_ids_seq_length=0, **kwargs):
+    def _get_logits_processor(self, generation_config, input_ids_seq_length=None, **kwargs):
         """With a guidance whose own text, the negative prompt and what follows it, slides through the window too."""
         processors = super()._get_logits_processor(generation_config, input_ids_seq_length, **kwargs)
         window, negative_prompt = self.config.max_position_embeddings, kwargs.get("negative_prompt_ids")
-        num_tokens = 1 if negative_prompt is None else negative_prompt.shape[1]
+        num_tokens = generation_config.max_length - (input_ids_seq_length or 0)
+        num_tokens += 1 if negative_prompt is None else negative_prompt.shape[1]
         for processor in processors:
-            guides = hasattr(processor, "unconditional_context")
-            if guides and num_tokens + generation_config.max_length - input_ids_seq_length > window:
+            if hasattr(processor, "unconditional_context") and num_tokens > window:
                 processor.unconditional_context["use_cache"] = False  # so it passes on all of its text each time
                 processor.model = lambda ids, attention_mask, **options: self(
                     ids[:, -window:], attention_mask=attention_mask[:, -window:], **options

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import yaml
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 import hf_gpt.training
 from hf_gpt.checkpoint import resolve_model
 from hf_gpt.cli import main
+from hf_gpt.data.tokenizer import train_tokenizer
 from hf_gpt.hub.background import _HF_GPT
 
 # Runs a command as a user does, in a process of its own.
@@ -180,6 +181,54 @@ def test_tokenize_suggests_a_vocabulary_where_characters_are_cut_apart(recipe, t
     own = ["--tokenizer.name", "null", "--tokenizer.train.vocab_size", "400"]
     assert main(["tokenize", recipe, "--data.source", str(tmp_path / "zh.txt"), *own]) == 0
     assert "wants a vocabulary of its own" not in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_was_trained_on_the_text_is_not_advised_to_be_trained(recipe, tmp_path, capsys):
+    characters = [chr(0x4E00 + i) for i in range(3000)]  # more than 300 entries can hold
+    (tmp_path / "zh.txt").write_text("\n".join("".join(characters[i : i + 9]) for i in range(0, 3000, 9)) * 2)
+    own = ["--data.source", str(tmp_path / "zh.txt"), "--tokenizer.name", "null", "--tokenizer.train.vocab_size"]
+    assert main(["tokenize", recipe, *own, "300"]) == 0
+    printed = capsys.readouterr().err
+    assert "a larger tokenizer.train.vocab_size keeps more of them whole" in printed
+    assert "wants a vocabulary of its own" not in printed
+    (tmp_path / "zh.txt").write_text("".join(characters))  # nothing occurs twice but beginnings of characters
+    assert main(["tokenize", recipe, *own, "20000"]) == 0
+    assert "note" not in capsys.readouterr().err
+
+
+def test_the_separator_has_the_name_that_the_tokenizer_gives_it_and_text_shows_itself(recipe, tmp_path, capsys):
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(
+            models.WordLevel({"</s>": 0, "[UNK]": 1, "a": 2, "\u3000": 3, "\u202e": 4}, "[UNK]")
+        ),
+        eos_token="</s>",
+    )
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.save_pretrained(tmp_path / "words")
+    rows = [{"text": "a\u3000\u202e" * 30}] * 30
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--tokenizer.name", str(tmp_path / "words"), "--data.source", str(tmp_path / "rows.jsonl")]
+    assert main(["tokenize", recipe, *words]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "read as    documents, </s> between them; stride 32; vocabulary 5" in lines
+    assert "input      'a \u3000 \\u202e a" in next(line for line in lines if line.startswith("input"))
+    assert main(["tokenize", recipe, *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["separator"] == "</s>"
+
+
+def test_a_tokenizer_larger_than_the_model_that_is_continued(tiny, folder, tmp_path, capsys):
+    large = train_tokenizer(["the quick brown fox " * 9], 262)
+    large.save_pretrained(tmp_path / "large")
+    recipe = {**tiny, "model": {"from_pretrained": folder}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    own = ["tokenize", str(tmp_path / "recipe.yaml")]
+    assert main([*own, "--tokenizer.name", str(tmp_path / "large")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"hf-gpt: tokenizer: has {len(large)} entries, and the model to continue knows 257; leave tokenizer out "
+        "(null) to use the one it was trained with, or name one with at most 257"
+    )
+    assert main([*own, "--tokenizer.name", "null"]) == 0  # the advice works
 
 
 def test_help_lists_the_recipe_fields(capsys):

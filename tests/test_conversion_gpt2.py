@@ -306,6 +306,20 @@ def test_another_tokenizer_or_none_can_be_asked_for(tmp_path, stock):
     assert done.tokenizer.startswith("the source's, 257 ids, more than the model's 100 embeddings")
 
 
+def test_another_tokenizer_brings_the_ends_that_it_has(tmp_path):
+    config = GPT2Config(**SIZES, bos_token_id=3, eos_token_id=3)
+    stock = saved(scrambled(GPT2LMHeadModel(config)), tmp_path / "stock")
+    (tmp_path / "stock" / "generation_config.json").write_text('{"eos_token_id": [3, 4], "pad_token_id": 5}')
+    for tokenizer, ends, all_ends in (("bytes", 256, 256), ("none", 3, [3, 4]), (None, 3, [3, 4])):
+        ours, again = (str(tmp_path / f"{way}-{tokenizer}") for way in ("ours", "stock"))
+        from_gpt2(stock, ours, tokenizer=tokenizer)
+        to_gpt2(ours, again, tokenizer=tokenizer)
+        for folder in (ours, again):
+            model = AutoModelForCausalLM.from_pretrained(folder)
+            assert (model.config.eos_token_id, model.generation_config.eos_token_id) == (ends, all_ends)
+            assert model.generation_config.pad_token_id == (None if tokenizer == "bytes" else 5)
+
+
 def test_a_run_means_its_best_checkpoint(tmp_path):
     run = tmp_path / "run"
     for step, seed in ((1, 0.1), (2, 0.2)):

@@ -140,13 +140,16 @@ def test_prompt_lookup_and_assisted_decoding_change_no_token(model):
 def test_a_draft_by_the_first_layers_that_ends_in_an_error_leaves_the_model_as_it_was(model, monkeypatch):
     prompt, num_layers = prompts(1, 4), model.config.num_hidden_layers
     expected = model.generate(prompt, **GREEDY)
-    for impossible in (0, -1, num_layers + 1):
+    for impossible in (0, -1, num_layers + 1, 1.5, "1"):
         with pytest.raises(ValueError, match=f"assistant_early_exit must be 1 to {num_layers}"):
             model.generate(prompt, **GREEDY, assistant_early_exit=impossible)
     with monkeypatch.context() as patch:
         patch.setattr(model.lm_head, "forward", lambda hidden_states: 1 / (model.config.num_hidden_layers - 1))
         with pytest.raises(ZeroDivisionError):
             model.generate(prompt, **GREEDY, assistant_early_exit=1)
+    for draft in ({"assistant_early_exit": 1}, {"prompt_lookup_num_tokens": 2}):
+        with pytest.raises(ValueError, match="guidance_scale needs generation without drafts"):
+            model.generate(prompt, **GREEDY, guidance_scale=1.5, **draft)
     assert model.config.num_hidden_layers == num_layers
     assert torch.equal(model.generate(prompt, **GREEDY), expected)
 

@@ -22,7 +22,16 @@ from ..errors import UserError
 from ..modeling_gpt import GPTForCausalLM
 from ..storage import local_path, new_directory
 from .files import can_be_mapped, read_file
-from .result import Conversion, Source, choose_tokenizer, convert, our_config, shapes_of, token_ids
+from .result import (
+    Conversion,
+    Source,
+    choose_tokenizer,
+    convert,
+    name_special_tokens,
+    our_config,
+    shapes_of,
+    token_ids,
+)
 from .table import Row, StateDict, free_memory, rows_between
 
 _GPT2_VOCAB_SIZE = 50257
@@ -71,9 +80,7 @@ def from_book(
         if tokenizer is None and config.vocab_size == _GPT2_VOCAB_SIZE:
             tokenizer = "gpt2"
         chosen = choose_tokenizer(tokenizer, lambda: None, config.vocab_size)
-        if chosen[0] is not None:
-            for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                setattr(config, token, getattr(chosen[0], token))
+        name_special_tokens(config, chosen[0])
         logits = _book_logits(weights, config.num_hidden_layers, config.num_attention_heads, token_ids(config))
         del weights
         free_memory()

@@ -42,6 +42,7 @@ from .result import (
     choose_tokenizer,
     convert,
     logits_of,
+    name_special_tokens,
     our_config,
     shapes_of,
     token_ids,
@@ -102,6 +103,7 @@ def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion
         their_class, our_class = _classes(config, source)
         ours = our_config(source, fields_from_gpt2(config) | _labels(config, our_class))
         stock = _source(folder, source, their_class, config, tokenizer)
+        name_special_tokens(ours, stock.tokenizer[0] if tokenizer else None)
         return convert_model(stock, ("gpt2", "ours"), our_class, ours, directory, out)
 
 
@@ -143,6 +145,7 @@ def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
         theirs = GPT2Config(**fields, **_labels(config, our_class))
         shapes_of(model, our_class, config)  # refuses what no model can have
         ours = _source(folder, model, our_class, config, tokenizer)
+        name_special_tokens(theirs, ours.tokenizer[0] if tokenizer else None)
         zeros = "query, key and value biases, which GPT-2 has and the model lacks, are zeros"
         notes = [] if config.qkv_bias else [zeros]
         return convert_model(ours, ("ours", "gpt2"), their_class, theirs, directory, out, notes)
@@ -191,7 +194,8 @@ def _source(
         load=lambda: load(model_class, folder, name, dtype=dtype, key_mapping={WRAPPERS: ""}),
         is_mapped=all(map(can_be_mapped, files)),
         tokenizer=choose_tokenizer(tokenizer, lambda: tokenizer_in(folder), config.vocab_size),
-        generation_config=generation_config if generation_config.is_file() else None,
+        # which names the ends that the source's own tokenizer has
+        generation_config=generation_config if generation_config.is_file() and tokenizer in (None, "none") else None,
     )
 
 

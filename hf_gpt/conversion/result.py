@@ -215,6 +215,13 @@ def choose_tokenizer(
     raise UserError(f"{about}; give the tokenizer that the model was trained with, or none", field="tokenizer")
 
 
+def name_special_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Let a configuration name the special tokens of the tokenizer that it gets, if it gets another one."""
+    if tokenizer is not None:
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config, token, getattr(tokenizer, token))
+
+
 def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside a model, if there is one."""
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):

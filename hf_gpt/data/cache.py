@@ -126,6 +126,8 @@ def cache_put(key: str, facts: dict[str, Any]) -> None:
         if path.is_dir():
             remove(path)
         temporary.replace(path)
+    with contextlib.suppress(OSError):  # where the disk is full
+        temporary.unlink()
 
 
 def _note(key: str) -> Path:
@@ -143,6 +145,8 @@ def _look(
     """The facts of the entry at `place`, or None and what is wrong with it: nothing if there is none."""
     if not os.path.lexists(place):
         return None, ""
+    if not entry_file.is_file():  # a pipe would be waited for
+        return None, f"it has no {entry_file.name}" + (" (an earlier version made none)" if place.is_dir() else "")
     try:
         entry = json.loads(entry_file.read_bytes())
         if "checksum" not in entry and entry:
@@ -156,8 +160,6 @@ def _look(
         if not fits(entry["facts"]):
             return None, "it is of another text"
         return entry["facts"], ""
-    except FileNotFoundError:
-        return None, f"it has no {entry_file.name}, or is from an earlier version"
     except OSError as error:
         return None, f"it cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -175,9 +177,9 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _hash(path: Path) -> str:
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():
         return ""
-    found, block = xxhash.xxh3_128(), memoryview(bytearray(1 << 22))
+    found, block = xxhash.xxh3_128(), memoryview(bytearray(1 << 18))
     with open(path, "rb", buffering=0) as file:
         while size := file.readinto(block):
             found.update(block[:size])

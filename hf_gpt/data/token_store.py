@@ -16,8 +16,8 @@ atomically, and its checksum is compared before it is used.
   third is read and the one before is written.
 
 The trades: the whole corpus is tokenised before the first step, at tens of megabytes a second; in return, training
-never waits for text and can start at any position. And a store is read whole when it is opened, at 5 GB/s where it is
-in memory already, else as fast as the disk; in return, a wrong one is never trained on.
+never waits for text and can start at any position. And a store is read whole when it is opened, at 2 to 5 GB/s
+where it is in memory already, else as fast as the disk; in return, a wrong one is never trained on.
 
 Where text comes from is in corpus.py, windows and their order in batches.py.
 """

@@ -18,6 +18,7 @@ from ..data.corpus import Corpus, load_corpora
 from ..data.progress import WorkProgress
 from ..data.token_store import TokenStore, fraction_of_split_characters, tokenize
 from ..data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer, vocab_size
+from ..display import escape_unprintable
 from ..errors import UserError
 from ..loading import memory_of_machine
 from ..recipe import Recipe, TokenizerRecipe, TrainRecipe
@@ -45,12 +46,14 @@ class Data:
     def facts(self) -> dict[str, Any]:
         """What a person should know before training, as `hf-gpt tokenize --json` prints it."""
         validation = self.evaluated.get("validation")
+        separator_id = self.windows.store.separator_id
+        separator = None if separator_id is None else self.tokenizer.convert_ids_to_tokens(separator_id)
         plan = batch_plan(self.recipe, self.windows)
         inputs, targets = self.windows.window(0)
         return {
             "training": text_facts(self.windows),
             "validation": text_facts(validation) if validation else None,
-            "separator": "<|endoftext|>" if self.recipe.data.separator else None,
+            "separator": separator,
             "vocabulary": vocab_size(self.tokenizer),
             "context_length": self.windows.context_length,
             "stride": self.windows.stride,
@@ -74,20 +77,22 @@ class Data:
                 )
         if not facts["validation"]:
             yield "validation none; data.validation_fraction: 0.1 would keep a tenth of the text for it"
-        joined = (
-            "documents, <|endoftext|> between them" if facts["separator"] else "lines of one text, joined as they are"
-        )
+        joined = "lines of one text, joined as they are"
+        if facts["separator"]:
+            joined = f"documents, {escape_unprintable(facts['separator'], one_line=True)} between them"
         yield f"read as    {joined}; stride {facts['stride']}; vocabulary {facts['vocabulary']:,}"
         yield f"an epoch   {facts['batches_per_epoch']:,} steps on one process"
-        yield f"input      {facts['first_input']!r} ..."
-        yield f"target     {facts['first_target']!r} ..."
+        for name in ("input", "target"):
+            yield f"{name:11}'{escape_unprintable(facts[f'first_{name}'], one_line=True)}' ..."
         for note in self.notes:
             yield f"note       {note}"
         if facts["split_characters"] > _MANY_SPLIT:
-            yield (
-                f"note       {facts['split_characters']:.0%} of the tokens are only parts of a character: this text"
-                " wants a vocabulary of its own, tokenizer: {train: {vocab_size: 4096}}"
-            )
+            remedy = "this text wants a vocabulary of its own, tokenizer: {train: {vocab_size: 4096}}"
+            if trained := self.recipe.tokenizer.train:
+                if facts["vocabulary"] < trained.vocab_size:  # nothing occurs twice that is not a token
+                    return
+                remedy = "a larger tokenizer.train.vocab_size keeps more of them whole"
+            yield f"note       {facts['split_characters']:.0%} of the tokens are only parts of a character: {remedy}"
 
 
 def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:

@@ -89,7 +89,7 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretra
     fields = {"vocab_size": size, **_special_ids(tokenizer), **recipe.config}
     given = recipe.config.get("vocab_size")
     if isinstance(given, int) and given < size:
-        raise UserError(_too_small(given, size))
+        raise _too_small(given, size, pretrained is not None)
     with reading("model", "no model can have its configuration"):
         if pretrained:
             config = GPTConfig.from_pretrained(pretrained.folder, **recipe.config)
@@ -105,7 +105,7 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretra
             if not 0 <= given < config.vocab_size:
                 raise UserError(f"model.{name}: there is no token {given}; ids are 0 to {config.vocab_size - 1}")
     if config.vocab_size < size:
-        raise UserError(_too_small(config.vocab_size, size))
+        raise _too_small(config.vocab_size, size, pretrained is not None)
     return config
 
 
@@ -141,8 +141,13 @@ def build_model(recipe: Recipe, config: GPTConfig, pretrained: Pretrained | None
     return model
 
 
-def _too_small(vocabulary: int, size: int) -> str:
-    return (
+def _too_small(vocabulary: int, size: int, is_pretrained: bool) -> UserError:
+    if is_pretrained:
+        return UserError(
+            f"tokenizer: has {size:,} entries, and the model to continue knows {vocabulary:,}; leave tokenizer out"
+            f" (null) to use the one it was trained with, or name one with at most {vocabulary:,}"
+        )
+    return UserError(
         f"model.vocab_size: {vocabulary} is smaller than the tokenizer's {size} entries; raise it to {size} or leave"
-        " it out (a model that was trained already wants the tokenizer it was trained with)"
+        " it out"
     )
