@@ -394,6 +394,13 @@ class Recipe:
         Of two fields that exclude each other, the one among the flags stays.
         """
         values, changed = _read_yaml(path), list(parse_overrides(overrides))
+        model = values.get("model")
+        if (
+            isinstance(model, dict)
+            and isinstance(config := model.get("config"), dict)
+            and not config.keys() & model.keys()
+        ):
+            values["model"] = {**{key: value for key, value in model.items() if key != "config"}, **config}
         _let_flags_win(values, [keys for keys, value in changed if value is not None])
         for keys, value in changed:
             _set(values, keys, value)
@@ -592,7 +599,7 @@ def _one_line(cls: type, report: ValidationError) -> str:
         return f"{at}unknown key{did_you_mean(path[-1], names)}"
     if error["type"] == "value_error":
         return f"{at}{error['ctx']['error']}"
-    context = error.get("ctx") or {}
+    context = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in error.get("ctx", {}).items()}
     if any(e["type"] == "bool_parsing" for e in errors):
         what = "must be auto, true or false"
     elif error["type"] in _EXPECTED:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import UserError
+from ..storage import local_path
 
 KINDS = {
     "txt": "text",
@@ -38,9 +39,11 @@ EMPTY = hashlib.sha256().hexdigest()
 def cache_folder() -> Path:
     """`$HF_GPT_CACHE`, or `hf_gpt` in the Hugging Face home."""
     if os.environ.get("HF_GPT_CACHE"):
-        return Path(os.environ["HF_GPT_CACHE"]).expanduser().absolute()
+        return local_path(os.environ["HF_GPT_CACHE"], "HF_GPT_CACHE").absolute()
     from huggingface_hub.constants import HF_HOME
 
+    if HF_HOME.startswith("~"):  # it would be made here, as a folder of that name
+        raise UserError("there is no home folder to keep the cache in; set HF_GPT_CACHE to a folder")
     return Path(HF_HOME).absolute() / "hf_gpt"
 
 
