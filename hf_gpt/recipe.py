@@ -89,7 +89,7 @@ def _branch(value: str) -> str:
 
 
 def _license(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,49}", value):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,49}", value):
         raise ValueError(f"must be a name such as mit or cc-by-sa-4.0, found {_shown(value)}")
     return value
 
@@ -384,6 +384,8 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
         """The recipe of a nested dictionary, such as `to_dict` gives."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"a recipe is a mapping of sections, found {_shown(values)}")
         # YAML's `data:` with nothing below it is an empty section, not a missing one.
         return cls(**{str(key): {} if value is None and key in _SECTIONS else value for key, value in values.items()})
 

@@ -257,6 +257,24 @@ def test_a_generation_config_that_fails_is_refused_before_training(recipe, tiny,
     assert not os.path.exists(tiny["output_dir"])
 
 
+def test_without_a_home_no_folder_of_that_name_is_made(recipe, tmp_path, monkeypatch, capsys):
+    """Where a user has no home, expanduser leaves `~` as it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_GPT_CACHE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", "~/.cache/huggingface")
+    before = sorted(os.listdir())
+    assert "there is no home folder to keep the cache in; set HF_GPT_CACHE" in refused(capsys, "tokenize", recipe)
+    assert sorted(os.listdir()) == before
+
+    def nobody(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.expanduser", nobody)
+    monkeypatch.setenv("HF_GPT_CACHE", "~/cache")
+    assert "~/cache: nobody's home folder is known by that name" in refused(capsys, "tokenize", recipe)
+    assert sorted(os.listdir()) == before
+
+
 def test_a_folder_that_holds_another_run_is_refused(recipe, tiny, capsys):
     assert main(["train", recipe, "--train.max_steps", "4"]) == 0
     before = sorted(os.listdir(tiny["output_dir"]))
