@@ -170,7 +170,8 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
         verify(source)
     with reading(model):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        skeleton(lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False), config, model)
+        is_whole = getattr(config, "quantization_config", None) is None  # else weights are smaller than they look
+        skeleton(lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False), config, model, is_whole)
         loaded, report = AutoModelForCausalLM.from_pretrained(
             source,
             trust_remote_code=False,
@@ -234,7 +235,7 @@ def resolve_model(model: str) -> str:
         is_local = path.exists() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
         if is_local and not (path / "config.json").is_file():
             raise UserError(f"{model}: no such directory, or not a model: it has no config.json")
-        return str(path) if path.exists() else model
+        return str(path) if model.startswith("~") else model
     if found is None:
         raise UserError(f"{model}: the run has no checkpoint yet")
     return str(found)

@@ -89,7 +89,7 @@ def _branch(value: str) -> str:
 
 
 def _license(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,49}", value):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,49}", value):
         raise ValueError(f"must be a name such as mit or cc-by-sa-4.0, found {_shown(value)}")
     return value
 
@@ -388,6 +388,8 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
         """The recipe of a nested dictionary, such as `to_dict` gives."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"a recipe is a mapping of sections, found {_shown(values)}")
         # YAML's `data:` with nothing below it is an empty section, not a missing one.
         return cls(**{str(key): {} if value is None and key in _SECTIONS else value for key, value in values.items()})
 
@@ -398,6 +400,13 @@ class Recipe:
         Of two fields that exclude each other, the one among the flags stays.
         """
         values, changed = _read_yaml(path), list(parse_overrides(overrides))
+        model = values.get("model")
+        if (
+            isinstance(model, dict)
+            and isinstance(config := model.get("config"), dict)
+            and not config.keys() & model.keys()
+        ):
+            values["model"] = {**{key: value for key, value in model.items() if key != "config"}, **config}
         _let_flags_win(values, [keys for keys, value in changed if value is not None])
         for keys, value in changed:
             _set(values, keys, value)
@@ -601,7 +610,7 @@ def _one_line(cls: type, report: ValidationError) -> str:
         return f"{at}unknown key{did_you_mean(path[-1], names)}"
     if error["type"] == "value_error":
         return f"{at}{error['ctx']['error']}"
-    context = error.get("ctx") or {}
+    context = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in error.get("ctx", {}).items()}
     if any(e["type"] == "bool_parsing" for e in errors):
         what = "must be auto, true or false"
     elif error["type"] in _EXPECTED:

@@ -309,6 +309,20 @@ def test_importing_loads_nothing_heavy():
         (["--tracking.to", "[abacus]"], "unknown tracker 'abacus'"),
         (["--evaluation.prompts", "['']"], "--evaluation.prompts.0: must not be empty"),
         (["--evaluation.temperature", "-1"], "evaluation.temperature"),
+        (["--evaluation.temperature", "1e-5"], "--evaluation.temperature: must be 0 (greedy), or 0.0001 to 1,000,000"),
+        (["--evaluation.prompts", "\ud800"], "--evaluation.prompts: is not text"),
+        (["--output_dir", "/proc/x"], "output_dir: /proc cannot be written to"),
+        (["--output_dir", "~nouser/x"], "output_dir: ~nouser/x: nobody's home folder"),
+        (["--data.source", "~nouser/x"], "~nouser/x: nobody's home folder"),
+        (["--tokenizer.name", "~nouser/x"], "~nouser/x: nobody's home folder"),
+        (["--data.source", "a" * 300], "File name too long"),
+        (["--train.attn_implementation", "flex_attention"], "flex_attention: it cannot be trained on cpu; use sdpa"),
+        (["--train.attn_implementation", "owner/kernel"], "owner/kernel: there is no such attention; use eager"),
+        (["--model.eos_token_id", "300"], "model.eos_token_id: there is no token 300; ids are 0 to 256"),
+        (["--model.n_layers", "1B"], "1,000,000,000 layers, of at most 10,000"),
+        (["--model.emb_dim", "4T"], "no model can have its configuration"),
+        (["--model.vocab_size", "100B"], "and this machine has"),
+        (["--train.batch_size", "1T"], "train.batch_size: the token ids of 1,000,000,000,000 windows exceed"),
         (["extra"], "unexpected argument 'extra'"),
     ],
 )
@@ -321,6 +335,56 @@ def test_bad_recipes_are_refused_before_anything_is_written(recipe, tiny, tmp_pa
     flags = [str(tmp_path / names[flag]) if flag in names else flag for flag in flags]
     assert message in refused(capsys, "train", recipe, *flags)
     assert not os.path.exists(tiny["output_dir"])
+
+
+def test_fields_may_stand_before_the_recipe(recipe, capsys):
+    def windows(*arguments):
+        assert main(["tokenize", *arguments]) == 0
+        return json.loads(capsys.readouterr().out)["training"]["windows"]
+
+    fields = ["--data.stride", "16", "--data.validation_fraction=0.5"]
+    assert (
+        windows(*fields, recipe, "--json")
+        == windows(recipe, "--json", *fields)
+        == windows(*fields[:2], recipe, "--json", fields[2])
+    )
+    assert windows(*fields, recipe, "--json") != windows(recipe, "--json")
+
+
+def test_a_recipe_that_is_missing_is_asked_for(recipe, tmp_path, capsys):
+    line = refused(capsys, "train", "--data.source", "text.txt")
+    assert line.endswith("as in: hf-gpt train configs/quickstart.yaml --data.source text.txt\n")
+    (tmp_path / "prose.txt").write_text("Once upon a time")
+    assert "text to train on is data.source" in refused(capsys, "train", str(tmp_path / "prose.txt"))
+    assert "--data.source needs a value" in refused(capsys, "train", recipe, "--data.source", "--seed", "3")
+
+
+def test_a_generation_config_that_fails_is_refused_before_training(recipe, tiny, folder, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    (model / "generation_config.json").write_text('{"suppress_tokens": ["x"]}')
+    flags = ["--model", "{}", "--model.from_pretrained", str(model)]
+    line = refused(capsys, "train", recipe, *flags, "--evaluation.first", "10", "--data.validation_fraction", "null")
+    assert "generate(): fails with this model and its generation config" in line
+    assert not os.path.exists(tiny["output_dir"])
+
+
+def test_without_a_home_no_folder_of_that_name_is_made(recipe, tmp_path, monkeypatch, capsys):
+    """Where a user has no home, expanduser leaves `~` as it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_GPT_CACHE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", "~/.cache/huggingface")
+    before = sorted(os.listdir())
+    assert "there is no home folder to keep the cache in; set HF_GPT_CACHE" in refused(capsys, "tokenize", recipe)
+    assert sorted(os.listdir()) == before
+
+    def nobody(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.expanduser", nobody)
+    monkeypatch.setenv("HF_GPT_CACHE", "~/cache")
+    assert "~/cache: nobody's home folder is known by that name" in refused(capsys, "tokenize", recipe)
+    assert sorted(os.listdir()) == before
 
 
 def test_a_folder_that_holds_another_run_is_refused(recipe, tiny, capsys):

@@ -41,7 +41,7 @@ WORDS = [
 ]
 NUMBERS = ["0", "1", "-1", "0.5", "1e-5", "1e400", ".nan", "10M", "9" * 13, str(2**63 - 1), "9" * 20, "9" * 400, "0x_"]
 PATHS = ["a\0b", "\ud800", "a" * 300, "b/" * 3000, "~nouser/x", "/proc/x", "/dev/null", "*[", "nobody/nothing"]
-ODD = [*WORDS[:3], *NUMBERS, *PATHS, "[[", "日本", "2001-13-45"]  # for flags, which are not YAML
+ODD = [*WORDS[:3], *NUMBERS[:8], *NUMBERS[-4:], *PATHS, "[[", "日本", "2001-13-45"]  # for flags, which are not YAML
 FIELDS = [name for name, _, _ in fields_help()] + [f"model.{name}" for name in sorted(GPTConfig._own_names())]
 FIELDS += ["tokenizer.train.vocab_size", "model.config", "model.zzz", "self", "model.self", "train.__dataclass_self__"]
 
@@ -82,7 +82,6 @@ def workplace(tmp_path_factory):
 def no_work(workplace, monkeypatch):
     """Commands stop where their work would begin; the machine has a gigabyte of memory."""
     import hf_gpt.checkpoint
-    import hf_gpt.demo.page
     import hf_gpt.evaluation
     import hf_gpt.generation
     import hf_gpt.hub.push
@@ -105,7 +104,9 @@ def no_work(workplace, monkeypatch):
     monkeypatch.setattr(hf_gpt.run, "run", build)
     monkeypatch.setattr(hf_gpt.replay, "run", build)
     monkeypatch.setattr(hf_gpt.hub.push, "_commit", stop)
-    monkeypatch.setattr(hf_gpt.demo.page, "serve", stop)
+    for name in ("demo.page.serve", "demo.space._copy_model", "explain.chart.chart", "report.page.run_page"):
+        monkeypatch.setattr(f"hf_gpt.{name}", stop)
+    monkeypatch.setattr("hf_gpt.conversion.gpt2.convert_model", stop)
     for module in (hf_gpt.checkpoint, hf_gpt.evaluation):
         monkeypatch.setattr(module, "load_model", load_model)
     monkeypatch.setattr(
@@ -150,12 +151,13 @@ def shown(arguments: list[str]) -> str:
 
 def test_every_field_takes_a_value_or_refuses_it_in_one_line(no_work):
     """Of the values that a recipe takes, the extreme ones and the paths go on to where training would begin."""
-    tried = {"0", "10M", "9" * 13, str(2**63 - 1), "[[", *PATHS}
+    tried = {"0", "10M", str(2**63 - 1), "a" * 300, "~nouser/x", "/proc/x"}
+    Path("short.yaml").write_text("data: {source: text.txt}")
     problems, counts = [], {"refused": 0, "accepted": 0}
     for name in FIELDS:
         for value in [*WORDS, *NUMBERS, *PATHS]:
             try:
-                Recipe.from_yaml("recipe.yaml", [f"--{name}={value}"])
+                Recipe.from_yaml("short.yaml", [f"--{name}={value}"])
             except UserError as error:
                 counts["refused"] += 1
                 if "\n" in str(error) or len(str(error)) > 500:
@@ -170,8 +172,8 @@ def test_every_field_takes_a_value_or_refuses_it_in_one_line(no_work):
 
 def test_a_recipe_of_odd_values_in_a_file_is_read_or_refused_in_one_line(no_work):
     texts = ["self: 1", "model: {config: [1]}", "seed: &a [*a]", "seed: 2001-13-45", "seed: 0x_", "a: [" * 2000]
-    texts += ["seed: 1\nseed: 2", f"seed: {'9' * 5000}", "? [1]\n: 2", "{1: 2}", "train: {1: 2}", "model: {null: 1}"]
-    texts += ["model: [1]", "model: 3", "data: text.txt", "- 1", "text", "\0", "evaluation: {prompts: ['\\ud800']}"]
+    texts += ["seed: 1\nseed: 2", f"seed: {'9' * 5000}", "? [1]\n: 2", "{1: 2}", "train: {1: 2}"]
+    texts += ["model: [1]", "model: 3", "data: text.txt", "- 1", "text", "\0"]
     texts += [
         'evaluation: {prompts: ["\\ud800"]}',
         "a: !!int x",
@@ -190,10 +192,9 @@ def test_a_recipe_of_odd_values_in_a_file_is_read_or_refused_in_one_line(no_work
     problems = []
     for text in texts:
         Path("odd.yaml").write_text(text)
+        with pytest.raises(UserError):
+            hf_gpt.train("odd.yaml")
         problems += filter(None, [outcome(["train", "odd.yaml"])])
-        assert outcome(["train", "odd.yaml"]) is None
-        with pytest.raises((UserError, Stopped)):
-            Recipe.from_yaml("odd.yaml")
     Path("odd.yaml").unlink()
     assert not problems, "\n".join(problems)
     problems = [

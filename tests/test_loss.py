@@ -38,6 +38,12 @@ def small_model(dtype=torch.float32, **changes) -> GPTForCausalLM:
     return GPTForCausalLM(GPTConfig(**shape, drop_rate=0.0, initializer_range=0.3, **changes)).to(dtype).train()
 
 
+def test_a_window_of_one_token_has_a_loss():
+    """The book's smallest case: each token from the one before."""
+    config = GPTConfig(vocab_size=VOCABULARY, emb_dim=16, n_heads=2, n_layers=1, context_length=1)
+    assert head_makes_logits(GPTForCausalLM(config))
+
+
 def random_ids(*shape: int) -> torch.Tensor:
     return torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(1))
 

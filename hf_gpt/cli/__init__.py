@@ -28,6 +28,7 @@ EXIT_INTERRUPTED = 130
 
 # Seconds that the other processes of a run wait for the first one, which prints for all of them.
 _FIRST_STOPS, _FIRST_PRINTS = 3, 10
+_LONGEST_LINE = 800
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,5 +107,8 @@ def _fail(error: Exception | str, code: int, debug: bool) -> int:
         time.sleep(_FIRST_STOPS if all_stop else _FIRST_PRINTS)
         if all_stop:
             return code
-    say(f"hf-gpt: process {rank}: {error}" if rank else f"hf-gpt: {error}")
+    text = str(error)
+    if len(text) > _LONGEST_LINE:  # it quotes what was found, which may be anything
+        text = f"{text[: _LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 4 :]}"
+    say(f"hf-gpt: process {rank}: {text}" if rank else f"hf-gpt: {text}")
     return code

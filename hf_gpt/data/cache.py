@@ -27,7 +27,7 @@ import xxhash
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from ..storage import remove, remove_leftovers, translate_disk_errors
+from ..storage import local_path, remove, remove_leftovers, translate_disk_errors
 
 _ENTRY = "entry.json"
 _DAY = 86_400.0
@@ -36,9 +36,11 @@ _DAY = 86_400.0
 def cache_folder() -> Path:
     """`$HF_GPT_CACHE`, or `hf_gpt` in the Hugging Face home."""
     if os.environ.get("HF_GPT_CACHE"):
-        return Path(os.environ["HF_GPT_CACHE"]).expanduser().absolute()
+        return local_path(os.environ["HF_GPT_CACHE"], "HF_GPT_CACHE").absolute()
     from huggingface_hub.constants import HF_HOME
 
+    if HF_HOME.startswith("~"):  # it would be made here, as a folder of that name
+        raise UserError("there is no home folder to keep the cache in; set HF_GPT_CACHE to a folder")
     return Path(HF_HOME).absolute() / "hf_gpt"
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import name_of
 from ..display import duration, perplexity
 from ..errors import RunPreempted, RunStopped, UserError
-from ..storage import local_path, write_text
+from ..storage import local_path, refuse_unwritable, write_text
 from ..training.observers import Observer
 from .comparison import comparison_page
 from .html import render
@@ -80,6 +80,8 @@ def plot(
         return Pictures([draw(folder, plots)])
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError("is a file; name a folder", field="output", value=output)
+    if folder is not None:
+        refuse_unwritable(folder, "output")
     alone = len(runs) == 1
     folder = folder or (runs[0].run_dir if alone else Path("comparison"))
     write_text(folder / REPORT, run_page(runs[0], x, log) if alone else comparison_page(runs, x, log))
