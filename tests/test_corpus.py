@@ -483,9 +483,12 @@ def test_text_files_with_endings_of_their_own_are_read_and_their_splits_recognis
     write(folder / "latin.tok", "caf\u00e9".encode("latin-1"))  # a text, though not as it has to be
     assert "latin.tok: byte 3" in refusal(folder)
     (folder / "latin.tok").unlink()
-    write(folder / "book.txt", "known")  # beside a known ending the others are left out, and named
-    assert documents(training(folder)) == ["known"]
-    assert "bnc_spoken.train" in notes(folder)
+    write(folder / "book.txt", "known")  # which of them is the text, is not guessed
+    assert "holds book.txt and bnc_spoken.train; choose with a glob" in refusal(folder)
+    for name in folder.glob("*.[td][re]*"):
+        name.unlink()
+    assert documents(training(folder)) == ["known"]  # and other endings are left out, and named
+    assert "chapter.tok.gz" in notes(folder)
 
 
 def test_a_folder_without_text_says_what_it_holds(folder):

@@ -112,6 +112,9 @@ def _files_of(source: str, folder: Path) -> tuple[dict[str, list[Path]], list[st
     about = [p for p in found if p.stem.lower() in _ABOUT or p.name in _ABOUT_DATASETS]
     others = [path for path in found if path not in about]
     files = [path for path in others if kind_of(path)]
+    splits_of_others = [p for p in others if not kind_of(p) and _SPLIT_IN_NAME.fullmatch(p.suffix[1:].lower())]
+    if files and splits_of_others:
+        raise UserError(f"{source}: holds {files[0].name} and {splits_of_others[0].name}; choose with a glob")
     files = files or [path for path in others if not is_binary(next(read_blocks(path), b""))]
     left = [str(path.relative_to(folder)) for path in found if path not in files] + left
     if not files:
@@ -280,7 +283,7 @@ def _inside(where: str, name: Any) -> str:
 
 
 def _refuse_links_to_outside(where: str, folder: Path, splits: Mapping[str, Sequence[Path]]) -> None:
-    """A folder with a card often comes from somebody else, as do its links. In huggingface_hub's cache they are ours."""
+    """A folder with a card often comes from somebody else, as do its links; but not huggingface_hub's in its cache."""
     inside = folder.resolve()
     inside = inside.parent.parent if inside.parent.name == "snapshots" else inside
     for path in (path for paths in splits.values() for path in paths):
