@@ -178,7 +178,7 @@ def _open_source(source: str | Sequence[str], recipe: DataRecipe) -> _Source:
         listing = list_path(source, path, recipe.config)
     except (OSError, RuntimeError) as error:  # a name that is too long, or of a user who does not exist
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{source[:80]}: no such file or folder: {reason}") from None
+        raise UserError(f"{source[:80]}: cannot be found: {reason}") from None
     if listing is not None:
         return _local(source, listing, recipe)
     # The network is asked only for what looks like OWNER/NAME.
