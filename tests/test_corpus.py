@@ -489,6 +489,8 @@ def test_text_files_with_endings_of_their_own_are_read_and_their_splits_recognis
         name.unlink()
     assert documents(training(folder)) == ["known"]  # and other endings are left out, and named
     assert "chapter.tok.gz" in notes(folder)
+    write(folder / "\x1b[31m\n.tok")
+    assert r"\x1b[31m\n.tok" in notes(folder)
 
 
 def test_a_folder_without_text_says_what_it_holds(folder):

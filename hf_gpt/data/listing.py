@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ..display import escape_unprintable
 from ..errors import UserError
 from .charset import is_binary
 from .files import kind_of, read_blocks
@@ -80,7 +81,8 @@ def once(paths: Iterable[Path], folder: Path | None = None) -> tuple[list[Path],
 
 def _left_out(source: str, left: Sequence[str], num_named: int = 5) -> tuple[str, ...]:
     more = f" and {len(left) - num_named} more" if len(left) > num_named else ""
-    return (f"{source}: left out {', '.join(left[:num_named])}{more}",) if left else ()
+    line = f"{source}: left out {', '.join(left[:num_named])}{more}"
+    return (escape_unprintable(line, one_line=True),) if left else ()
 
 
 # Folders ------------------------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ def _files_of(source: str, folder: Path) -> tuple[dict[str, list[Path]], list[st
     files = files or [path for path in others if not is_binary(next(read_blocks(path), b""))]
     left = [str(path.relative_to(folder)) for path in sorted({*found} - {*files})] + left
     if not files:
-        shown = "".join(_left_out(source, left)).removeprefix(f"{source}: ")
+        shown = "".join(_left_out("", left)).removeprefix(": ")
         raise UserError(
             f"{source}: holds no text{f' ({shown})' if shown else ''}; name a file, or a glob such as '{source}/*'"
         )
