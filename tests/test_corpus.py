@@ -11,13 +11,23 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_gpt.data.corpus import Corpus, _hub, load_corpora, split_by_characters, without_blank_lines
+from hf_gpt.data.corpus import (
+    Corpus,
+    _hub,
+    _plain_files,
+    _remember,
+    _remembered,
+    load_corpora,
+    split_by_characters,
+    without_blank_lines,
+)
 from hf_gpt.errors import UserError
 from hf_gpt.recipe import DataRecipe
 
@@ -226,6 +236,22 @@ def test_tables_on_the_hub_are_read_as_those_that_are_here(tmp_path, monkeypatch
         assert read("data_files: a.csv", streaming) == ["NA"]
     write(repository / "a.csv", "n~text\n1~B\n")  # which only `datasets` reads, as the card says
     assert read("data_files: a.csv, sep: '~'", False) == ["B"]
+
+
+def test_a_card_on_the_hub_names_no_file_of_this_machine(tmp_path, monkeypatch):
+    from datasets.data_files import DataFilesDict
+    from datasets.packaged_modules.json.json import JsonConfig
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path))
+    here = write(tmp_path / "secret.jsonl", '{"text": "a"}')
+    builder = SimpleNamespace(config=JsonConfig(data_files=DataFilesDict(train=[str(here)])))
+    with pytest.raises(UserError, match="its card names a file of this machine"):
+        _plain_files("owner/name", builder)
+    asked = ["owner/name", None, None]
+    url = f"hf://datasets/owner/name@{'0' * 40}/a.jsonl"
+    for urls, is_believed in (([url], True), ([str(here)], False), ([url.replace("owner", "other")], False)):
+        _remember(asked, {"kind": "json", "config": "default", "hash": "0" * 40, "files": {"train": urls}})
+        assert bool(_remembered(asked)) == is_believed
 
 
 def test_rows_are_lines_of_one_text_when_some_are_blank_and_all_end_in_a_newline(folder):
@@ -483,9 +509,14 @@ def test_text_files_with_endings_of_their_own_are_read_and_their_splits_recognis
     write(folder / "latin.tok", "caf\u00e9".encode("latin-1"))  # a text, though not as it has to be
     assert "latin.tok: byte 3" in refusal(folder)
     (folder / "latin.tok").unlink()
-    write(folder / "book.txt", "known")  # beside a known ending the others are left out, and named
-    assert documents(training(folder)) == ["known"]
-    assert "bnc_spoken.train" in notes(folder)
+    write(folder / "book.txt", "known")  # which of them is the text, is not guessed
+    assert "holds book.txt and bnc_spoken.train; choose with a glob" in refusal(folder)
+    for name in folder.glob("*.[td][re]*"):
+        name.unlink()
+    assert documents(training(folder)) == ["known"]  # and other endings are left out, and named
+    assert "chapter.tok.gz" in notes(folder)
+    write(folder / "\x1b[31m\n.tok")
+    assert r"\x1b[31m\n.tok" in notes(folder)
 
 
 def test_a_folder_without_text_says_what_it_holds(folder):

@@ -135,6 +135,7 @@ def test_a_value_that_is_no_string_is_refused_where_it_stands(folder, value, sho
         ('{"text": "a"}\n{"text": "b", "x": %s}\n' % ("[" * 100_000), "line 2 nests too deeply"),
         ('{"text": "a\nb"}\n', "line 1 is not JSON"),
     ],
+    ids=lambda value: repr(value[:40]),
 )
 def test_json_that_is_wrong_is_refused_by_its_line(folder, content, message):
     path = write(folder / "a.jsonl", content)

@@ -15,6 +15,9 @@ _BOMS = (
 )
 _OTHERS = (b"BZh", b"PK\3\4", b"\xfd7zXZ", b"7z\xbc", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"Rar!", b"%PDF", b"\x89PNG")
 _OTHERS += (b"GIF8", b"\xff\xd8\xff", b"\x7fELF", b"OggS", b"ID3", b"RIFF")
+ALSO_CALLED = {"WINDOWS-1252": "Latin-1 (WINDOWS-1252)", "GB18030": "GB18030 (GBK)"}
+"""Other names of what iconv calls so, by which people know it."""
+
 _TWO_BYTES = re.compile(rb"[\xa1-\xfe][\xa1-\xfe]")
 _COMMON = re.compile("[\u3001\u3002\uff0c\u3041-\u30ff的一是不了在人有我他这這中大来來上国國이다는을의가에]")
 """Of text in Chinese, Japanese or Korean, these are more than a twentieth."""

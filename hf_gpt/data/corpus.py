@@ -21,7 +21,6 @@ from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote
 
 from ..errors import UserError
 from ..recipe import DataRecipe
@@ -282,7 +281,7 @@ def _hub(source: str, recipe: DataRecipe) -> _Source:
     key = digest("files on the hub", source, str(recipe.config), str(recipe.revision))
     try:
         builder = _builder(source, recipe.config, recipe.revision)
-        found = _plain_files(builder)
+        found = _plain_files(source, builder)
         if found:
             cache_put(key, found)
     except UserError:
@@ -304,7 +303,7 @@ def _hub(source: str, recipe: DataRecipe) -> _Source:
         tables = [Table(shown, "rows", rows)]
         if found:
             tables = [
-                Table(url.rpartition("@")[2], found["kind"], partial(_open_on_hub, url, recipe.streaming))
+                Table(re.sub(_ON_HUB, r"\1/\3", url), found["kind"], partial(_open_on_hub, url, recipe.streaming))
                 for url in found["files"][split]
             ]
         content = digest(digest("hub", source, name, revision, split))
@@ -316,13 +315,14 @@ def _hub(source: str, recipe: DataRecipe) -> _Source:
     return _Source(source, splits, make)
 
 
-def _plain_files(builder: Any) -> dict[str, Any] | None:
+def _plain_files(source: str, builder: Any) -> dict[str, Any] | None:
     """The files of a dataset, if they are of one kind that is read here; None where its card says how to read them."""
     from datasets import BuilderConfig
 
     config, module = builder.config, type(builder).__module__.rpartition(".")[2]
     files = {str(split): [str(url) for url in urls] for split, urls in (config.data_files or {}).items()}
-    kinds = {kind_of(Path(url)) for urls in files.values() for url in urls}
+    urls = [url for urls in files.values() for url in urls]
+    kinds = {kind_of(Path(url)) for url in urls}
     common = {field.name for field in dataclasses.fields(BuilderConfig)} | {"features"}
     options = [
         field.name
@@ -330,20 +330,27 @@ def _plain_files(builder: Any) -> dict[str, Any] | None:
         if field.name not in common and field.default is not dataclasses.MISSING
         if getattr(config, field.name) != field.default
     ]
+    if not Path(source).exists() and any("://" not in url for url in urls):
+        raise UserError(f"{source}: its card names a file of this machine: {min(urls, key=lambda url: '://' in url)}")
+    if any("://" in url and not re.fullmatch(_ON_HUB, url) for url in urls):
+        return None
     if kinds != {module} or module not in ("json", "csv", "parquet") or options:
         return None
     return {"kind": module, "config": config.name, "hash": str(builder.hash), "files": files}
 
 
+_ON_HUB = r"hf://datasets/([^@]+)@([0-9a-f]{40})/(.+)"
+
+
 def _open_on_hub(url: str, streaming: bool) -> IO[bytes]:
     from huggingface_hub import HfFileSystem, hf_hub_download
 
-    found = re.fullmatch(r"hf://datasets/([^@]+)@([^/]+)/(.+)", url)
+    found = re.fullmatch(_ON_HUB, url)
     if not found:
         return open_bytes(Path(url))
     if streaming:
         return open_bytes(Path(url), HfFileSystem().open(url, "rb"))
-    return open_bytes(Path(hf_hub_download(found[1], found[3], repo_type="dataset", revision=unquote(found[2]))))
+    return open_bytes(Path(hf_hub_download(found[1], found[3], repo_type="dataset", revision=found[2])))
 
 
 def _builder(source: str, config: str | None, revision: str | None) -> Any:

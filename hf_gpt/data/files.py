@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from ..errors import UserError
 from .cache import cache_get, cache_put, digest
-from .charset import is_binary, is_damaged_utf8, likely_encoding, wide_encoding
+from .charset import ALSO_CALLED, is_binary, is_damaged_utf8, likely_encoding, wide_encoding
 
 KINDS = {
     "txt": "text",
@@ -127,7 +127,7 @@ def read_text(path: Path) -> Iterator[str]:
         encoding = likely_encoding(sample)
         advice = "it is no text" if is_binary(sample) else "save it as UTF-8"
         if encoding:
-            advice = f"it is probably {encoding}; {_how_to_convert(path, encoding)}"
+            advice = f"it is probably {ALSO_CALLED.get(encoding, encoding)}; {_how_to_convert(path, encoding)}"
         raise UserError(f"{problem}; {advice}") from None
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ..display import escape_unprintable
 from ..errors import UserError
 from .charset import is_binary
 from .files import kind_of, read_blocks
@@ -36,22 +37,23 @@ def list_path(source: str, path: Path, config: str | None) -> Listing | None:
     Raises:
         UserError: there are none, or the card of a dataset is wrong.
     """
-    found = list_folder(source, path, config) if path.is_dir() else None
-    if found is None and config is not None and (path.exists() or glob.has_magic(source)):
+    if path.is_dir():
+        return list_folder(source, path, config)
+    if not path.exists() and not glob.has_magic(source):
+        return None
+    if config is not None:
         raise UserError(f"{source} has no configurations", field="data.config")
-    if found is None and path.exists():
-        if not path.is_file():
-            raise UserError(f"{source}: is no file that can be read twice; write its text to one")
-        found = Listing({"train": [path]})
-    if found is None and glob.has_magic(source):
-        entries = _expand(Path(path.anchor or "."), path.relative_to(path.anchor).parts)
-        folders = [entry for entry in entries if entry.is_dir()]
-        files, left = once(entry for entry in entries if entry not in folders)
-        if not files:
-            raise UserError(f"data: no file matches {source!r}")
-        left[:0] = [f"{folder} (a folder)" for folder in folders]
-        found = Listing({"train": sorted(files)}, notes=_left_out(source, left))
-    return found
+    if path.is_file():
+        return Listing({"train": [path]})
+    if path.exists():
+        raise UserError(f"{source}: is no file that can be read twice; write its text to one")
+    entries = _expand(Path(path.anchor or "."), path.relative_to(path.anchor).parts)
+    folders = [entry for entry in entries if entry.is_dir()]
+    files, left = once(entry for entry in entries if not entry.is_dir())
+    if not files:
+        raise UserError(f"data: no file matches {source!r}")
+    left = [f"{folder} (a folder)" for folder in folders] + left
+    return Listing({"train": sorted(files)}, notes=_left_out(source, left))
 
 
 def once(paths: Iterable[Path], folder: Path | None = None) -> tuple[list[Path], list[str]]:
@@ -79,7 +81,8 @@ def once(paths: Iterable[Path], folder: Path | None = None) -> tuple[list[Path],
 
 def _left_out(source: str, left: Sequence[str], num_named: int = 5) -> tuple[str, ...]:
     more = f" and {len(left) - num_named} more" if len(left) > num_named else ""
-    return (f"{source}: left out {', '.join(left[:num_named])}{more}",) if left else ()
+    line = f"{source}: left out {', '.join(left[:num_named])}{more}"
+    return (escape_unprintable(line, one_line=True),) if left else ()
 
 
 # Folders ------------------------------------------------------------------------------------------------------------
@@ -109,13 +112,15 @@ def _files_of(source: str, folder: Path) -> tuple[dict[str, list[Path]], list[st
     Where no file has a known ending, all that hold text are read: `bnc_spoken.train`, `chapter.tok`.
     """
     found, left = once(_below(folder), folder)
-    about = [p for p in found if p.stem.lower() in _ABOUT or p.name in _ABOUT_DATASETS]
-    others = [path for path in found if path not in about]
-    files = [path for path in others if kind_of(path)]
+    texts = [p for p in found if p.stem.lower() not in _ABOUT and p.name not in _ABOUT_DATASETS]
+    files, others = [p for p in texts if kind_of(p)], [p for p in texts if not kind_of(p)]
+    splits_of_others = [path.name for path in others if _SPLIT_IN_NAME.fullmatch(path.suffix[1:].lower())]
+    if files and splits_of_others:
+        raise UserError(f"{source}: holds {files[0].name} and {splits_of_others[0]}; choose with a glob")
     files = files or [path for path in others if not is_binary(next(read_blocks(path), b""))]
-    left = [str(path.relative_to(folder)) for path in found if path not in files] + left
+    left = [str(path.relative_to(folder)) for path in sorted({*found} - {*files})] + left
     if not files:
-        shown = "".join(note.removeprefix(source) for note in _left_out("", left)).lstrip(": ")
+        shown = "".join(_left_out("", left)).removeprefix(": ")
         raise UserError(
             f"{source}: holds no text{f' ({shown})' if shown else ''}; name a file, or a glob such as '{source}/*'"
         )
