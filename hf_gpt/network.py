@@ -71,17 +71,18 @@ def limited_requests() -> Iterator["_Limited"]:
 
     The `trouble` of what it gives is what went wrong with the last request, as a line, if something did.
     """
-    global _limited
+    global _level
     _install()
-    logger = logging.getLogger("huggingface_hub")
-    outer, level = _limited, logger.level
-    _limited = _Limited()
+    logger, requests = logging.getLogger("huggingface_hub"), _Limited()
+    _level = _level if _active else logger.level
+    _active.append(requests)
     logger.setLevel(logging.ERROR)  # its warnings tell of each attempt, with signed addresses
     try:
-        yield _limited
+        yield requests
     finally:
-        _limited = outer
-        logger.setLevel(level)
+        _active.remove(requests)
+        if not _active:
+            logger.setLevel(_level)
 
 
 @contextlib.contextmanager
@@ -169,7 +170,8 @@ class _Limited:
         self.trouble = why
 
 
-_limited: _Limited | None = None
+_active: list[_Limited] = []  # also those of other threads
+_level = logging.NOTSET  # of huggingface_hub's logger outside
 
 
 def _install() -> None:
@@ -182,7 +184,7 @@ def _install() -> None:
         client = factory()
         send = client.send
         client.send = lambda request, **options: (
-            _limited.send(send, request, **options) if _limited else send(request, **options)
+            _active[-1].send(send, request, **options) if _active else send(request, **options)
         )
         return client
 

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import close_session
 
+from hf_gpt.cli import main
 from hf_gpt.errors import HubError, UserError, without_secrets
 from hf_gpt.network import hub_requests
 
@@ -186,3 +187,21 @@ def test_a_password_with_odd_characters_is_not_told(monkeypatch):
     for password in ("a/b#c?d@e", "pa ss", "p"):
         monkeypatch.setenv("HF_ENDPOINT", f"https://me:{password}@host")
         assert without_secrets(f"https://me:{password}@host/x is not") == "https://host/x is not"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HF_ENDPOINT", "http://me:pa/ss-word@127.0.0.1:9"),
+        ("HF_ENDPOINT", "http://[x"),
+        ("HF_ENDPOINT", "http://x:99999"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "2.5"),
+    ],
+)
+def test_a_variable_with_which_huggingface_hub_cannot_be_imported_is_refused(monkeypatch, capsys, name, value):
+    monkeypatch.setenv(name, value)
+    assert main(["plot", "nowhere"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"hf-gpt: {name}: this environment variable is not a")
+    assert line.count("\n") == 1
+    assert "ss-word" not in line

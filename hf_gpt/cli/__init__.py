@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from types import TracebackType
+from urllib.parse import urlsplit
 
 from ..errors import HubError, RunPreempted, RunStopped, UserError, without_secrets
 from . import convert, decode, demo, estimate, evaluate, explain, generate, plot, push, replay, tokenize, train
@@ -64,12 +65,26 @@ def _run(arguments: Sequence[str]) -> int:
     if rest and not parsed.parser.recipe:
         raise UserError(f"unknown argument {rest[0]!r}; see {parsed.parser.prog} --help")
     parsed.overrides = rest
+    _refuse_variables()
     try:
         code = parsed.run(parsed) or 0
         sys.stdout.flush()  # here, where a reader that is gone and a full disk are errors
         return code
     except UserError as error:
         raise error.renamed(parsed.parser.flags()) from error
+
+
+def _refuse_variables() -> None:
+    """Refuse what lets the import of huggingface_hub fail, for those who ask no Hub too."""
+    readers = {"HF_ENDPOINT": lambda address: urlsplit(address).port}
+    readers |= dict.fromkeys(("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"), int)
+    for name, read in readers.items():
+        try:
+            if os.environ.get(name):
+                read(os.environ[name])
+        except ValueError:  # its text may be a part of a password
+            what = "an address such as https://huggingface.co" if name == "HF_ENDPOINT" else "a number of seconds"
+            raise UserError(f"this environment variable is not {what}; mend or unset it", field=name) from None
 
 
 def _parser() -> Parser:
