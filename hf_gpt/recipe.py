@@ -389,7 +389,7 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such recipe; configs/ holds some to start from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a recipe: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if values is None:
         return {}

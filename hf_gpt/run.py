@@ -4,6 +4,7 @@ The core ends here. What a run does beside training is a list of observers; `def
 `train(recipe, observers=[...])` adds a user's own.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from .storage import refuse_unwritable
 from .training.loop import run
 from .training.model import Pretrained
 from .training.observers import Observer
-from .training.run_log import RunLog, read_lines, read_metrics
+from .training.run_log import RunLog, read_lines
 from .training.setup import Job, prepare
 from .training.signals import exit_on_preemption, lost_process_ends_run
 from .training.terminal import Terminal
@@ -97,7 +98,8 @@ def find_pretrained(recipe: ModelRecipe) -> Pretrained | None:
     if not recipe.from_pretrained:
         return None
     try:
-        folder = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
+        source = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
+        folder = checkpoint.opened(source)
         kind = GPTConfig.get_config_dict(folder)[0].get("model_type")
         if kind not in (GPTConfig.model_type, "gpt2"):
             raise ValueError(
@@ -106,7 +108,7 @@ def find_pretrained(recipe: ModelRecipe) -> Pretrained | None:
         in_our_layout = folder if kind == GPTConfig.model_type else convert_into_cache(folder)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"model: {error}") from None
-    return Pretrained(in_our_layout, folder.name if folder.parent.name == "snapshots" else None)  # the Hub's cache
+    return Pretrained(in_our_layout, source.name if source.parent.name == "snapshots" else None)  # the Hub's cache
 
 
 def default_observers(job: Job) -> list[Observer]:
@@ -137,7 +139,7 @@ class TrainingResult:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`."""
-        return read_metrics(self.output_dir)
+        return read_lines(self.output_dir / "metrics.jsonl")
 
     @property
     def samples(self) -> list[dict[str, Any]]:
@@ -154,7 +156,9 @@ class TrainingResult:
         if self.samples:
             step, text = self.samples[-1]["step"], escape_unprintable(self.samples[-1]["text"])
             yield f"\nsample     after step {step}:\n\n{text}\n"
-        best = checkpoint.pointed(self.output_dir, "best")
+        best = None
+        with contextlib.suppress(UserError):
+            best = checkpoint.pointed(self.output_dir, "best")
         yield f"model      {self.checkpoints[-1]}" + (f"   (best on validation text: {best.name})" if best else "")
         if (plot := self.output_dir / "loss.png").is_file():
             yield f"loss plot  {plot}"

@@ -339,7 +339,6 @@ def test_a_hostile_checkpoint_runs_nothing(copied, tmp_path, kind, capsys):
     ("name", "content", "message"),
     [
         ("environment.json", '{"vers', "environment.json: is damaged"),
-        ("metrics.jsonl", '{"step": 0}\nnot json\n{"step": 1}\n', "metrics.jsonl: line 2 is damaged"),
         ("recipe.yaml", None, "the run has no recipe.yaml; put it back"),
         ("checkpoints/step-00000012/training_state/state.json", '{"progress": null}', "cannot be read"),
     ],

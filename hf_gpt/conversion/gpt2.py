@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..checkpoint import model_folder, refuse_missing_weights
+from ..checkpoint import model_folder, opened, refuse_missing_weights
 from ..configuration_gpt import GPTConfig
 from ..data.files import cache_folder, content_hash, digest
 from ..errors import UserError
@@ -97,7 +97,7 @@ def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion
         UserError: it is not GPT-2, or a GPT-2 that our model cannot express, or damaged.
     """
     with new_directory(out) as directory:
-        folder = model_folder(source)
+        folder = opened(model_folder(source))
         config = _config(folder, source, GPT2Config, "GPT-2")
         for field, fixed in _FIELDS_FIXED.items():
             if (value := getattr(config, field)) is not fixed:
@@ -130,7 +130,7 @@ def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
         UserError: it is not our model, or one that GPT-2 cannot express, or damaged.
     """
     with new_directory(out) as directory:
-        folder = model_folder(model)
+        folder = opened(model_folder(model))
         config = _config(folder, model, GPTConfig, "a model of this package")
         if config.is_heterogeneous:
             raise UserError(f"{model}: its layers have different configurations (per_layer_config); GPT-2's have one")

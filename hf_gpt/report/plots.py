@@ -21,7 +21,7 @@ from ..storage import write_bytes
 from ..training.run_log import read_metrics
 from . import fonts
 from .html import PALETTE
-from .records import RunRecord, has_losses, is_number, with_step
+from .records import RunRecord, has_losses, is_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +83,7 @@ def loss_plot(
     Raises:
         UserError: the run has written no loss yet.
     """
-    metrics = [line for line in with_step(read_metrics(run_dir)) if until is None or line["step"] <= until]
+    metrics = [line for line in read_metrics(run_dir) if until is None or line["step"] <= until]
     if not has_losses(metrics):
         raise UserError(f"{run_dir}: metrics.jsonl holds no loss yet")
     run = RunRecord(Path(run_dir), metrics)
