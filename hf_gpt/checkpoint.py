@@ -369,7 +369,10 @@ def resolve_model(model: str) -> str:
         if path.name in ("best", "latest") and path.parent.name == "checkpoints":
             found = pointed(path.parent.parent, path.name)
         elif (path / "checkpoints").is_dir():
-            found = pointed(path, "best") or next(iter(reversed(checkpoints(path))), None)
+            found = pointed(path, "best")
+            if found is None and is_there(path / "checkpoints" / "best"):
+                print(f"{model}: its best checkpoint is not there; taking its newest", file=sys.stderr)
+            found = found or next(reversed(checkpoints(path)), None)
         else:
             is_local = path.exists() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
             if is_local and not (path.is_dir() and is_there(path / "config.json")):

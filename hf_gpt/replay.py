@@ -172,25 +172,28 @@ def _conditions(run_dir: Path, train: TrainRecipe) -> dict[int, tuple[TrainRecip
     resumes from a step trains all later steps again, so earlier entries for later steps no longer count.
     """
     events = read_events(run_dir)
-    changed = [e for e in events if e["event"] == "changed" and e["field"] in _OF_A_STEP]
+    changed = [e for e in events if e["event"] == "changed" and e.get("field") in _OF_A_STEP]
     now = {field: getattr(train, field.removeprefix("train.")) for field in _OF_A_STEP}
     for event in reversed(changed):
-        now[event["field"]] = event["old"]
+        now[event["field"]] = event.get("old")
     processes = read_environment(run_dir / "environment.json").get("processes", 1)
     found = {0: (dict(now), processes)}
     for event in events:
         if event in changed:
-            now[event["field"]] = event["new"]
+            now[event["field"]] = event.get("new")
         elif event["event"] in ("resumed", "restarted"):
             processes = event.get("processes", processes)
         else:
             continue
         found = {step: then for step, then in found.items() if step < event["step"]}
         found[event["step"]] = (dict(now), processes)
-    return {
-        step: (dataclasses.replace(train, **{k.removeprefix("train."): v for k, v in then.items()}), processes)
-        for step, (then, processes) in found.items()
-    }
+    try:
+        return {
+            step: (dataclasses.replace(train, **{k.removeprefix("train."): v for k, v in then.items()}), processes)
+            for step, (then, processes) in found.items()
+        }
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{run_dir / 'events.jsonl'}: holds a change that no recipe can have: {error}") from None
 
 
 def weights_checksum(weights: Mapping[str, torch.Tensor]) -> str:

@@ -153,12 +153,13 @@ class TrainingResult:
 
     def summary(self) -> Iterator[str]:
         """The last sample and where things are, for people."""
-        if self.samples:
-            step, text = self.samples[-1]["step"], escape_unprintable(self.samples[-1]["text"])
-            yield f"\nsample     after step {step}:\n\n{text}\n"
-        best = None
-        with contextlib.suppress(UserError):
+        best, samples = None, []
+        with contextlib.suppress(UserError):  # what another program left there costs no summary
+            samples = self.samples
             best = checkpoint.pointed(self.output_dir, "best")
+        if samples:
+            step, text = samples[-1]["step"], escape_unprintable(samples[-1]["text"])
+            yield f"\nsample     after step {step}:\n\n{text}\n"
         yield f"model      {self.checkpoints[-1]}" + (f"   (best on validation text: {best.name})" if best else "")
         if (plot := self.output_dir / "loss.png").is_file():
             yield f"loss plot  {plot}"

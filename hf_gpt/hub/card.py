@@ -25,6 +25,7 @@ from ..report.plots import loss_plot
 from ..report.records import has_losses
 from ..storage import read_json, write_bytes, write_text
 from ..training.observers import Observer
+from ..training.resume import earlier_recipe
 from ..training.run_log import read_lines
 from .card_merge import UNPUBLISHED, bare_card, compose
 from .markdown import template
@@ -77,7 +78,9 @@ class CardWriter(Observer):
 
 def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     """The variables of the template: what the run and the checkpoint recorded, up to the checkpoint's step."""
-    recipe = Recipe.from_yaml(run_dir / "recipe.yaml")
+    recipe = earlier_recipe(run_dir)
+    if recipe is None:
+        raise UserError(f"{run_dir}: has no recipe.yaml, which a card is made from")
     environment, config = read_json(run_dir / "environment.json"), read_json(checkpoint / "config.json")
     state = read_json(checkpoint / _STATE)
     if not state:

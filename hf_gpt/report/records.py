@@ -3,6 +3,7 @@
 A run may be training still, have died, or come from another machine, so nothing but `metrics.jsonl` must be there.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -71,6 +72,9 @@ def read_run(run_dir: str | Path) -> RunRecord:
     """
     run_dir, problems = Path(run_dir), []
 
+    def note(problem: str) -> None:
+        problems.append(problem.replace(f"{run_dir}{os.sep}", ""))  # a report may be published
+
     def attempt(read: Callable[[Path], Any], name: str, kind: type) -> Any:
         try:
             found = read(run_dir / name)
@@ -78,7 +82,8 @@ def read_run(run_dir: str | Path) -> RunRecord:
                 return found
             problems.append(f"{name}: holds a {type(found).__name__}")
         except (UserError, OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            problems.append(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            what = str(error).splitlines()[0] if str(error) else type(error).__name__
+            note(what if str(run_dir / name) in what else f"{name}: {what}")
         return kind()
 
     def text(path: Path) -> str:
@@ -89,9 +94,9 @@ def read_run(run_dir: str | Path) -> RunRecord:
     best = best[0] if best else None
     return RunRecord(
         run_dir=run_dir,
-        metrics=read_metrics(run_dir, problems.append),
-        samples=attempt(lambda path: read_lines(path, problems.append), "samples.jsonl", list),
-        events=attempt(lambda _: read_events(run_dir, problems.append), "events.jsonl", list),
+        metrics=read_metrics(run_dir, note),
+        samples=attempt(lambda path: read_lines(path, note), "samples.jsonl", list),
+        events=attempt(lambda _: read_events(run_dir, note), "events.jsonl", list),
         environment=attempt(read_json, "environment.json", dict),
         recipe=attempt(lambda _: yaml.safe_load(recipe_text) if recipe_text else {}, "recipe.yaml", dict),
         recipe_text=recipe_text,

@@ -406,11 +406,14 @@ class TrainingRun:
         """
         if not self.accelerator.is_main_process:
             return
-        checkpoint.point(self.run_dir, "latest", newest)
-        if self.progress.best_step is not None:
-            best = newest.with_name(checkpoint.name_of(self.progress.best_step))
-            if best.is_dir():
-                checkpoint.point(self.run_dir, "best", best)
+        try:
+            checkpoint.point(self.run_dir, "latest", newest)
+            if self.progress.best_step is not None:
+                best = newest.with_name(checkpoint.name_of(self.progress.best_step))
+                if best.is_dir():
+                    checkpoint.point(self.run_dir, "best", best)
+        except OSError as error:  # the checkpoint is there
+            self.say(f"warning: {error.filename}: cannot be written: {error.strerror}")
         self.observers.saved(self, newest)
         self._prune()
 

@@ -12,6 +12,7 @@ wait for the next one, and the run goes on.
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,8 @@ class RunLog(Observer):
                     write_bytes(name_aside(path), before)
                 write_bytes(path, content)
         for problem in problems:
-            training.event("damaged record", f"warning: {problem}", what=problem)
+            what = problem.replace(f"{training.run_dir}{os.sep}", "")  # events may be published
+            training.event("damaged record", f"warning: {problem}", what=what)
         if training.resumed_from is not None and training.resumed_from.parents[1] == training.run_dir:
             self._note_missing(training, {path: [line["step"] for _, line in found[path][0]] for path in found})
 
@@ -91,8 +93,9 @@ class RunLog(Observer):
             due = [s for s in range(end + 1) if training.evaluates_at(s) or (path == self._metrics and s % every == 0)]
             what = f"{count - len(steps[path])} of the {count} lines up to step {end} are missing"
             gone = _stretches(due, set(due) - set(steps[path]))
-            what = f"{path}: {what}{f': steps {gone}' * bool(gone)}"
-            training.event("missing lines", f"warning: {what}; training goes on without them", what=what)
+            what = f"{path.name}: {what}{f': steps {gone}' * bool(gone)}"
+            message = f"warning: {path.with_name(what)}; training goes on without them"
+            training.event("missing lines", message, what=what)
 
     def stepped(self, training: "TrainingRun", step: int, metrics: dict[str, Any] | None) -> None:
         if metrics is not None:
