@@ -102,7 +102,7 @@ def placing(final: Path) -> Iterator[Path]:
 def leave_out_odd(directory: Path) -> list[str]:
     """Remove from a checkpoint that is being written what is no file, such as a link or a pipe; returns the names."""
     odd = []
-    for path in directory.rglob("*"):
+    for path in sorted(directory.rglob("*")):
         if not _is_plain(path) and (path.is_symlink() or not path.is_dir()):
             odd.append(path.relative_to(directory).as_posix())
             _remove(path)

@@ -64,10 +64,10 @@ def plot(
     """
     runs = [read_run(run_dir) for run_dir in run_dirs]
     for run in runs:
+        if not has_losses(run.metrics):
+            raise UserError("; ".join([f"{run.run_dir}: metrics.jsonl holds no loss yet", *run.problems[:1]]))
         for problem in run.problems if say else ():
             say(f"warning: {problem}")
-        if not has_losses(run.metrics):
-            raise UserError(f"{run.run_dir}: metrics.jsonl holds no loss yet")
     folders = [run.run_dir.resolve() for run in runs]
     if len(set(folders)) < len(folders):
         twice = next(folder for folder in folders if folders.count(folder) > 1)

@@ -80,19 +80,20 @@ class RunLog(Observer):
             what = problem.replace(f"{training.run_dir}{os.sep}", "")  # events may be published
             training.event("damaged record", f"warning: {problem}", what=what)
         if training.resumed_from is not None and training.resumed_from.parents[1] == training.run_dir:
-            self._note_missing(training, {path: [line["step"] for _, line in found[path][0]] for path in found})
+            self._note_missing(training, {path: [line for _, line in found[path][0]] for path in found})
 
-    def _note_missing(self, training: "TrainingRun", steps: Mapping[Path, Sequence[int]]) -> None:
+    def _note_missing(self, training: "TrainingRun", kept: Mapping[Path, Sequence[Mapping[str, Any]]]) -> None:
         """Say which lines from before the checkpoint are gone: the run goes on, and cannot write them again."""
         written, end = read_json(training.resumed_from / _COUNTS), training.progress.step
+        evaluated = {line["step"] for path in kept for line in kept[path] if {"eval_train_loss", "text"} & line.keys()}
         for path in (self._metrics, self._samples):
-            count = written.get(path.name)
-            if not isinstance(count, int) or len(steps[path]) >= count:
+            count, steps = written.get(path.name), {line["step"] for line in kept[path]}
+            if not isinstance(count, int) or len(kept[path]) >= count:
                 continue
-            every = training.recipe.train.log_every
-            due = [s for s in range(end + 1) if training.evaluates_at(s) or (path == self._metrics and s % every == 0)]
-            what = f"{count - len(steps[path])} of the {count} lines up to step {end} are missing"
-            gone = _stretches(due, set(due) - set(steps[path]))
+            every = training.recipe.train.log_every if path == self._metrics else end + 1
+            due = [s for s in range(end + 1) if s in evaluated or training.evaluates_at(s) or (s and s % every == 0)]
+            what = f"{count - len(kept[path])} of the {count} lines up to step {end} are missing"
+            gone = _stretches(due, set(due) - steps)
             what = f"{path.name}: {what}{f': steps {gone}' * bool(gone)}"
             message = f"warning: {path.with_name(what)}; training goes on without them"
             training.event("missing lines", message, what=what)
@@ -195,13 +196,15 @@ def _read(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], str | None]:
         except ValueError:
             line = None
         if _is_line(path.name, line):
-            found.append((raw, line))
+            found.append(
+                (raw, {key: value for key, value in line.items() if value is not None or key not in _NUMBERS})
+            )
         elif number <= len(raw_lines) or not raw.startswith(b"{"):
             odd.append(number)
     if not odd:
         return found, None
-    more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-    return found, f"{path}: line {odd[0]}{more} left out: not what is written there"
+    more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+    return found, f"{path}: line {odd[0]} is damaged{more} and left out"
 
 
 def _is_line(record: str, line: Any) -> bool:
@@ -211,7 +214,7 @@ def _is_line(record: str, line: Any) -> bool:
     if line["step"] < 0:
         return False
     if record == "metrics.jsonl":
-        return all(_is_number(line[name]) for name in _NUMBERS & line.keys())
+        return all(line[name] is None or _is_number(line[name]) for name in _NUMBERS & line.keys())
     if record == "samples.jsonl":
         return isinstance(line.get("prompt"), str) and isinstance(line.get("text"), str)
     return record != "events.jsonl" or isinstance(line.get("event"), str)
