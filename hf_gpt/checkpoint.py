@@ -3,37 +3,64 @@
 A checkpoint is a Hub repo that stands on its own: weights, configuration, tokenizer, model card. What only training
 needs lies in its `training_state/`, among it a manifest with the size and SHA-256 of every file but the card, which
 people may edit. Writing one is atomic: it is filled under a temporary name, flushed to disk, then renamed. The
-manifest finds what happened to it later. `latest` and `best` are small files that hold the name of a step.
+manifest finds what happened to it later, and says what the checkpoint is: a file that somebody added changes nothing.
+`latest` and `best` are small files that hold the name of a step.
 
     <run>/checkpoints/step-00000500/     config.json model.safetensors tokenizer.json ... training_state/manifest.json
     <run>/checkpoints/latest             step-00000500
     <run>/checkpoints/best               step-00000400
 
-This file knows files only. What is in a training state is the business of `training/state.py`.
+A checkpoint whose content is not the manifest's is damaged, and can be set aside. One that cannot be read may be
+whole, so it is only refused. This file knows files only: what is in a training state is the business of
+`training/state.py`.
 """
 
+import atexit
 import contextlib
 import hashlib
-import json
+import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+import stat
+import sys
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .configuration_gpt import WRAPPERS, forget_wrappers
 from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError
-from .loading import reading, skeleton
+from .loading import reading_model, skeleton
 from .network import hub_requests
-from .storage import local_path, replacing_directory, translate_disk_errors, write_json, write_text
+from .storage import (
+    entries,
+    is_there,
+    local_path,
+    parse_json,
+    read_file,
+    read_json,
+    reading,
+    refusing_unreadable,
+    replacing_directory,
+    set_aside,
+    translate_disk_errors,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TRAINING_STATE = "training_state"
 MANIFEST = f"{TRAINING_STATE}/manifest.json"
-_STEP = re.compile(r"step-(\d{8,})")
+_CARD, _ADAPTER = "README.md", "adapter_config.json"
+_STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})")
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint whose content is not what its manifest says, or that lacks one."""
 
 
 def name_of(step: int) -> str:
@@ -47,58 +74,166 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(run_dir: str | Path) -> list[Path]:
-    """The checkpoints of a run, oldest first. Half-written ones have another name and are not among them."""
-    found = [path for path in (Path(run_dir) / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name)]
-    return sorted(found, key=step_of)
+    """The checkpoints of a run, oldest first. Half-written ones have another name and are not among them.
+
+    Raises:
+        UserError: their folder cannot be read.
+    """
+    return sorted((path for path in entries(Path(run_dir) / "checkpoints") if _STEP.fullmatch(path.name)), key=step_of)
 
 
 @contextlib.contextmanager
 def writing(run_dir: str | Path, step: int) -> Iterator[Path]:
     """A directory to fill; when the block ends without an error it becomes the checkpoint of `step` in one rename."""
     final = Path(run_dir) / "checkpoints" / name_of(step)
-    with translate_disk_errors(final), replacing_directory(final) as directory:
+    with translate_disk_errors(final), placing(final) as directory:
         (directory / TRAINING_STATE).mkdir()
         yield directory
         write_json(directory / MANIFEST, _describe(directory))
 
 
-def verify(checkpoint: str | Path) -> None:
-    """Compare a checkpoint with its manifest; a :class:`UserError` names the first file that is not right."""
-    checkpoint = Path(checkpoint)
+@contextlib.contextmanager
+def placing(final: Path) -> Iterator[Path]:
+    """A directory to fill, which then becomes the checkpoint `final`; another one of that name is set aside."""
+    with replacing_directory(final) as directory:
+        yield directory
+        if is_there(final):
+            set_aside(final)
+
+
+def leave_out_odd(directory: Path) -> list[str]:
+    """Remove from a checkpoint that is being written what is no file, such as a link or a pipe; returns the names."""
+    odd = []
+    for path in sorted(directory.rglob("*")):
+        if not _is_plain(path) and (path.is_symlink() or not path.is_dir()):
+            odd.append(path.relative_to(directory).as_posix())
+            _remove(path)
+    return odd
+
+
+def listed(checkpoint: Path) -> dict[str, tuple[int, str]]:
+    """What the manifest of a checkpoint lists: size and SHA-256 by the file's path in it.
+
+    Raises:
+        DamagedCheckpoint: there is no manifest, or it is not one.
+        UserError: it cannot be read.
+    """
+    content = read_file(checkpoint / MANIFEST)
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        manifest = parse_json(content or b"")
         files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         files = {}
-    if not files:
-        raise UserError(f"{checkpoint}: not a complete training checkpoint: {MANIFEST} is missing or damaged")
-    for name, (size, digest) in files.items():
+    if not files or not all(map(_stays_inside, files)):
+        raise DamagedCheckpoint(f"{checkpoint}: not a complete training checkpoint: {MANIFEST} is missing or damaged")
+    return files
+
+
+def verify(checkpoint: str | Path, patterns: Iterable[str] = ("*",)) -> None:
+    """Compare a checkpoint, or its files of some names, with its manifest.
+
+    Raises:
+        DamagedCheckpoint: the first file that is not right.
+        UserError: the first that cannot be read.
+    """
+    checkpoint = Path(checkpoint)
+    for name, (size, digest) in listed(checkpoint).items():
+        if not any(fnmatch(name, pattern) for pattern in patterns):
+            continue
         path = checkpoint / name
-        try:
-            is_whole = path.stat().st_size == size and _sha256(path) == digest
-        except OSError as error:
-            raise UserError(f"{path}: missing or unreadable: {error.strerror or error}") from None
-        if not is_whole:
-            raise UserError(f"{path}: truncated or altered: its size or SHA-256 is not the manifest's")
+        with reading(path) as file:
+            if file is None:
+                raise DamagedCheckpoint(f"{path}: missing")
+            if _sha256(file) != digest or os.fstat(file.fileno()).st_size != size:
+                raise DamagedCheckpoint(f"{path}: truncated or altered: its size or SHA-256 is not the manifest's")
+
+
+def unlisted(checkpoint: Path) -> list[str]:
+    """Files and folders that somebody put into a checkpoint; not what no program looks for: the card, hidden ones."""
+    known = {name.partition("/")[0] for name in listed(checkpoint)} | {TRAINING_STATE, _CARD, "__pycache__"}
+    return [path.name for path in entries(checkpoint) if path.name not in known and not path.name.startswith(".")]
+
+
+def opened(folder: Path, patterns: Iterable[str] = ("*",)) -> Path:
+    """The folder that transformers may be given for the model in `folder`, or for its files of some names.
+
+    A checkpoint is verified. If something was added to it, that is left out, in words and from the folder: what comes
+    back has links to the listed files, and is gone when this process ends. Another folder is what is in it.
+
+    Raises:
+        UserError: it is damaged, cannot be read, names files of other folders, or holds an adapter: transformers would
+            add that to the model, or to another one that it names, without a word.
+    """
+    if not is_there(folder / MANIFEST):
+        for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+            if is_there(folder / index):
+                _shards(folder / index)
+        if is_there(folder / _ADAPTER):
+            what = "move that elsewhere to use the model alone, or merge it with PEFT's merge_and_unload()"
+            raise UserError(f"{folder}: holds an adapter, {_ADAPTER}, beside a model; {what}")
+        return folder
+    verify(folder, patterns)
+    files = listed(folder)
+    added = [*unlisted(folder), *({_ADAPTER} & files.keys())]
+    if not added:
+        return folder
+    print(f"{folder}: {', '.join(added)}: no part of the model by its manifest, and left out", file=sys.stderr)
+    view = Path(tempfile.mkdtemp(prefix="hf_gpt-model-"))
+    atexit.register(shutil.rmtree, view, ignore_errors=True)
+    for name in files.keys() - {_ADAPTER}:
+        if not name.startswith(f"{TRAINING_STATE}/"):
+            (view / name).parent.mkdir(parents=True, exist_ok=True)
+            _link(folder / name, view / name)
+    return view
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """The folder that transformers may be given for the tokenizer in `folder`: as `opened`, without its adapters."""
+    return opened(folder, ("config.json", *TOKENIZER_FILES)) if is_there(folder / MANIFEST) else folder
+
+
+def copy_listed(source: Path, destination: Path, *, with_training_state: bool) -> None:
+    """Copy a checkpoint into a directory: what its manifest lists and the card, and nothing else."""
+    for name in (*listed(source), MANIFEST, _CARD):
+        is_copied = with_training_state or not name.startswith(f"{TRAINING_STATE}/")
+        with reading(source / name) as file:
+            if is_copied and file is not None:
+                (destination / name).parent.mkdir(parents=True, exist_ok=True)
+                with open(destination / name, "wb") as copy:
+                    shutil.copyfileobj(file, copy)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model, as transformers chooses them: one, or the shards that its index names.
+
+    A checkpoint has those that its manifest lists.
+
+    Raises:
+        UserError: there are none, or the index is damaged or names a file that is not there or in another folder.
+    """
+    here = set(listed(folder)) if is_there(folder / MANIFEST) else {path.name for path in entries(folder)}
+    names, index = ["model.safetensors"], "model.safetensors.index.json"
+    if names[0] not in here and index in here:
+        names = _shards(folder / index)
+    if missing := [name for name in names if name not in here]:
+        raise UserError(f"{folder}: has no {missing[0]}")
+    return [folder / name for name in names]
 
 
 def newest_whole(run_dir: str | Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest checkpoint that verifies, and each newer one with what is wrong with it."""
+    """The newest checkpoint that verifies, and each newer one that is damaged, with what is wrong with it.
+
+    Raises:
+        UserError: one of them cannot be read: it may be whole.
+    """
     problems = {}
     for checkpoint in reversed(checkpoints(run_dir)):
         try:
             verify(checkpoint)
             return checkpoint, problems
-        except UserError as error:
+        except DamagedCheckpoint as error:
             problems[checkpoint] = str(error)
     return None, problems
-
-
-def set_aside(checkpoint: Path) -> None:
-    """Rename a damaged checkpoint, so that no run resumes from it and a person can still look at it."""
-    aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    checkpoint.rename(aside)
 
 
 def point(run_dir: str | Path, name: str, checkpoint: Path) -> None:
@@ -107,13 +242,19 @@ def point(run_dir: str | Path, name: str, checkpoint: Path) -> None:
 
 
 def pointed(run_dir: str | Path, name: str) -> Path | None:
-    """The checkpoint that `latest` or `best` names, if it is there."""
+    """The checkpoint that `latest` or `best` names, if it is there.
+
+    Raises:
+        UserError: it names no checkpoint of this run, or cannot be read.
+    """
     pointer = Path(run_dir) / "checkpoints" / name
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        checkpoint = pointer.parent / pointer.read_text().strip()
-        if _STEP.fullmatch(checkpoint.name) and checkpoint.is_dir():
-            return checkpoint
-    return None
+    if (content := read_file(pointer)) is None:
+        return None
+    found = content.decode("utf-8", "replace").strip()
+    if pointer.is_symlink() or not _STEP.fullmatch(found):
+        what = "is a link" if pointer.is_symlink() else f"names {found[:60]!r}"
+        raise UserError(f"{pointer}: {what}, and must hold the name of a checkpoint beside it; remove it or mend it")
+    return pointer.parent / found if is_there(pointer.parent / found) else None
 
 
 def prune(run_dir: str | Path, keep: int | None, needed: Collection[Path] = ()) -> None:
@@ -121,19 +262,22 @@ def prune(run_dir: str | Path, keep: int | None, needed: Collection[Path] = ()) 
     clear_unfinished(run_dir)
     if keep is None:
         return
-    best = pointed(run_dir, "best")
+    try:
+        best = pointed(run_dir, "best")
+    except UserError:
+        return  # any of them may be the best
     for checkpoint in checkpoints(run_dir)[:-keep]:
         if checkpoint != best and checkpoint not in needed:
             doomed = checkpoint.with_name(f".removing-{checkpoint.name}")
             checkpoint.rename(doomed)  # so that no half-removed directory ever bears a checkpoint's name
-            shutil.rmtree(doomed)
+            _remove(doomed)
 
 
 def clear_unfinished(run_dir: str | Path) -> None:
     """Remove what a process that died left half-written or half-removed."""
-    for pattern in (".writing-*", ".removing-*"):
-        for path in (Path(run_dir) / "checkpoints").glob(pattern):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in entries(Path(run_dir) / "checkpoints"):
+        if path.name.startswith((".writing-", ".removing-")):
+            _remove(path)
 
 
 @contextlib.contextmanager
@@ -141,18 +285,20 @@ def run_lock(run_dir: str | Path) -> Iterator[None]:
     """While the block runs, no other process can train into `run_dir`: the lock goes with the process that holds it.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or there can be no lock.
     """
     from filelock import FileLock, Timeout
 
     path = Path(run_dir) / "checkpoints" / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(FileLock(path, timeout=0))
         except Timeout:
             text = "another process is training there; wait for it, or give another output_dir"
             raise UserError(f"{run_dir}: {text}") from None
+        except (OSError, NotImplementedError) as error:  # a directory in its place, a disk that knows no locks
+            raise UserError(f"{path}: cannot be locked: {getattr(error, 'strerror', None) or error}") from error
         yield
 
 
@@ -165,10 +311,8 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     device = find_device(device)
-    source = model_folder(model)
-    if (source / MANIFEST).is_file():
-        verify(source)
-    with reading(model):
+    source = opened(model_folder(model))
+    with reading_model(model):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         is_whole = getattr(config, "quantization_config", None) is None  # else weights are smaller than they look
         skeleton(lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False), config, model, is_whole)
@@ -227,15 +371,19 @@ def resolve_model(model: str) -> str:
         UserError: a local path that is missing or holds no model.
     """
     path = local_path(model)
-    if path.name in ("best", "latest") and path.parent.name == "checkpoints":
-        found = pointed(path.parent.parent, path.name)
-    elif (path / "checkpoints").is_dir():
-        found = pointed(path, "best") or next(iter(reversed(checkpoints(path))), None)
-    else:
-        is_local = path.exists() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
-        if is_local and not (path / "config.json").is_file():
-            raise UserError(f"{model}: no such directory, or not a model: it has no config.json")
-        return str(path) if model.startswith("~") else model
+    with refusing_unreadable(path):
+        if path.name in ("best", "latest") and path.parent.name == "checkpoints":
+            found = pointed(path.parent.parent, path.name)
+        elif (path / "checkpoints").is_dir():
+            found = pointed(path, "best")
+            if found is None and is_there(path / "checkpoints" / "best"):
+                print(f"{model}: its best checkpoint is not there; taking its newest", file=sys.stderr)
+            found = found or next(reversed(checkpoints(path)), None)
+        else:
+            is_local = path.exists() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
+            if is_local and not (path.is_dir() and is_there(path / "config.json")):
+                raise UserError(f"{model}: no such directory, or not a model: it has no config.json")
+            return str(path) if model.startswith("~") else model
     if found is None:
         raise UserError(f"{model}: the run has no checkpoint yet")
     return str(found)
@@ -284,18 +432,52 @@ def model_folder(model: str, revision: str | None = None) -> Path:
 
 def _describe(directory: Path) -> dict[str, Any]:
     # The card is not among them: people write into it, here and on the Hub.
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "README.md")
-    return {
-        "files": {
-            path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
-            for path in files
-        }
-    }
+    found = {}
+    for path in sorted(path for path in directory.rglob("*") if _is_plain(path) and path.name != _CARD):
+        with open(path, "rb") as file:
+            found[path.relative_to(directory).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(file)}
+    return {"files": found}
 
 
-def _sha256(path: Path) -> str:
+def _is_plain(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a path in a manifest or an index is one of a file in the folder."""
+    path = Path(name)
+    return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that the index of a model in shards names."""
+    weights = read_json(index).get("weight_map")
+    names = [*weights.values()] if isinstance(weights, dict) and weights else [None]
+    for name in names:
+        if not isinstance(name, str) or not _stays_inside(name) or "/" in name:
+            what = f"names {name!r}, which is no file of its folder" if isinstance(name, str) else "names no files"
+            raise UserError(f"{index}: {what}; the weights were not read")
+    return [*dict.fromkeys(names)]
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a directory, as far as that can be done; the next run tries again."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _link(file: Path, link: Path) -> None:
+    try:
+        link.symlink_to(file.resolve())
+    except OSError:  # Windows asks for a permission
+        shutil.copyfile(file, link)
+
+
+def _sha256(file: IO[bytes]) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()

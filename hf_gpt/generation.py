@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 
 from .configuration_gpt import GPTConfig
 from .errors import UserError
-from .loading import reading
+from .loading import reading_model
 from .loss import evaluating
 from .recipe import MAX_TEMPERATURE, MIN_TEMPERATURE, MOST_NEW_TOKENS
 
@@ -153,7 +153,7 @@ def generate(model: PreTrainedModel, input_ids: torch.Tensor, **options: Any) ->
     Raises:
         UserError: it fails.
     """
-    with reading("generate()", "fails with this model and its generation config"):
+    with reading_model("generate()", "fails with this model and its generation config"):
         return model.generate(input_ids, **options)
 
 
@@ -265,7 +265,7 @@ def token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: 
         UserError: the model does not have some of them.
     """
     # Not verbose: a prompt longer than the window needs no warning, the window slides.
-    with reading("the model's tokenizer", "cannot read this text"):
+    with reading_model("the model's tokenizer", "cannot read this text"):
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     num_known = model.get_input_embeddings().num_embeddings
     if max(ids, default=0) >= num_known:

@@ -1,8 +1,8 @@
 """Models of strangers: their files may hold anything, and what cannot be used ends in one line.
 
-`reading` surrounds every place where transformers reads a folder that may not be ours. `skeleton` builds a model with
-shapes and no contents, so that what its class refuses, sizes that no tensor can have, and weights that do not fit into
-memory are found in milliseconds, before any are read or made.
+`reading_model` surrounds every place where transformers reads a folder that may not be ours. `skeleton` builds a model
+with shapes and no contents, so that what its class refuses, sizes that no tensor can have, and weights that do not fit
+into memory are found in milliseconds, before any are read or made.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def skeleton(
     if isinstance(layers := sizes["num_hidden_layers"], int) and layers > _MOST_LAYERS:
         raise UserError(f"{name}: no model can have its configuration: {layers:,} layers, of at most {_MOST_LAYERS:,}")
     problem = "no model can have its configuration"
-    with reading(name, problem), torch.device("meta"), no_init_weights(), torch.random.fork_rng(devices=[]):
+    with reading_model(name, problem), torch.device("meta"), no_init_weights(), torch.random.fork_rng(devices=[]):
         model = build()
     if must_fit:
         _refuse_larger_than_memory(model, name)
@@ -63,7 +63,7 @@ def reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def reading(name: str, problem: str = "cannot be loaded as a model") -> Iterator[None]:
+def reading_model(name: str, problem: str = "cannot be loaded as a model") -> Iterator[None]:
     """Reads files quietly; whatever goes wrong is a `UserError` about `name`, which is what the user calls them."""
     try:
         with quiet():

@@ -21,11 +21,12 @@ from .display import Shown
 from .errors import UserError
 from .recipe import Recipe, TrainRecipe
 from .run import prepare_run, scratch_recipe
-from .storage import local_path, read_json
+from .storage import is_there, local_path
 from .training.data import num_steps
 from .training.loop import TrainingRun, run
 from .training.observers import Observer
 from .training.provenance import changes_of_environment
+from .training.resume import read_environment
 from .training.run_log import read_events, read_metrics
 from .training.signals import lost_process_ends_run
 from .training.state import whole_weights
@@ -85,9 +86,9 @@ def replay(
         UserError: there is no such run, or it keeps no checkpoint of `start`.
     """
     run_dir = local_path(run_dir)
-    if not (run_dir / "recipe.yaml").is_file():
+    if not is_there(run_dir / "recipe.yaml"):
         raise UserError(f"{run_dir}: not a run: there is no recipe.yaml in it")
-    parent = read_json(run_dir / "environment.json").get("parent")
+    parent = read_environment(run_dir / "environment.json").get("parent")
     beginning = parent["step"] if parent else 0
     kept = {checkpoint.step_of(path): path for path in checkpoint.checkpoints(run_dir)}
     if not kept:
@@ -173,8 +174,8 @@ class _Comparison(Observer):
         ]
         if kept:
             theirs: dict[str, torch.Tensor] = {}
-            for shard in kept.glob("model*.safetensors"):
-                theirs |= load_file(shard)
+            for file in checkpoint.weight_files(kept):
+                theirs |= load_file(file)
             found.append(Compared(step, "weights", weights_checksum(theirs), weights_checksum(weights)))
         self.results[step] = found
         if self._watch is not None:
@@ -189,25 +190,28 @@ def _conditions(run_dir: Path, train: TrainRecipe) -> dict[int, tuple[TrainRecip
     resumes from a step trains all later steps again, so earlier entries for later steps no longer count.
     """
     events = read_events(run_dir)
-    changed = [e for e in events if e["event"] == "changed" and e["field"] in _OF_A_STEP]
+    changed = [e for e in events if e["event"] == "changed" and e.get("field") in _OF_A_STEP]
     now = {field: getattr(train, field.removeprefix("train.")) for field in _OF_A_STEP}
     for event in reversed(changed):
-        now[event["field"]] = event["old"]
-    processes = read_json(run_dir / "environment.json").get("processes", 1)
+        now[event["field"]] = event.get("old")
+    processes = read_environment(run_dir / "environment.json").get("processes", 1)
     found = {0: (dict(now), processes)}
     for event in events:
         if event in changed:
-            now[event["field"]] = event["new"]
+            now[event["field"]] = event.get("new")
         elif event["event"] in ("resumed", "restarted"):
             processes = event.get("processes", processes)
         else:
             continue
         found = {step: then for step, then in found.items() if step < event["step"]}
         found[event["step"]] = (dict(now), processes)
-    return {
-        step: (dataclasses.replace(train, **{k.removeprefix("train."): v for k, v in then.items()}), processes)
-        for step, (then, processes) in found.items()
-    }
+    try:
+        return {
+            step: (dataclasses.replace(train, **{k.removeprefix("train."): v for k, v in then.items()}), processes)
+            for step, (then, processes) in found.items()
+        }
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{run_dir / 'events.jsonl'}: holds a change that no recipe can have: {error}") from None
 
 
 def weights_checksum(weights: Mapping[str, torch.Tensor]) -> str:

@@ -4,6 +4,7 @@ The core ends here. What a run does beside training is a list of observers; `def
 `train(recipe, observers=[...])` adds a user's own.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from .errors import UserError
 from .hub.background import BackgroundPush
 from .hub.card import CardWriter
 from .hub.fetch import fetch_run
-from .loading import reading
+from .loading import reading_model
 from .recipe import CheckpointRecipe, HubRecipe, ModelRecipe, Recipe, TrackingRecipe
 from .report.notebook import Picture
 from .report.page import ReportWriter
@@ -29,7 +30,7 @@ from .storage import local_path, refuse_unwritable
 from .training.loop import run
 from .training.model import Pretrained
 from .training.observers import Observer
-from .training.run_log import RunLog, read_lines, read_metrics
+from .training.run_log import RunLog, read_lines
 from .training.setup import Job, prepare
 from .training.signals import exit_on_preemption, lost_process_ends_run
 from .training.terminal import Terminal
@@ -99,8 +100,9 @@ def find_pretrained(recipe: ModelRecipe) -> Pretrained | None:
     """
     if not recipe.from_pretrained:
         return None
-    folder = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
-    with reading("model", f"{recipe.from_pretrained} cannot be continued"):
+    source = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
+    folder = checkpoint.opened(source)
+    with reading_model("model", f"{recipe.from_pretrained} cannot be continued"):
         kind = GPTConfig.get_config_dict(folder)[0].get("model_type")
         if kind not in (GPTConfig.model_type, "gpt2"):
             raise UserError(
@@ -108,7 +110,7 @@ def find_pretrained(recipe: ModelRecipe) -> Pretrained | None:
                 " continued"
             )
         in_our_layout = folder if kind == GPTConfig.model_type else convert_into_cache(folder)
-    commit = folder.name if folder.parent.name == "snapshots" else None  # of the Hub's cache
+    commit = source.name if source.parent.name == "snapshots" else None  # of the Hub's cache
     return Pretrained(in_our_layout, commit, folder)
 
 
@@ -140,7 +142,7 @@ class TrainingResult(Shown):
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`."""
-        return read_metrics(self.output_dir)
+        return read_lines(self.output_dir / "metrics.jsonl")
 
     @property
     def samples(self) -> list[dict[str, Any]]:
@@ -165,11 +167,14 @@ class TrainingResult(Shown):
 
     def summary(self) -> Iterator[str]:
         """The last sample and where things are, for people."""
-        if self.samples:
-            step, text = self.samples[-1]["step"], escape_unprintable(self.samples[-1]["text"].expandtabs(4))
+        best, samples = None, []
+        with contextlib.suppress(UserError):  # what another program left there costs no summary
+            samples = self.samples
+            best = checkpoint.pointed(self.output_dir, "best")
+        if samples:
+            step, text = samples[-1]["step"], escape_unprintable(samples[-1]["text"].expandtabs(4))
             text = re.sub(r"\n\s*\n", "\n\n", text).rstrip()  # many blank lines are one: where things are follows
             yield from ("", f"sample     after step {step}:", "", *text.split("\n"), "")
-        best = checkpoint.pointed(self.output_dir, "best")
         yield f"model      {self.checkpoints[-1]}" + (f"   (best on validation text: {best.name})" if best else "")
         if (plot := self.output_dir / "loss.png").is_file():
             yield f"loss plot  {plot}"

@@ -1,22 +1,28 @@
 """Atomic files and directories: whenever the process dies, each is either the old one or the complete new one.
 
-Everything is written under a temporary name, forced to disk, then renamed. What the files mean is for others to say.
+Everything is written under a temporary name, forced to disk, then renamed; only records, which grow, are appended to.
+Reading keeps three things apart: what is not there, what is damaged, and what cannot be read. The last says nothing
+about the content, so it is refused by name, and nothing takes its place. What the files mean is for others to say.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
 from .errors import UserError
+
+_DEEPEST = 100  # levels of a JSON value
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,16 +72,122 @@ def replacing_directory(final: Path) -> Iterator[Path]:
     flush_path(final.parent)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; `{}` if there is no such file.
+def append(path: Path, content: bytes) -> None:
+    """Append whole lines to a file, all of them or none. What another program left without a line end is ended first.
+
+    The file is opened each time: whoever replaces it meanwhile gets what follows.
 
     Raises:
-        UserError: it is damaged.
+        OSError: it cannot be written, or what is there is not a file.
     """
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
+    with open(descriptor, "r+b", buffering=0) as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(None, "not a file", str(path))
+        if found.st_size and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+            content = b"\n" + content
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(found.st_size)
+            raise
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[IO[bytes] | None]:
+    """A file to read from; None if nothing is there.
+
+    Raises:
+        UserError: something is there and cannot be read: no permission, a disk that fails, a link that leads nowhere,
+            a directory or a pipe.
+    """
+    with refusing_unreadable(path):
+        if not _is_there(path):
+            yield None
+            return
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(None, "it is not a file")
+            yield file
+
+
+@contextlib.contextmanager
+def refusing_unreadable(path: Path) -> Iterator[None]:
+    """An `OSError` in the block, which only reads `path`, becomes a :class:`UserError` that names it."""
     try:
-        return json.loads(path.read_bytes()) if path.is_file() else {}
-    except ValueError:
-        raise UserError(f"{path}: is damaged; remove it to continue without it") from None
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_file(path: Path) -> bytes | None:
+    """The content of a file; None if nothing is there. Raises as `reading` does."""
+    with reading(path) as file:
+        return None if file is None else file.read()
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything at `path`, be it a link that leads nowhere.
+
+    Raises:
+        UserError: the folder cannot be looked into.
+    """
+    with refusing_unreadable(path):
+        return _is_there(path)
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, in order; nothing if it is not there.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with refusing_unreadable(folder):
+        return sorted(folder.iterdir()) if _is_there(folder) else []
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of a JSON text; a `ValueError` where there is none, or one nested deeper than any of ours."""
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [item for part in level if isinstance(part, (dict, list)) for item in _parts(part)]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that `write_json` wrote; `{}` if there is no such file.
+
+    Raises:
+        UserError: it is damaged, or cannot be read.
+    """
+    content = read_file(path)
+    if content is None:
+        return {}
+    with contextlib.suppress(ValueError):
+        if isinstance(value := parse_json(content), dict):
+            return value
+    raise UserError(f"{path}: is damaged; remove it to continue without it")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what is damaged to `damaged-NAME`, or `damaged-NAME-2` and so on: nothing is ever replaced by it."""
+    aside = name_aside(path)
+    path.rename(aside)
+    return aside
+
+
+def name_aside(path: Path) -> Path:
+    """Where `path` would be set aside."""
+    names = (f"damaged-{path.name}{f'-{number}' * (number > 1)}" for number in itertools.count(1))
+    return next(aside for name in names if not is_there(aside := path.with_name(name)))
 
 
 def local_path(name: str | os.PathLike, field: str | None = None) -> Path:
@@ -202,6 +314,24 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
         if isinstance(error, (OSError, UserError)) or code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        os.stat(next(parent for parent in path.absolute().parents if os.path.lexists(parent)))  # a link to nowhere
+        return False
+    return True
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opening a pipe would wait for somebody to write into it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _parts(value: dict | list) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _temporary(path: Path) -> Path:

@@ -17,8 +17,10 @@ from hub_repos import wikitext_files
 from hub_server import Fault, HubServer
 
 from hf_gpt import checkpoint
+from hf_gpt.errors import UserError
 from hf_gpt.hub import background
 from hf_gpt.hub.background import BackgroundPush
+from hf_gpt.hub.push import _files
 from hf_gpt.recipe import HubRecipe
 from hf_gpt.training.run_log import read_lines
 
@@ -600,6 +602,65 @@ def test_a_best_checkpoint_that_is_not_this_runs_stays_away(hub, commands, recip
     code, printed = trained(commands, recipe, tmp_path / "here", hub={"repo_id": repo}, checkpoint={"resume": "hub"})
     assert code == 0, printed
     assert [path.name for path in checkpoint.checkpoints(tmp_path / "here" / "run")] == ["step-00000012"]
+
+
+UPLOAD = """
+import sys
+import huggingface_hub
+where = {"path_in_repo": sys.argv[1], "repo_id": sys.argv[2], "revision": "training"}
+huggingface_hub.HfApi().upload_file(path_or_fileobj=sys.argv[3].encode(), **where)
+print(1)"""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("model.safetensors", "other weights", "model.safetensors: truncated or altered"),
+        ("training_state/manifest.json", "null", "manifest.json is missing or damaged"),
+        ("training_state/state.json", '{"progress": [8]}', "state.json is damaged; nothing was changed here"),
+        ("training_state/run/recipe.yaml", "seed: [", "not valid YAML"),
+        ("training_state/run/environment.json", "[]", "is damaged"),
+    ],
+)
+def test_what_is_damaged_on_the_hub_changes_nothing_here(hub, commands, recipe, step, tmp_path, name, content, says):
+    repo = f"someone/damaged-{Path(name).stem}"
+    sent = ["push", step(8), repo, "--revision", "training", "--with-training-state"]
+    assert commands.run(*sent)[0] == 0
+    in_a_fresh_process(
+        UPLOAD.replace("sys.argv", repr(["", name, repo, content])), hub.environment(tmp_path / "upload")
+    )
+    run = tmp_path / "run"
+    shutil.copytree(step(4), run / "checkpoints" / "step-00000004")
+    for record in ("recipe.yaml", "environment.json", "metrics.jsonl"):
+        shutil.copy(step(4).parents[1] / record, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, printed = trained(commands, recipe, tmp_path, hub={"repo_id": repo}, checkpoint={"resume": "hub"})
+    assert code == 2, printed
+    assert says in printed.splitlines()[-1]
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "lock" not in path.name}
+    assert after == before
+
+
+def test_only_what_the_manifest_lists_is_sent_and_no_link(step, tmp_path):
+    listed = shutil.copytree(step(8), tmp_path / "listed")
+    files = _files(listed, with_training_state=False)
+    (tmp_path / "secret").write_text("secret")
+    (listed / "adapter_model.safetensors").write_text("other weights")
+    (listed / "notes.json").symlink_to(tmp_path / "secret")
+    assert _files(listed, with_training_state=False) == files
+    for name in ("README.md", "config.json"):
+        folder = shutil.copytree(step(8), tmp_path / f"with {name}")
+        (folder / name).unlink()
+        (folder / name).symlink_to(tmp_path / "secret")
+        with pytest.raises(UserError, match=f"{name}: is a link"):
+            _files(folder, with_training_state=False)
+    plain = shutil.copytree(step(8), tmp_path / "plain", ignore=shutil.ignore_patterns("training_state"))
+    assert _files(plain, with_training_state=False).keys() == files.keys()
+    for name in ("notes.json", "notes"):
+        (plain / name).symlink_to(tmp_path / "secret" if name == "notes.json" else tmp_path)
+        with pytest.raises(UserError, match=f"{name}: is a link, and could send any file of this machine"):
+            _files(plain, with_training_state=False)
+        (plain / name).unlink()
 
 
 def test_one_hiccup_does_not_stop_a_run_that_resumes_from_the_hub(hub, commands, recipe, tmp_path):

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -15,10 +17,12 @@ import pytest
 import torch
 from forking import recipe_file
 from hostile import Trap
+from safetensors.torch import load_file, save_file
 from test_training import changed, same_weights, timeless
 
 import hf_gpt
 from hf_gpt import checkpoint
+from hf_gpt.conversion import to_gpt2
 from hf_gpt.errors import RunStopped, UserError
 from hf_gpt.storage import write_json
 from hf_gpt.training.run_log import read_lines
@@ -341,7 +345,6 @@ def test_a_hostile_checkpoint_runs_nothing(copied, tmp_path, kind, capsys):
     ("name", "content", "message"),
     [
         ("environment.json", '{"vers', "environment.json: is damaged"),
-        ("metrics.jsonl", '{"step": 0}\nnot json\n{"step": 1}\n', "metrics.jsonl: line 2 is damaged"),
         ("recipe.yaml", None, "the run has no recipe.yaml; put it back"),
         ("checkpoints/step-00000012/training_state/state.json", '{"progress": null}', "cannot be read"),
     ],
@@ -363,6 +366,168 @@ def test_lines_cut_short_inside_a_character_are_left_out(copied):
     samples = Path(copied["output_dir"], "samples.jsonl")
     samples.write_bytes(samples.read_bytes() + '{"step": 12, "text": "é'.encode()[:-1])
     assert hf_gpt.train({**copied, "train": {**copied["train"], "max_steps": 13}}).metrics[-1]["step"] == 13
+
+
+ADDED = {
+    "model-old.safetensors": b"weights",
+    "model.safetensors.index.json": b'{"weight_map": {"model.norm.weight": "model-old.safetensors"}}',
+    "pytorch_model.bin": b"pickled",
+    "adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "gpt2", "r": 1}',
+    "adapter_model.safetensors": b"weights",
+    "added_tokens.json": b'{"fox": 300}',
+    "chat_template.jinja": b"{{ 1 / 0 }}",
+    "custom_generate/generate.py": b"raise SystemExit(9)",
+}
+
+
+@pytest.fixture
+def added(copied) -> dict:
+    """A run to whose newest checkpoint somebody has added other weights, an adapter, tokens and code."""
+    newest = checkpoint.checkpoints(copied["output_dir"])[-1]
+    other = {name: torch.randn_like(weight) for name, weight in load_file(newest / "model.safetensors").items()}
+    for name, content in ADDED.items():
+        (newest / name).parent.mkdir(exist_ok=True)
+        (newest / name).write_bytes(content)
+        if content == b"weights":
+            save_file(other, newest / name, {"format": "pt"})
+    return copied
+
+
+def test_what_was_added_to_a_checkpoint_is_no_part_of_the_model(added, finished, tmp_path, capsys):
+    """For evaluating and generating, a branch, a model to continue from, and a stock GPT-2."""
+    newest = checkpoint.checkpoints(added["output_dir"])[-1]
+    plain = checkpoint.checkpoints(finished["output_dir"])[-1]
+    (ours, tokenizer), (theirs, their_tokenizer) = (checkpoint.load_model(str(path)) for path in (newest, plain))
+    assert "model-old.safetensors, " in capsys.readouterr().err
+    assert same_weights(ours, theirs)
+    assert tokenizer.get_vocab() == their_tokenizer.get_vocab()
+    assert tokenizer.chat_template is None
+    continued = []
+    for number, source in enumerate((newest, plain)):
+        recipe = changed(finished, output_dir=str(tmp_path / f"from {number}"), train__max_steps=13)
+        continued.append(hf_gpt.train(recipe, parent=f"{source.parents[1]}@12"))
+        model = changed(recipe, output_dir=str(tmp_path / f"model {number}"), train__max_steps=1)
+        continued.append(hf_gpt.train({**model, "model": {"from_pretrained": str(source)}, "tokenizer": {}}))
+        to_gpt2(str(source), str(tmp_path / f"gpt2 {number}"))
+    assert same_weights(continued[0].model, continued[2].model)
+    assert same_weights(continued[1].model, continued[3].model)
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "gpt2 0" / name).read_bytes() == (tmp_path / "gpt2 1" / name).read_bytes()
+
+
+def test_what_was_added_to_a_checkpoint_is_not_resumed_from(added, finished, tmp_path, capsys):
+    resumed = hf_gpt.train(changed(added, train__max_steps=14))
+    assert "pytorch_model.bin: not in its manifest, and left out" in capsys.readouterr().err
+    shutil.copytree(finished["output_dir"], tmp_path / "plain")
+    plain = hf_gpt.train(changed(finished, output_dir=str(tmp_path / "plain"), train__max_steps=14))
+    assert same_weights(resumed.model, plain.model)
+
+
+def test_an_adapter_beside_another_model_is_not_applied_in_silence(added):
+    newest = checkpoint.checkpoints(added["output_dir"])[-1]
+    shutil.rmtree(newest / "training_state")  # and with it the manifest
+    for name in ("model.safetensors.index.json", "added_tokens.json"):
+        (newest / name).unlink()
+    with pytest.raises(
+        UserError, match=r"holds an adapter, adapter_config\.json, beside a model; move that elsewhere"
+    ):
+        checkpoint.load_model(str(newest))
+
+
+# Records
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "says"),
+    [
+        ("metrics.jsonl", 5, r"9 of the 14 lines up to step 12 are missing: steps 5 to 12;"),
+        ("metrics.jsonl", 0, r"14 of the 14 lines up to step 12 are missing: steps 0 to 12;"),
+        ("samples.jsonl", 1, r"1 of the 2 lines up to step 12 are missing: steps 12;"),
+    ],
+)
+def test_lines_from_before_a_checkpoint_that_are_gone_are_named(tiny, tmp_path, capsys, name, kept, says):
+    recipe = changed(tiny, evaluation__every=100)
+    hf_gpt.train(recipe)
+    path = Path(tiny["output_dir"], name)
+    path.write_bytes(b"".join(line + b"\n" for line in path.read_bytes().split(b"\n")[:kept]))
+    capsys.readouterr()
+    hf_gpt.train(changed(recipe, train__max_steps=13))
+    assert len(re.findall(rf"warning: .*{name}: {says} training goes on", capsys.readouterr().err)) == 1
+    events = read_lines(Path(tiny["output_dir"], "events.jsonl"))
+    assert [event["event"] for event in events] == ["missing lines", "changed", "resumed"]
+    assert events[0]["what"] == f"{name}: {says.rstrip(';')}"
+    hf_gpt.train(changed(recipe, train__max_steps=14))  # it was said
+    assert "are missing" not in capsys.readouterr().err
+
+
+class Vandal(hf_gpt.Observer):
+    """Another program that writes into the run's folder, and puts odd things into a checkpoint."""
+
+    def stepped(self, training, step, metrics):
+        if step == 5:
+            run_dir = training.run_dir
+            for name in ("metrics.jsonl", "loss.png", "checkpoints/latest"):
+                (run_dir / name).unlink()
+                (run_dir / name).mkdir()
+            (run_dir / "recipe.yaml").write_text("[" * 10_000)
+            (run_dir / "environment.json").write_text("null")
+            (run_dir / "samples.jsonl").write_text('{"step": 1}\n[]\nnull')
+            (run_dir / "events.jsonl").symlink_to("events.jsonl")
+            (run_dir / "report.html").mkdir()
+        if step == 10:
+            (training.run_dir / "metrics.jsonl").rmdir()
+
+    def saving(self, training, directory):
+        os.mkfifo(directory / "pipe")
+        (directory / "link").symlink_to("/etc/hostname")
+        (directory / "nowhere").symlink_to("/not/there")
+
+
+def test_what_happens_to_the_records_meanwhile_costs_no_checkpoint(finished, tmp_path, capsys):
+    recipe = changed(finished, output_dir=str(tmp_path / "run"), train__log_every=1)
+    run = hf_gpt.train(recipe, observers=[Vandal()])
+    assert [checkpoint.step_of(path) for path in run.checkpoints] == [4, 8, 12]
+    for saved in run.checkpoints:
+        checkpoint.verify(saved)
+        theirs = Path(finished["output_dir"], "checkpoints", saved.name)
+        assert (saved / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+        assert {path.name for path in saved.iterdir()} <= {path.name for path in theirs.iterdir()}
+    assert "hf_gpt: begin" in (run.checkpoints[0] / "README.md").read_text()
+    assert "library_name: transformers" in (run.checkpoints[1] / "README.md").read_text()  # and next to nothing else
+    printed = capsys.readouterr().err
+    assert "metrics.jsonl: cannot be written: Is a directory; training goes on, and its lines wait" in printed
+    assert "the card of step 8 could not be made, and says next to nothing: " in printed
+    assert "link, nowhere, pipe: no file, and left out of the checkpoint of step 8" in " ".join(printed.split())
+    # The lines that waited are there, once the file could be written.
+    assert [line["step"] for line in run.metrics if "train_loss" in line] == list(range(5, 13))
+    assert list(run.summary())
+
+
+def test_a_line_of_another_shape_is_left_out_and_kept_beside(copied, capsys):
+    path = Path(copied["output_dir"], "metrics.jsonl")
+    before = path.read_bytes()
+    odd = b'[1]\nnull\nnot json\n{"step": 8, "train_loss": "low"}\n{"step": -1}\n{"no": "step"}\n\xff\n'
+    path.write_bytes(odd + before)
+    run = hf_gpt.train(changed(copied, train__max_steps=13))
+    assert "metrics.jsonl: line 1 is damaged (and 6 more) and left out" in capsys.readouterr().err
+    assert path.read_bytes().startswith(before)
+    assert path.with_name("damaged-metrics.jsonl").read_bytes() == odd + before
+    assert [line["step"] for line in run.metrics] == [0, 10, 12, 12, 13, 13]
+    plain = read_lines(path)
+    path.write_bytes(path.read_bytes()[:-1])  # a last line without its end is whole
+    assert read_lines(path) == plain
+
+
+@pytest.mark.parametrize("content", ["null", "[1]", "[" * 10_000, '{"versions": 1}', '{"step": NaN}', "\x00"])
+def test_a_report_is_drawn_whatever_the_other_records_hold(copied, content, capsys):
+    from hf_gpt.cli import main
+
+    for name in ("samples.jsonl", "events.jsonl", "environment.json", "recipe.yaml", "checkpoints/best"):
+        Path(copied["output_dir"], name).write_text(content + "\n")
+    assert main(["plot", copied["output_dir"], "--output", copied["output_dir"] + "-plots"]) == 0
+    printed = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("warning: ") for line in printed)
+    assert any("checkpoints/best: names" in line for line in printed)
 
 
 def test_when_no_checkpoint_is_whole_the_run_starts_over_and_its_history_says_so(copied, capsys):

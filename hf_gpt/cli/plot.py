@@ -3,6 +3,7 @@
 import argparse
 
 from .arguments import Parser
+from .output import say
 
 HELP = "write the report of a run, or a comparison of several runs"
 
@@ -24,5 +25,5 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from ..report.page import plot
 
-    for path in plot(arguments.run_dirs, arguments.output, x=arguments.x, log=arguments.log):
+    for path in plot(arguments.run_dirs, arguments.output, x=arguments.x, log=arguments.log, say=say):
         print(path)

@@ -22,12 +22,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..checkpoint import model_folder, refuse_missing_weights
+from ..checkpoint import model_folder, opened, refuse_missing_weights
 from ..configuration_gpt import WRAPPERS, GPTConfig
 from ..data.cache import cache_folder, digest, kept, seal
 from ..data.files import content_hash
 from ..errors import UserError
-from ..loading import reading
+from ..loading import reading_model
 from ..modeling_gpt import (
     GPTForCausalLM,
     GPTForQuestionAnswering,
@@ -95,7 +95,7 @@ def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion
         UserError: it is not GPT-2, or a GPT-2 that our model cannot express, or damaged.
     """
     with new_directory(out) as directory:
-        folder = model_folder(source)
+        folder = opened(model_folder(source))
         config = _config(folder, source, GPT2Config, "GPT-2")
         for field, fixed in _FIELDS_FIXED.items():
             if (value := getattr(config, field)) is not fixed:
@@ -131,7 +131,7 @@ def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
         UserError: it is not our model, or one that GPT-2 cannot express, or damaged.
     """
     with new_directory(out) as directory:
-        folder = model_folder(model)
+        folder = opened(model_folder(model))
         config = _config(folder, model, GPTConfig, "a model of this package")
         if config.is_heterogeneous:
             raise UserError(f"{model}: its layers have different configurations (per_layer_config); GPT-2's have one")
@@ -202,7 +202,7 @@ def _source(
 def load(model_class: type[PreTrainedModel], folder: Path | None, name: str, **how: Any) -> PreTrainedModel:
     """`from_pretrained`, which must fill the model and use every weight. `name`: what the user calls it."""
     how |= {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    with reading(name, f"{model_class.__name__} cannot load it"):
+    with reading_model(name, f"{model_class.__name__} cannot load it"):
         model, report = model_class.from_pretrained(folder, **how)
     refuse_missing_weights(name, report)
     for weight in sorted(report["unexpected_keys"]):
@@ -244,7 +244,7 @@ def _labels(config: PreTrainedConfig, our_class: type[PreTrainedModel]) -> dict[
 
 def _config(folder: Path, source: str, config_class: type[PreTrainedConfig], what: str) -> PreTrainedConfig:
     """The configuration in `folder`, which must be a `config_class`."""
-    with reading(source, "config.json cannot be used"):
+    with reading_model(source, "config.json cannot be used"):
         content, _ = config_class.get_config_dict(folder)
         if content.get("model_type", config_class.model_type) != config_class.model_type:
             raise UserError(f"{source}: config.json has model_type={content['model_type']!r}, which is not {what}")

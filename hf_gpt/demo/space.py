@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from ..checkpoint import model_folder, pointed, resolve_model, short_name
+from ..checkpoint import model_folder, opened, pointed, resolve_model, short_name
 from ..errors import UserError
 from ..storage import new_directory, write_text
 from .answers import stages_of
@@ -61,7 +61,7 @@ def write_space(model: str, dest: str) -> list[str]:
 
 
 def _copy_model(source: Path, folder: Path) -> None:
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("training_state", ".*"))
+    shutil.copytree(opened(source), folder, ignore=shutil.ignore_patterns("training_state", ".*"))
 
 
 def _size(folder: Path) -> int:

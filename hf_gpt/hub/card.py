@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..checkpoint import TRAINING_STATE
+from ..checkpoint import TRAINING_STATE, weight_files
 from ..configuration_gpt import TRANSFORMERS
 from ..display import duration, escape_unprintable, perplexity, short_number
 from ..errors import UserError
@@ -26,8 +26,9 @@ from ..report.plots import loss_plot
 from ..report.records import has_losses
 from ..storage import read_json, write_bytes, write_text
 from ..training.observers import Observer
-from ..training.run_log import read_lines, read_metrics
-from .card_merge import UNPUBLISHED, compose
+from ..training.resume import earlier_recipe
+from ..training.run_log import read_lines
+from .card_merge import UNPUBLISHED, bare_card, compose
 from .markdown import template
 
 if TYPE_CHECKING:
@@ -55,32 +56,44 @@ def write_card(checkpoint: Path, run_dir: Path) -> Path:
 
 
 class CardWriter(Observer):
-    """Observer, for the main process: a card and a plot in each checkpoint, the newest plot also in the run."""
+    """Observer, for the main process: a card and a plot in each checkpoint, the newest plot also in the run.
+
+    Another program may write into the run meanwhile. Where the card cannot be made, it says that this is a model.
+    """
 
     def saving(self, training: "TrainingRun", directory: Path) -> None:
-        write_card(directory, training.run_dir)
+        try:
+            write_card(directory, training.run_dir)
+        except Exception as error:
+            write_text(directory / "README.md", bare_card())
+            what = f"warning: the card of step {training.progress.step} could not be made, and says next to nothing"
+            training.say(f"{what}: {' '.join(str(error).split())[:300] or type(error).__name__}")
 
     def saved(self, training: "TrainingRun", checkpoint: Path) -> None:
-        if (checkpoint / "loss.png").is_file():
-            write_bytes(training.run_dir / "loss.png", (checkpoint / "loss.png").read_bytes())
+        try:
+            if (checkpoint / "loss.png").is_file():
+                write_bytes(training.run_dir / "loss.png", (checkpoint / "loss.png").read_bytes())
+        except OSError as error:
+            training.say(f"warning: {training.run_dir / 'loss.png'} could not be written: {error.strerror}")
 
 
 def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     """The variables of the template: what the run and the checkpoint recorded, up to the checkpoint's step."""
-    recipe = Recipe.from_yaml(run_dir / "recipe.yaml")
+    recipe = earlier_recipe(run_dir)
+    if recipe is None:
+        raise UserError(f"{run_dir}: has no recipe.yaml, which a card is made from")
     environment, config = read_json(run_dir / "environment.json"), read_json(checkpoint / "config.json")
     state = read_json(checkpoint / _STATE)
     if not state:
         raise UserError(f"{checkpoint}: has no {_STATE}, which holds its step; its card cannot be made")
     progress, processes = state["progress"], state["processes"]
     step, train = progress["step"], recipe.train
-    metrics = read_metrics(run_dir) if (run_dir / "metrics.jsonl").is_file() else []
-    metrics = [line for line in metrics if line["step"] <= step]
+    metrics = [line for line in read_lines(run_dir / "metrics.jsonl") if line["step"] <= step]
     evaluation = next((line for line in reversed(metrics) if "eval_train_loss" in line), {})
     sources = environment.get("sources", {})
     training, validation = sources.get("training", {}), sources.get("validation", {})
     num_parameters, dtypes = _parameters(checkpoint)
-    length, is_finished = _length(train, step, max((line["epoch"] for line in metrics), default=0.0))
+    length, is_finished = _length(train, step, max((line.get("epoch", 0.0) for line in metrics), default=0.0))
     prompt, samples = _samples(read_lines(run_dir / "samples.jsonl"), step, recipe.evaluation.prompts)
     parent = environment.get("parent")
     repo_id = recipe.hub.repo_id
@@ -132,7 +145,7 @@ def _parameters(checkpoint: Path) -> tuple[int, set[str]]:
     from safetensors import safe_open
 
     count, dtypes = 0, set()
-    for path in checkpoint.glob("model*.safetensors"):
+    for path in weight_files(checkpoint):
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 - it is not a dictionary
                 tensor = file.get_slice(name)

@@ -2,11 +2,10 @@
 
 A run that was pushed with its training state (push.py) has its recipe, its records and the newest checkpoint on one
 branch, and a tag for each checkpoint. `fetch_run` makes a run's folder of them, from which training resumes as usual.
-It downloads a checkpoint only if it is newer than those in the folder.
+It downloads a checkpoint only if it is newer than those in the folder, and verifies it before anything there changes.
 """
 
 import contextlib
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING
 from .. import checkpoint
 from ..errors import HubError, UserError
 from ..network import hub_requests
-from ..storage import read_json, replacing_directory, write_text
+from ..recipe import Recipe
+from ..storage import is_there, read_json, write_bytes
+from ..training.resume import read_environment
 from .push import ENVIRONMENT, RECORDS, RECORDS_FOLDER
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def fetch_run(repo_id: str, branch: str, run_dir: Path) -> Path | None:
         The newest checkpoint; None if the one in `run_dir` is as new, or the Hub has none.
 
     Raises:
-        UserError: the branch holds no training state, or that of another run than the one in `run_dir`.
+        UserError: the branch holds no training state, a damaged one, or that of another run than the one in `run_dir`.
         HubError: the Hub was not reached, or refused.
     """
     from filelock import FileLock
@@ -54,7 +55,7 @@ def fetch_run(repo_id: str, branch: str, run_dir: Path) -> Path | None:
 
 def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     api = HfApi(library_name="hf_gpt")
     try:
@@ -74,36 +75,66 @@ def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
     def download(name: str, revision: str = commit) -> Path:
         return Path(api.hf_hub_download(repo_id, name, revision=revision))
 
-    run_id = read_json(download(ENVIRONMENT)).get("run_id")
-    if read_json(run_dir / "environment.json").get("run_id") not in (None, run_id):
+    run_id = read_environment(download(ENVIRONMENT)).get("run_id")
+    if read_environment(run_dir / "environment.json").get("run_id") not in (None, run_id):
         raise UserError(
             f"output_dir: {run_dir} holds another run than {repo_id} at {branch!r}; give another output_dir or"
             " hub.repo_id"
         )
-    progress = read_json(download(f"{checkpoint.TRAINING_STATE}/state.json"))["progress"]
+    progress = read_json(download(f"{checkpoint.TRAINING_STATE}/state.json")).get("progress")
+    progress = progress if isinstance(progress, dict) else {}
+    step, best_step = (progress.get(name) for name in ("step", "best_step"))
+    if not _is_step(step) or not (best_step is None or _is_step(best_step)):
+        raise UserError(f"{repo_id} at {branch!r}: its training_state/state.json is damaged; nothing was changed here")
     newest, _ = checkpoint.newest_whole(run_dir)
-    if newest is not None and checkpoint.step_of(newest) >= progress["step"]:
+    if newest is not None and checkpoint.step_of(newest) >= step:
         return None
-    # The process may die between two of these downloads. The newest checkpoint comes last: until it is here, the next
-    # attempt downloads everything again.
-    if progress.get("best_step") not in (None, progress["step"]):
-        best = checkpoint.name_of(progress["best_step"])
-        # It is left out if it was never pushed, or without its training state, or if its tag is another run's.
-        with contextlib.suppress(RevisionNotFoundError, RemoteEntryNotFoundError):
-            tagged = api.repo_info(repo_id, revision=best).sha
-            if read_json(download(ENVIRONMENT, tagged)).get("run_id") == run_id:
-                _download_checkpoint(api, repo_id, tagged, run_dir / "checkpoints" / best)
-    for name in RECORDS:
-        if f"{RECORDS_FOLDER}/{name}" in published:
-            write_text(run_dir / name, download(f"{RECORDS_FOLDER}/{name}").read_text(encoding="utf-8"))
-    return _download_checkpoint(api, repo_id, commit, run_dir / "checkpoints" / checkpoint.name_of(progress["step"]))
-
-
-def _download_checkpoint(api: "HfApi", repo_id: str, commit: str, final: Path) -> Path:
-    """Download a checkpoint without the records of its run, verify it, and put it in its place atomically."""
-    with replacing_directory(final) as directory:
-        snapshot = api.snapshot_download(repo_id, revision=commit, ignore_patterns=f"{RECORDS_FOLDER}/*")
-        left_out = shutil.ignore_patterns(".*", Path(RECORDS_FOLDER).name)
-        shutil.copytree(snapshot, directory, ignore=left_out, copy_function=shutil.copyfile, dirs_exist_ok=True)
-        checkpoint.verify(directory)
+    Recipe.from_yaml(download(f"{RECORDS_FOLDER}/recipe.yaml"))
+    # The process may die between two of the following. The newest checkpoint comes last: until it is here, the next
+    # attempt does everything again.
+    final = run_dir / "checkpoints" / checkpoint.name_of(step)
+    with checkpoint.placing(final) as directory:
+        _download_checkpoint(api, repo_id, commit, directory)
+        records = {name: f"{RECORDS_FOLDER}/{name}" for name in RECORDS}
+        contents = {name: download(path).read_bytes() for name, path in records.items() if path in published}
+        if best_step not in (None, step):
+            _fetch_best(api, repo_id, run_id, final.with_name(checkpoint.name_of(best_step)))
+        for name, content in contents.items():
+            write_bytes(run_dir / name, content)
     return final
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**15
+
+
+def _fetch_best(api: "HfApi", repo_id: str, run_id: str | None, final: Path) -> None:
+    """Download the best checkpoint, unless it is here.
+
+    It is left out if it was never pushed, or without its training state, or if its tag is another run's.
+    """
+    from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
+
+    with contextlib.suppress(checkpoint.DamagedCheckpoint):
+        if is_there(final):
+            return checkpoint.verify(final)
+    with contextlib.suppress(RevisionNotFoundError, RemoteEntryNotFoundError):
+        tagged = api.repo_info(repo_id, revision=final.name).sha
+        environment = Path(api.hf_hub_download(repo_id, ENVIRONMENT, revision=tagged))
+        if read_environment(environment).get("run_id") == run_id:
+            try:
+                with checkpoint.placing(final) as directory:
+                    _download_checkpoint(api, repo_id, tagged, directory)
+            except checkpoint.DamagedCheckpoint as error:
+                print(f"hub: warning: the best checkpoint is left out: {error}", file=sys.stderr)
+
+
+def _download_checkpoint(api: "HfApi", repo_id: str, commit: str, directory: Path) -> None:
+    """Download a checkpoint, without the records of its run and what is not its own, and verify it."""
+    snapshot = Path(api.snapshot_download(repo_id, revision=commit, ignore_patterns=f"{RECORDS_FOLDER}/*"))
+    try:
+        checkpoint.verify(snapshot)
+    except checkpoint.DamagedCheckpoint as error:
+        raise checkpoint.DamagedCheckpoint(f"{repo_id}: {error}") from None
+    checkpoint.copy_listed(snapshot, directory, with_training_state=True)
+    checkpoint.verify(directory)

@@ -112,7 +112,11 @@ def _message(folder: Path) -> str:
 
 def _files(folder: Path, with_training_state: bool) -> dict[str, Path]:
     """The files to send, by their paths in the repository."""
-    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    if (folder / checkpoint.MANIFEST).is_file():  # a checkpoint is what its manifest says
+        paths = [folder / name for name in (*checkpoint.listed(folder), checkpoint.MANIFEST, "README.md")]
+    else:
+        paths = sorted(folder.rglob("*"))
+    names = {path.relative_to(folder).as_posix(): path for path in paths if path.is_file() or path.is_symlink()}
     found = {
         name: path
         for name, path in names.items()
@@ -120,6 +124,10 @@ def _files(folder: Path, with_training_state: bool) -> dict[str, Path]:
         and not any(fnmatch(name, pattern) for pattern in _PICKLES)
         and (with_training_state or not name.startswith(f"{checkpoint.TRAINING_STATE}/"))
     }
+    cache = folder.parent.parent if folder.parent.name == "snapshots" else None  # the Hub's, whose files are links
+    for path in found.values():
+        if path.is_symlink() and not (cache and path.resolve().is_relative_to(cache)):
+            raise UserError(f"{path}: is a link, and could send any file of this machine; put the file itself there")
     if not any(fnmatch(name, "*.safetensors") for name in found):
         raise UserError(f"{folder}: has no safetensors weights; a .bin is not sent, because a pickle can run code")
     if not with_training_state:

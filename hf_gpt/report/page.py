@@ -5,7 +5,7 @@ machine. What it shows is gathered here; `templates/run.html` lays it out. compa
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median_high
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ def write_report(run_dir: str | Path) -> Path:
     """Write the report of a run into `<run_dir>/report.html`, and return that.
 
     Raises:
-        UserError: the directory holds no run, or its metrics.jsonl is damaged.
+        UserError: the directory holds no run, or its metrics.jsonl cannot be read.
     """
     path = Path(run_dir) / REPORT
     write_text(path, run_page(read_run(run_dir)))
@@ -45,7 +45,12 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def plot(
-    run_dirs: Sequence[str | Path], output: str | Path | None = None, *, x: str = "steps", log: bool = False
+    run_dirs: Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    x: str = "steps",
+    log: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Pictures:
     """Write a report of one run, or one that compares several, and its plots as PNG.
 
@@ -56,6 +61,7 @@ def plot(
             .png, .pdf or .svg is a file for the curves alone, without a report.
         x: what curves are drawn over: steps, tokens or seconds.
         log: logarithmic axes for losses and perplexities.
+        say: called with what could not be read.
 
     Raises:
         UserError: a directory holds no run, or one that has written no loss yet; no such axis; `output` is a file of
@@ -65,7 +71,9 @@ def plot(
     runs = [read_run(run_dir) for run_dir in run_dirs]
     for run in runs:
         if not has_losses(run.metrics):
-            raise UserError(f"{run.run_dir}: metrics.jsonl holds no loss yet")
+            raise UserError("; ".join([f"{run.run_dir}: metrics.jsonl holds no loss yet", *run.problems[:1]]))
+        for problem in run.problems if say else ():
+            say(f"warning: {problem}")
     folders = [run.run_dir.resolve() for run in runs]
     if len(set(folders)) < len(folders):
         twice = next(folder for folder in folders if folders.count(folder) > 1)

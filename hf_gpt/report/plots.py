@@ -22,7 +22,7 @@ from ..training.run_log import read_metrics
 from . import fonts
 from .html import PALETTE
 from .notebook import Picture, picture_format
-from .records import RunRecord, has_losses, is_number, with_step
+from .records import RunRecord, has_losses, is_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +86,7 @@ def loss_plot(
     """
     path = Path(path or Path(run_dir) / "loss.png")
     picture_format(path)
-    metrics = [line for line in with_step(read_metrics(run_dir)) if until is None or line["step"] <= until]
+    metrics = [line for line in read_metrics(run_dir) if until is None or line["step"] <= until]
     if not has_losses(metrics):
         raise UserError(f"{run_dir}: metrics.jsonl holds no loss yet")
     run = RunRecord(Path(run_dir), metrics)

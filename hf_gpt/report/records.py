@@ -3,6 +3,7 @@
 A run may be training still, have died, or come from another machine, so nothing but `metrics.jsonl` must be there.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +16,8 @@ import yaml
 from .. import checkpoint
 from ..display import Shown
 from ..errors import UserError
-from ..storage import local_path, read_json
-from ..training.run_log import read_lines, read_metrics
+from ..storage import local_path, read_file, read_json
+from ..training.run_log import read_events, read_lines, read_metrics
 
 _LARGEST = 1e30  # a larger number cannot be drawn
 
@@ -68,12 +69,15 @@ class RunRecord(Shown):
 
 
 def read_run(run_dir: str | Path) -> RunRecord:
-    """All files of a run. One that cannot be read is named in `problems`.
+    """All files of a run. One that cannot be read, or lines that are none of a record, are named in `problems`.
 
     Raises:
-        UserError: the directory holds no run, or its metrics.jsonl is damaged.
+        UserError: the directory holds no run, or its metrics.jsonl cannot be read.
     """
     run_dir, problems = local_path(run_dir), []
+
+    def note(problem: str) -> None:
+        problems.append(problem.replace(f"{run_dir}{os.sep}", ""))  # a report may be published
 
     def attempt(read: Callable[[Path], Any], name: str, kind: type) -> Any:
         try:
@@ -81,24 +85,28 @@ def read_run(run_dir: str | Path) -> RunRecord:
             if isinstance(found, kind):
                 return found
             problems.append(f"{name}: holds a {type(found).__name__}")
-        except (UserError, OSError, ValueError, yaml.YAMLError) as error:
-            problems.append(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        except (UserError, OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            what = str(error).splitlines()[0] if str(error) else type(error).__name__
+            note(what if str(run_dir / name) in what else f"{name}: {what}")
         return kind()
 
     def text(path: Path) -> str:
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        return (read_file(path) or b"").decode("utf-8", "replace")
 
     recipe_text = attempt(text, "recipe.yaml", str)
-    best = checkpoint.pointed(run_dir, "best")
+    best = attempt(lambda _: [checkpoint.pointed(run_dir, "best")], "checkpoints/best", list)
+    best = best[0] if best else None
     return RunRecord(
         run_dir=run_dir,
-        metrics=with_step(read_metrics(run_dir)),
-        samples=[line for line in with_step(attempt(read_lines, "samples.jsonl", list)) if "text" in line],
-        events=with_step(attempt(read_lines, "events.jsonl", list)),
+        metrics=read_metrics(run_dir, note),
+        samples=attempt(lambda path: read_lines(path, note), "samples.jsonl", list),
+        events=attempt(lambda _: read_events(run_dir, note), "events.jsonl", list),
         environment=attempt(read_json, "environment.json", dict),
         recipe=attempt(lambda _: yaml.safe_load(recipe_text) if recipe_text else {}, "recipe.yaml", dict),
         recipe_text=recipe_text,
-        checkpoints=[checkpoint.step_of(path) for path in checkpoint.checkpoints(run_dir)],
+        checkpoints=attempt(
+            lambda _: [*map(checkpoint.step_of, checkpoint.checkpoints(run_dir))], "checkpoints", list
+        ),
         best=checkpoint.step_of(best) if best else None,
         problems=problems,
     )
@@ -112,8 +120,3 @@ def has_losses(metrics: list[dict[str, Any]]) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a value of a metrics file can be drawn."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST
-
-
-def with_step(lines: list[Any]) -> list[dict[str, Any]]:
-    """The lines that are objects with a step: whatever else stands in a file is not the trainer's."""
-    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]

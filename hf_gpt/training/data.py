@@ -6,6 +6,7 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -191,7 +192,9 @@ def text_facts(windows: Windows) -> dict[str, Any]:
 
 def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFast:
     if recipe.train is None:
-        return load_tokenizer(recipe.name, revision=recipe.revision)
+        folder = Path(recipe.name).expanduser()
+        name = str(checkpoint.tokenizer_folder(folder)) if folder.is_dir() else recipe.name
+        return load_tokenizer(name, revision=recipe.revision)
     # Trained once for a corpus and a size, by the first process that asks, and kept beside the token stores.
     folder = cache_folder() / "tokenizers" / f"bpe-1-{recipe.train.vocab_size}-{corpus.identity}"
 

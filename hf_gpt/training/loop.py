@@ -34,12 +34,12 @@ from ..errors import RunPreempted, RunStopped, UserError
 from ..evaluation import bits_per_byte, loss_on_windows, perplexity, targets_and_bytes
 from ..generation import generate_text
 from ..loss import CausalLMLoss
-from ..storage import read_json, remove_leftovers, write_json, write_text
+from ..storage import remove_leftovers, set_aside, write_json, write_text
 from .distributed import whole_model
 from .nonfinite import NonFiniteWatch
 from .observers import Observer, Observers
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
-from .resume import refuse_other_run
+from .resume import read_environment, refuse_other_run
 from .setup import Job
 from .signals import stop_on_signal
 from .state import load_training_state, save_training_state, whole_weights
@@ -112,6 +112,16 @@ class Progress:
     best_step: int | None = None
     skipped: int = 0  # updates whose gradient was not finite
 
+    @classmethod
+    def is_saved(cls, saved: Mapping[str, Any]) -> bool:
+        """Whether these are fields of one that was saved."""
+        kinds = {"step": int, "tokens": int, "skipped": int, "seconds": (int, float)}
+        kinds |= {"best_step": (int, type(None)), "best_validation_loss": (int, float, type(None))}
+        return {"step", "tokens"} <= saved.keys() <= kinds.keys() and all(
+            isinstance(value, kinds[name]) and not isinstance(value, bool) and (value is None or 0 <= value < 2**63)
+            for name, value in saved.items()
+        )
+
 
 class TrainingRun:
     """A run in this process: the prepared parts of its job, and what is done with them.
@@ -166,6 +176,8 @@ class TrainingRun:
         """Resume from the newest complete checkpoint, start from a parent's, or evaluate the untrained model."""
         job, main = self.job, self.accelerator.is_main_process
         self.accelerator.wait_for_everyone()  # until the main process holds the lock
+        for pointer in ("latest", "best"):
+            checkpoint.pointed(self.run_dir, pointer)  # refuses what could not be written again
         found, damaged = checkpoint.newest_whole(self.run_dir)
         refuse_other_run(job, found)
         for change in job.changes:
@@ -174,25 +186,27 @@ class TrainingRun:
             self.say(f"warning: {warning}")
         if damaged and found is None:
             self.say(f"warning: no checkpoint in {self.run_dir} is complete: starting from the beginning")
+        if found is not None and (added := checkpoint.unlisted(found)):
+            self.say(f"warning: {found}: {', '.join(added)}: not in its manifest, and left out")
         if start := found or job.parent:
             self._load_checkpoint(start, as_branch=found is None)
         if found is None:
             for line in job.describe():
                 self.say(line)
         self.accelerator.wait_for_everyone()  # until every process has read the folder
-        if main:
-            remove_leftovers(self.run_dir)
-            for path in damaged:
-                checkpoint.set_aside(path)
-        recorded = read_json(self.run_dir / "environment.json")
-        if found is not None and not job.warnings:
+        recorded = read_environment(self.run_dir / "environment.json")
+        if found is not None and recorded and not job.warnings:
             self.environment = recorded
         self.observers.began(self)
         self._has_begun = True
+        if main:
+            remove_leftovers(self.run_dir)
+            for path in damaged:
+                set_aside(path)
         self._note_history(found, damaged)
         if main:
             write_text(self.run_dir / "recipe.yaml", self.recipe.to_yaml())
-            if found is None:
+            if found is None or not recorded:
                 write_json(self.run_dir / "environment.json", self.environment)
         if found is not None:
             self._settle(found)
@@ -208,8 +222,7 @@ class TrainingRun:
     def _load_checkpoint(self, start: Path, as_branch: bool) -> None:
         """The weights, the optimizer and the position of a checkpoint."""
         saved = load_training_state(start, self.accelerator, self.loss, self.optimizer, self.recipe.seed)
-        known = {field.name for field in dataclasses.fields(Progress)}
-        if not set(saved) <= known or saved.get("step") != checkpoint.step_of(start):
+        if not isinstance(saved, dict) or not Progress.is_saved(saved) or saved["step"] != checkpoint.step_of(start):
             raise UserError(f"{start}: its training_state/state.json is of another step or another program")
         self.progress, self.resumed_from = Progress(**saved), start
         if as_branch:
@@ -381,6 +394,8 @@ class TrainingRun:
                 self.model.save_pretrained(directory, state_dict=weights)
                 save_tokenizer(self.job.data.tokenizer, directory)
                 self.observers.saving(self, directory)
+                if odd := checkpoint.leave_out_odd(directory):
+                    self.say(f"warning: {', '.join(odd)}: no file, and left out of the checkpoint of step {step}")
         self._settle(self.run_dir / "checkpoints" / checkpoint.name_of(step))
         accelerator.wait_for_everyone()
         self._restart_clock()
@@ -392,11 +407,14 @@ class TrainingRun:
         """
         if not self.accelerator.is_main_process:
             return
-        checkpoint.point(self.run_dir, "latest", newest)
-        if self.progress.best_step is not None:
-            best = newest.with_name(checkpoint.name_of(self.progress.best_step))
-            if best.is_dir():
-                checkpoint.point(self.run_dir, "best", best)
+        try:
+            checkpoint.point(self.run_dir, "latest", newest)
+            if self.progress.best_step is not None:
+                best = newest.with_name(checkpoint.name_of(self.progress.best_step))
+                if best.is_dir():
+                    checkpoint.point(self.run_dir, "best", best)
+        except OSError as error:  # the checkpoint is there
+            self.say(f"warning: {error.filename}: cannot be written: {error.strerror}")
         self.observers.saved(self, newest)
         self._prune()
 
@@ -442,7 +460,7 @@ class TrainingRun:
 
     def _run_stopped(self, what: str) -> RunStopped:
         """The end of a run that cannot continue, with where to branch off."""
-        good = checkpoint.pointed(self.run_dir, "latest")
+        good = next(reversed(checkpoint.checkpoints(self.run_dir)), None)
         if good is None:
             return RunStopped(f"{what}; there is no checkpoint yet; a lower optimizer.lr may help")
         parent = f"{self.run_dir}@{checkpoint.step_of(good)}"

@@ -14,7 +14,7 @@ from .. import checkpoint
 from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import content_of, load_tokenizer, vocab_size
 from ..errors import UserError, did_you_mean
-from ..loading import reading, skeleton
+from ..loading import reading_model, skeleton
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import ModelRecipe, Recipe
 
@@ -90,7 +90,7 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretra
     given = recipe.config.get("vocab_size")
     if isinstance(given, int) and given < size:
         raise _too_small(given, size, pretrained is not None)
-    with reading("model", "no model can have its configuration"):
+    with reading_model("model", "no model can have its configuration"):
         if pretrained:
             config = GPTConfig.from_pretrained(pretrained.folder, **recipe.config)
             pretrained.follow_tokenizer(config, recipe.config)
@@ -118,7 +118,7 @@ def build_model(recipe: Recipe, config: GPTConfig, pretrained: Pretrained | None
     attention = recipe.train.attn_implementation
     if detect_fake_mode() is None:  # an estimate tries out models that other machines are to train
         skeleton(lambda: GPTForCausalLM(copy.deepcopy(config)), config, "model")
-    with reading("model" if pretrained is None else f"model: {recipe.model.from_pretrained}"):
+    with reading_model("model" if pretrained is None else f"model: {recipe.model.from_pretrained}"):
         if pretrained:
             model, report = AutoModelForCausalLM.from_pretrained(
                 pretrained.folder,

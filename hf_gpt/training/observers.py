@@ -3,7 +3,7 @@
 The loop knows none of them. It notifies a list of observers, in the order of the list, at the end in reverse. Two
 promises hold whatever an observer does. It cannot change a run's numbers: random streams are put back after each
 notification. It cannot cost a run a checkpoint: once the run has begun, an observer that raises is named in a warning
-and not notified again. (`required` observers are the exception: a run whose records cannot be written must end.)
+and not notified again. (`required` observers are the exception, such as the one of a replay that compares.)
 
     class Alarm(hf_gpt.Observer):
         def evaluated(self, training, step, metrics, samples):

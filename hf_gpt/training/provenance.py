@@ -16,14 +16,15 @@ from accelerate import Accelerator
 from .. import checkpoint
 from ..data.tokenizer import vocab_size
 from ..errors import UserError
-from ..storage import local_path, read_json
+from ..storage import is_there, local_path
 from . import deepspeed
 from .data import Data, text_facts
+from .resume import read_environment
 
 
 def describe_environment(run_dir: Path, accelerator: Accelerator, data: Data) -> dict[str, Any]:
     """Versions and hardware, the content of the text by its hash, and the id of the run in `run_dir` or a new one."""
-    run_id = read_json(run_dir / "environment.json").get("run_id") or uuid.uuid4().hex[:8]
+    run_id = read_environment(run_dir / "environment.json").get("run_id") or uuid.uuid4().hex[:8]
     packages = ("hf_gpt", "torch", "transformers", "accelerate", "datasets", "tokenizers", "tiktoken", "safetensors")
     versions = {p: importlib.metadata.version(p) for p in packages} | {"deepspeed": deepspeed.version()}
     device = accelerator.device
@@ -43,7 +44,7 @@ def describe_environment(run_dir: Path, accelerator: Accelerator, data: Data) ->
 
 def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[str]:
     """What is different from where the run began, as lines to warn with."""
-    before = read_json(run_dir / "environment.json")
+    before = read_environment(run_dir / "environment.json")
     if not before:
         return []
     if before.get("text", environment["text"]) != environment["text"] or _has_other_size(before, environment):
@@ -54,7 +55,7 @@ def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[s
         )
     compared = [key for key in environment if key not in ("run_id", "versions", "text", "sources", "parent")]
     flat = [(key, before.get(key), environment[key]) for key in compared]
-    flat += [(key, before["versions"].get(key), value) for key, value in environment["versions"].items()]
+    flat += [(key, before.get("versions", {}).get(key), value) for key, value in environment["versions"].items()]
     changed = [f"{key} was {old}, is {new}" for key, old, new in flat if old != new]
     if not changed:
         return []
@@ -96,5 +97,6 @@ def _named(name: str, revision: str | None) -> dict[str, Any]:
     path = path.absolute()
     if path.parent.name != "checkpoints":
         return {"local": path.name}
-    weights = read_json(path / checkpoint.MANIFEST).get("files", {}).get("model.safetensors", {})
-    return {"local": f"{path.parent.parent.name} {path.name}", "sha256": weights.get("sha256")}
+    files = checkpoint.listed(path) if is_there(path / checkpoint.MANIFEST) else {}
+    digest = files.get("model.safetensors", (None, None))[1]
+    return {"local": f"{path.parent.parent.name} {path.name}", "sha256": digest}

@@ -19,7 +19,7 @@ from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import fingerprint, load_tokenizer
 from ..errors import UserError
 from ..recipe import Recipe, differences
-from ..storage import local_path, read_json
+from ..storage import local_path, read_file, read_json
 
 if TYPE_CHECKING:
     from .setup import Job
@@ -65,7 +65,24 @@ class Change:
 def earlier_recipe(run_dir: Path) -> Recipe | None:
     """The recipe of the run that `run_dir` holds."""
     path = run_dir / "recipe.yaml"
-    return Recipe.from_yaml(path) if path.is_file() else None
+    return Recipe.from_yaml(path) if read_file(path) is not None else None
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """What an `environment.json` holds; `{}` if it is not there.
+
+    Raises:
+        UserError: it cannot be read, or is damaged: a value has another type than what is written here.
+    """
+    found = read_json(path)
+    kinds = {"run_id": str, "versions": dict, "text": dict, "sources": dict, "processes": int, "parent": dict}
+    expected = {"run_id", "versions", "text"} if found else set()
+    odd = [key for key in kinds if key in expected | found.keys() and not isinstance(found.get(key), kinds[key])]
+    if "parent" in found and not odd:
+        odd = [key for key, kind in (("run", str), ("step", int)) if not isinstance(found["parent"].get(key), kind)]
+    if odd:
+        raise UserError(f"{path}: is damaged: {odd[0]} is not what was written there; put it back, or remove the file")
+    return found
 
 
 def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[Change]:
@@ -79,7 +96,7 @@ def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[Ch
     names = canonical_field_names(earlier.model.config)
     earlier = dataclasses.replace(earlier, model=dataclasses.replace(earlier.model, config=names))
     changes = [Change(field, old, new) for field, (old, new) in differences(earlier, recipe).items()]
-    changeable = _CHANGEABLE + _OF_TEXT if read_json(run_dir / "environment.json").get("text") else _CHANGEABLE
+    changeable = _CHANGEABLE + _OF_TEXT if read_environment(run_dir / "environment.json").get("text") else _CHANGEABLE
     different = [str(change) for change in changes if not change.field.startswith(changeable)]
     if different:
         raise UserError(
@@ -143,12 +160,11 @@ def _is_the_same(asked: str, recorded: Mapping[str, Any]) -> bool:
 
 def describe_parent(parent: Path) -> dict[str, Any]:
     """What a branch writes down of the checkpoint it starts from."""
-    manifest = read_json(parent / checkpoint.MANIFEST)["files"]
-    weights = {name: entry["sha256"] for name, entry in manifest.items() if name.endswith(".safetensors")}
+    files = checkpoint.listed(parent)
     return {
         "run": str(parent.parent.parent.absolute()),
         "step": checkpoint.step_of(parent),
-        "weights": {name: digest for name, digest in weights.items() if "/" not in name},
+        "weights": {path.name: files[path.name][1] for path in checkpoint.weight_files(parent)},
     }
 
 
@@ -163,7 +179,7 @@ def find_parent(
         UserError: there is no such checkpoint, it is of another model, tokenizer or optimizer, or the run began
             elsewhere.
     """
-    recorded = read_json(run_dir / "environment.json").get("parent")
+    recorded = read_environment(run_dir / "environment.json").get("parent")
     if checkpoint.checkpoints(run_dir):
         if asked is not None and not (recorded and _is_the_same(asked, recorded)):
             began = f"{recorded['run']}@{recorded['step']}" if recorded else "nothing"
@@ -176,7 +192,7 @@ def find_parent(
             return None
         asked = f"{recorded['run']}@{recorded['step']}"
     parent = find_checkpoint(asked)
-    if fingerprint(load_tokenizer(str(parent))) != fingerprint(tokenizer):
+    if fingerprint(load_tokenizer(str(checkpoint.tokenizer_folder(parent)))) != fingerprint(tokenizer):
         raise UserError(
             f"its tokenizer is not the recipe's; use its own: tokenizer.train null, tokenizer.name {parent}",
             field="parent",

@@ -10,14 +10,12 @@ parameter name, whatever wraps the model (DDP, FSDP2, torch.compile), and spread
 there are then. Another number of them sees the same windows in the same steps, but draws other dropout.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -28,9 +26,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ..checkpoint import TRAINING_STATE
+from ..checkpoint import TRAINING_STATE, weight_files
 from ..errors import UserError
-from ..storage import write_json
+from ..storage import read_json, write_json
 from . import deepspeed
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -98,20 +96,20 @@ def load_training_state(
     """
     try:
         return _load(checkpoint, accelerator, loss, optimizer, seed)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{checkpoint}: its weights or training state cannot be read: {error}") from error
+    except (UserError, torch.distributed.DistError):
+        raise
+    except Exception as error:  # torch and safetensors have many for what is not as they wrote it
+        raise UserError(f"{checkpoint}: its weights or training state cannot be read: {error!r}") from error
 
 
 def _load(
     checkpoint: Path, accelerator: Accelerator, loss: nn.Module, optimizer: torch.optim.Optimizer, seed: int
 ) -> dict[str, Any]:
     directory = checkpoint / TRAINING_STATE
-    state = json.loads((directory / "state.json").read_text())
+    state = read_json(directory / "state.json")
     weights: dict[str, torch.Tensor] = {}
-    for shard in checkpoint.glob("model*.safetensors"):
-        weights |= load_file(shard)
+    for file in weight_files(checkpoint):
+        weights |= load_file(file)
     model = _model_inside(loss)
     if missing := set(model.state_dict()) - set(model.all_tied_weights_keys) - set(weights):
         raise UserError(f"{checkpoint}: lacks {min(missing)} and {len(missing) - 1} more of the model's weights")
@@ -119,8 +117,11 @@ def _load(
 
     hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.optimizer.param_groups]
     optimizer_state = {"state": {}, "param_groups": state["param_groups"]}
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name, tensor in load_file(directory / "optimizer.safetensors").items():
         parameter, _, kind = name.rpartition("/")
+        if tensor.ndim and tensor.shape != shapes.get(parameter, tensor.shape):  # which torch would not look at
+            raise UserError(f"{checkpoint}: its optimizer's {name} has another shape than the parameter")
         optimizer_state["state"].setdefault(parameter, {})[kind] = tensor
     if deepspeed.is_engine(loss):
         deepspeed.set_optimizer_state(loss, optimizer_state["state"])

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from ..data.progress import shows_bar
 from ..display import duration, escape_unprintable, short_number
 from .observers import Observer
-from .run_log import read_metrics
+from .run_log import read_lines
 
 if TYPE_CHECKING:
     from .loop import TrainingRun
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _LINE_EVERY = 30.0  # seconds between two progress lines in a log file
 _SAMPLE_SHOWN = 116  # characters of a sample; samples.jsonl has all of it
 _COLUMNS = "▁▂▃▄▅▆▇█"
+_LARGEST = 1e30  # of a loss that is drawn
 _SPARKLINE_LENGTH = 12  # columns at least, once a run is that long
 
 
@@ -41,7 +42,7 @@ class Terminal(Observer):
         logging.disable_progress_bar()
         self._began, self._first_step = time.monotonic(), training.progress.step
         if training.resumed_from is not None:
-            for line in read_metrics(training.run_dir):
+            for line in read_lines(training.run_dir / "metrics.jsonl"):
                 if line["step"] <= self._first_step and "train_loss" in line:
                     self._losses.append(line["train_loss"])
                     self._seconds_before = line.get("seconds", 0.0)
@@ -135,6 +136,8 @@ class _RunningMeans:
         self._length = 1
 
     def append(self, value: float) -> None:
+        if not abs(value) < _LARGEST:
+            return
         self._stretch.append(value)
         if len(self._stretch) < self._length:
             return
