@@ -36,7 +36,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically. If the path is a link, the file that it points to is replaced.
+    """Write a file atomically. If the path is a link, the file that it points to is replaced; a device is written to.
 
     Raises:
         OSError: it cannot be written. The error names `path`, which is unchanged.
@@ -44,6 +44,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     target = Path(os.path.realpath(path))
     temporary = _temporary(target)
     try:
+        if target.exists() and not target.is_file() and not target.is_dir():  # such as /dev/null, or a pipe
+            with open(target, "wb") as file:
+                file.write(content)
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
@@ -198,7 +202,7 @@ def local_path(name: str | os.PathLike, field: str | None = None) -> Path:
     """
     try:
         path = Path(name).expanduser()
-        str(path).encode()
+        os.fsencode(path)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.stat(path)
     except RuntimeError:

@@ -85,7 +85,7 @@ def test_notes_and_events_are_spelled_out(capsys):
 
 def test_a_sample_of_blank_lines_leaves_the_summary_in_sight(tmp_path):
     text = "Every\n\n \n\n  effort\n\tmoves\x1b" + "\n" * 50
-    (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 5, "text": text}) + "\n")
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 5, "prompt": "Every", "text": text}) + "\n")
     (tmp_path / "checkpoints" / "step-00000005").mkdir(parents=True)
     lines = list(TrainingResult(tmp_path, recipe=None, model=None, tokenizer=None).summary())
     shown = ["", "sample     after step 5:", "", "Every", "", "  effort", "    moves\\x1b", ""]
