@@ -111,6 +111,7 @@ def test_a_run_killed_at_any_instant_repeats_the_uninterrupted_one(changes, reci
     assert code == 0, printed
 
     again = left_behind(run_dir)
+    assert "missing lines" not in (run_dir / "events.jsonl").read_text()
     assert again["metrics"] == whole["metrics"]
     assert again["samples"] == whole["samples"]
     assert again["states"] == whole["states"]
