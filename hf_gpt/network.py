@@ -117,7 +117,7 @@ class _Limited:
     def send(self, send: Callable[..., Any], request: Any, **options: Any) -> Any:
         """`send` a request, unless too many failed before it."""
         mine, now = self._thread.__dict__, time.monotonic()
-        self._look_at_last_body(mine)
+        self._look_at_last_body(mine, str(request.url))
         if not mine.get("failures"):
             mine.update(failures=0, since=now, why="")
         waited = now - mine["since"]
@@ -137,20 +137,21 @@ class _Limited:
                 made = vars(sys.modules[type(error).__module__.partition(".")[0]])["ConnectError"]
                 raise made(str(error), request=request) from error
             raise
-        self._look_at_status(mine, response)
+        self._look_at_status(mine, str(request.url), response)
         return response
 
-    def _look_at_last_body(self, mine: dict[str, Any]) -> None:
-        """Count a body that came in pieces, and of which some were missing."""
-        response = mine.pop("streaming", None)
-        length = response.headers.get("Content-Length", "") if response is not None else ""
-        if not length.isdigit() or response.num_bytes_downloaded >= min(int(length), _PROGRESS):
-            if response is not None:
-                mine["failures"] = 0
+    def _look_at_last_body(self, mine: dict[str, Any], address: str) -> None:
+        """Count a body that came in pieces, if it ended early and is asked for again."""
+        asked, response = mine.pop("streaming", (None, None))
+        if response is None or not response.is_closed:
             return
-        self._count_failure(mine, f"{_host()} was not reached: the connection was cut")
+        length = response.headers.get("Content-Length", "")
+        if length.isdigit() and response.num_bytes_downloaded < min(int(length), _PROGRESS) and asked == address:
+            self._count_failure(mine, f"{_host()} was not reached: the connection was cut")
+        else:
+            mine["failures"] = 0
 
-    def _look_at_status(self, mine: dict[str, Any], response: Any) -> None:
+    def _look_at_status(self, mine: dict[str, Any], address: str, response: Any) -> None:
         status, pause = response.status_code, _pause_of(response)
         if status >= 400 and pause is not None and pause > _LONGEST_PAUSE:
             self._count_failure(mine, _text_of(status) if status == 429 else f"the Hub is not ready ({status})")
@@ -163,7 +164,7 @@ class _Limited:
         elif response.is_closed or response.request.method == "HEAD":
             mine["failures"], self.trouble = 0, None
         else:
-            mine["streaming"] = response
+            mine["streaming"] = (address, response)
 
     def _count_failure(self, mine: dict[str, Any], why: str) -> None:
         mine.update(failures=mine["failures"] + 1, why=why)

@@ -207,6 +207,11 @@ print(json.dumps([type(stock).__name__, float((stock.eval()(ids).logits - ours.e
     name, difference = in_a_fresh_process(code, hub.environment(tmp_path))
     assert name == "GPT2LMHeadModel"
     assert difference < 1e-5
+    for saved in (
+        hub.files("someone/stock")["tokenizer_config.json"],
+        (step(12) / "tokenizer_config.json").read_bytes(),
+    ):
+        assert json.loads(saved)["tokenizer_class"] == "PreTrainedTokenizerFast"  # which transformers 4 knows too
     card = hub.files("someone/stock")["README.md"].decode()
     assert "trust_remote_code" not in card
     assert "someone/stock" in card
