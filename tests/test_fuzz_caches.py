@@ -221,6 +221,20 @@ def test_a_store_cut_at_another_place_does_not_outlive_the_note_that_said_so(pre
     assert contents(tmp_path / "cache") == good
 
 
+def test_a_text_that_cannot_be_read_costs_no_store(prepared, tmp_path, monkeypatch):
+    expected, good = prepared(), contents(tmp_path / "cache")
+
+    def unreadable(text):
+        raise UserError("a.txt: cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "_num_characters", unreadable)
+        with pytest.raises(UserError, match="cannot be read"):
+            prepared()
+    assert contents(tmp_path / "cache") == good
+    assert prepared() == expected
+
+
 def test_a_converted_model_that_is_damaged_is_converted_again(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_GPT_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(0)

@@ -159,13 +159,12 @@ def _look(
             return None, "it is another entry"
         if place != entry_file and entry["files"] != _hashes(place):
             return None, "its files were changed"
-        if not fits(entry["facts"]):
-            return None, "it is of another text"
-        return entry["facts"], ""
+        facts = entry["facts"]
     except OSError as error:
         return None, f"it cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None, f"{entry_file.name} is damaged"
+    return (facts, "") if fits(facts) else (None, "it is of another text")
 
 
 def _checksum(entry: dict[str, Any]) -> str:
