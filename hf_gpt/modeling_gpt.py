@@ -16,7 +16,6 @@ window is full: the window slides, as in the book's loop.
 This file travels with checkpoints as remote code: it imports nothing of `hf_gpt` but its configuration.
 """
 
-import functools
 import math
 from itertools import islice
 
@@ -419,9 +418,8 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    @functools.wraps(GenerationMixin.generate)
     def generate(self, *args, **kwargs):
-        # To draft with the first layers alone, transformers changes the configuration. An error would leave it so.
+        """As transformers', which changes the configuration to draft with the first layers; an error left it so."""
         num_layers = self.config.num_hidden_layers
         try:
             return super().generate(*args, **kwargs)

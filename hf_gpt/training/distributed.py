@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -72,6 +72,13 @@ def whole_model(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.reshard()
+
+
+def on_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """The batch where the model is; from pinned memory, so that a GPU may still be at work on the step before."""
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def _refuse_fewer_processes(num_processes: int) -> None:

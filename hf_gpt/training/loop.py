@@ -16,13 +16,11 @@ Processes, precision and devices are accelerate's business.
 """
 
 import contextlib
-import dataclasses
 import functools
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +28,19 @@ import torch
 
 from .. import checkpoint
 from ..data.tokenizer import save_tokenizer
-from ..errors import RunPreempted, RunStopped, UserError
+from ..errors import RunPreempted, RunStopped
 from ..evaluation import bits_per_byte, loss_on_windows, perplexity, targets_and_bytes
 from ..generation import generate_text
 from ..loss import CausalLMLoss
 from ..storage import remove_leftovers, set_aside, write_json, write_text
-from .distributed import whole_model
+from .distributed import on_device, whole_model
 from .nonfinite import NonFiniteWatch
 from .observers import Observer, Observers
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
-from .resume import read_environment, refuse_other_run
+from .resume import history, look_for_checkpoint, read_environment
 from .setup import Job
 from .signals import stop_on_signal
-from .state import load_training_state, save_training_state, whole_weights
+from .state import Progress, load_training_state, save_training_state, whole_weights
 
 
 def run(job: Job, observers: Iterable[Observer] = (), *, until: int | None = None) -> "TrainingRun":
@@ -86,7 +84,7 @@ def train_step(training: "TrainingRun", step: int) -> dict[str, Any] | None:
         # accelerate's `accumulate` counts to a fixed number; an epoch's last global batch may have fewer.
         accelerator.sync_gradients = is_last = number == len(micro_batches)
         with contextlib.nullcontext() if is_last else accelerator.no_sync(training.loss):
-            loss = training.loss(**training.on_device(batch)) / num_targets  # 3. forward and loss
+            loss = training.loss(**on_device(batch, accelerator.device)) / num_targets  # 3. forward and loss
             accelerator.backward(loss * scale)  # 4. backward
             total_loss += loss.detach()
 
@@ -99,28 +97,6 @@ def train_step(training: "TrainingRun", step: int) -> dict[str, Any] | None:
     training.progress.step = step
     training.progress.tokens += num_targets
     return training.train_metrics(step, None if skipped else total_loss)
-
-
-@dataclass
-class Progress:
-    """How far a run is; saved with each checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best_validation_loss: float | None = None  # of a checkpoint
-    best_step: int | None = None
-    skipped: int = 0  # updates whose gradient was not finite
-
-    @classmethod
-    def is_saved(cls, saved: Mapping[str, Any]) -> bool:
-        """Whether these are fields of one that was saved."""
-        kinds = {"step": int, "tokens": int, "skipped": int, "seconds": (int, float)}
-        kinds |= {"best_step": (int, type(None)), "best_validation_loss": (int, float, type(None))}
-        return {"step", "tokens"} <= saved.keys() <= kinds.keys() and all(
-            isinstance(value, kinds[name]) and not isinstance(value, bool) and (value is None or 0 <= value < 2**63)
-            for name, value in saved.items()
-        )
 
 
 class TrainingRun:
@@ -176,18 +152,7 @@ class TrainingRun:
         """Resume from the newest complete checkpoint, start from a parent's, or evaluate the untrained model."""
         job, main = self.job, self.accelerator.is_main_process
         self.accelerator.wait_for_everyone()  # until the main process holds the lock
-        for pointer in ("latest", "best"):
-            checkpoint.pointed(self.run_dir, pointer)  # refuses what could not be written again
-        found, damaged = checkpoint.newest_whole(self.run_dir)
-        refuse_other_run(job, found)
-        for change in job.changes:
-            self.say(f"changed: {change}")
-        for warning in (*job.warnings, *damaged.values()):
-            self.say(f"warning: {warning}")
-        if damaged and found is None:
-            self.say(f"warning: no checkpoint in {self.run_dir} is complete: starting from the beginning")
-        if found is not None and (added := checkpoint.unlisted(found)):
-            self.say(f"warning: {found}: {', '.join(added)}: not in its manifest, and left out")
+        found, damaged = look_for_checkpoint(job, self.say)
         if start := found or job.parent:
             self._load_checkpoint(start, as_branch=found is None)
         if found is None:
@@ -203,7 +168,8 @@ class TrainingRun:
             remove_leftovers(self.run_dir)
             for path in damaged:
                 set_aside(path)
-        self._note_history(found, damaged)
+        for kind, facts in history(job, found, damaged, self.progress.step):
+            self.event(kind, **facts)
         if main:
             write_text(self.run_dir / "recipe.yaml", self.recipe.to_yaml())
             if found is None or not recorded:
@@ -221,10 +187,8 @@ class TrainingRun:
 
     def _load_checkpoint(self, start: Path, as_branch: bool) -> None:
         """The weights, the optimizer and the position of a checkpoint."""
-        saved = load_training_state(start, self.accelerator, self.loss, self.optimizer, self.recipe.seed)
-        if not isinstance(saved, dict) or not Progress.is_saved(saved) or saved["step"] != checkpoint.step_of(start):
-            raise UserError(f"{start}: its training_state/state.json is of another step or another program")
-        self.progress, self.resumed_from = Progress(**saved), start
+        self.progress = load_training_state(start, self.accelerator, self.loss, self.optimizer, self.recipe.seed)
+        self.resumed_from = start
         if as_branch:
             self.progress = Progress(step=self.progress.step, tokens=self.progress.tokens)
             what = f"branching off after step {self.progress.step}, from {start}"
@@ -233,18 +197,6 @@ class TrainingRun:
         else:
             what = f"resuming after step {self.progress.step}, from {start}"
         self.say(what)
-
-    def _note_history(self, found: Path | None, damaged: Mapping[Path, str]) -> None:
-        """The events of a run that is resumed or started over, on disk before the recipe that it now has."""
-        step, processes = self.progress.step, self.accelerator.num_processes
-        for path, problem in damaged.items():
-            self.event("damaged checkpoint", checkpoint=path.name, problem=problem)
-        for change in self.job.changes:
-            self.event("changed", field=change.field, old=change.old, new=change.new)
-        if found is None and self.job.earlier is not None:
-            self.event("restarted", processes=processes)
-        elif found is not None and step < self.max_steps:
-            self.event("resumed", checkpoint=found.name, processes=processes)
 
     def stopped_by(self, number: int) -> BaseException:
         """What ends a run that was asked to stop, and has saved."""
@@ -268,13 +220,6 @@ class TrainingRun:
 
     def learning_rate(self, step: int) -> float:
         return learning_rate(step, self.max_steps, self.recipe.optimizer.lr, self.recipe.schedule)
-
-    def on_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch where the model is; from pinned memory, so that a GPU may still be at work on the step before."""
-        device = self.accelerator.device
-        if device.type != "cuda":
-            return {name: tensor.to(device) for name, tensor in batch.items()}
-        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
 
     def skip_if_nonfinite(self, step: int) -> bool:
         """Whether the update of `step` is left out: where `train.skip_nonfinite` allows it and the gradient is bad."""
@@ -389,7 +334,7 @@ class TrainingRun:
         if main and not all(torch.isfinite(tensor).all() for tensor in weights.values()):
             raise self._run_stopped(f"the weights after step {step} are not finite")
         with checkpoint.writing(self.run_dir, step) if main else contextlib.nullcontext() as directory:
-            save_training_state(directory, accelerator, self.loss, self.optimizer, dataclasses.asdict(progress))
+            save_training_state(directory, accelerator, self.loss, self.optimizer, progress)
             if main:
                 self.model.save_pretrained(directory, state_dict=weights)
                 save_tokenizer(self.job.data.tokenizer, directory)

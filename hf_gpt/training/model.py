@@ -14,9 +14,10 @@ from .. import checkpoint
 from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import content_of, load_tokenizer, vocab_size
 from ..errors import UserError, did_you_mean
+from ..generation import try_out
 from ..loading import reading_model, skeleton
 from ..modeling_gpt import GPTForCausalLM
-from ..recipe import ModelRecipe, Recipe
+from ..recipe import EvaluationRecipe, ModelRecipe, Recipe
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,22 @@ def build_model(recipe: Recipe, config: GPTConfig, pretrained: Pretrained | None
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
+
+
+def refuse_prompts(
+    evaluation: EvaluationRecipe, model: GPTForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> None:
+    """Refuse now what the first evaluation would refuse after hours.
+
+    Raises:
+        UserError: of a prompt, or of a setting of sampling.
+    """
+    settings = {name: getattr(evaluation, name) for name in ("temperature", "top_k")}
+    try:
+        try_out(model, tokenizer, evaluation.prompts, seed, max_new_tokens=evaluation.sample_tokens, **settings)
+    except UserError as error:
+        names = {"prompt": "evaluation.prompts", "max_new_tokens": "evaluation.sample_tokens"}
+        raise error.renamed(names | {name: f"evaluation.{name}" for name in settings}) from None
 
 
 def _too_small(vocabulary: int, size: int, is_pretrained: bool) -> UserError:

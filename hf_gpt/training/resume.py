@@ -7,7 +7,7 @@ optimizer and the position of a step of another.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +123,44 @@ def refuse_other_run(job: "Job", found: Path | None) -> None:
     if start is not None and checkpoint.step_of(start) + (found is None) > job.max_steps:
         where = job.run_dir if found else job.parent
         raise UserError(f"train.max_steps: {job.max_steps}, but {where} is at step {checkpoint.step_of(start)}")
+
+
+def look_for_checkpoint(job: "Job", say: Callable[[str], None]) -> tuple[Path | None, dict[Path, str]]:
+    """The checkpoint that `job` resumes from, if there is one, and each newer one that is damaged, with what is wrong.
+
+    `say` is told what a person should know about them and about what has changed.
+
+    Raises:
+        UserError: something cannot be read, or cannot be resumed (`refuse_other_run`).
+    """
+    for pointer in ("latest", "best"):
+        checkpoint.pointed(job.run_dir, pointer)  # refuses what could not be written again
+    found, damaged = checkpoint.newest_whole(job.run_dir)
+    refuse_other_run(job, found)
+    for change in job.changes:
+        say(f"changed: {change}")
+    for warning in (*job.warnings, *damaged.values()):
+        say(f"warning: {warning}")
+    if damaged and found is None:
+        say(f"warning: no checkpoint in {job.run_dir} is complete: starting from the beginning")
+    if found is not None and (added := checkpoint.unlisted(found)):
+        say(f"warning: {found}: {', '.join(added)}: not in its manifest, and left out")
+    return found, damaged
+
+
+def history(
+    job: "Job", found: Path | None, damaged: Mapping[Path, str], step: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The events of a run that is resumed from `found` at `step`, or started over: their kinds and facts."""
+    for path, problem in damaged.items():
+        yield "damaged checkpoint", {"checkpoint": path.name, "problem": problem}
+    for change in job.changes:
+        yield "changed", {"field": change.field, "old": change.old, "new": change.new}
+    processes = job.accelerator.num_processes
+    if found is None and job.earlier is not None:
+        yield "restarted", {"processes": processes}
+    elif found is not None and step < job.max_steps:
+        yield "resumed", {"checkpoint": found.name, "processes": processes}
 
 
 def find_checkpoint(name: str) -> Path:

@@ -15,8 +15,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ..data.batches import BatchPlan
-from ..errors import UserError
-from ..generation import try_out
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import Recipe
 from ..storage import local_path, refuse_unwritable
@@ -24,7 +22,7 @@ from . import deepspeed
 from .data import Data, batch_plan, num_steps, prepare_data
 from .distributed import start_accelerator, together
 from .hardware import pays_to_compile, refuse_attention, resolve_hardware
-from .model import Pretrained, build_model
+from .model import Pretrained, build_model, refuse_prompts
 from .provenance import changes_of_environment, describe_environment
 from .resume import Change, changes_of_recipe, describe_parent, earlier_recipe, find_parent
 
@@ -100,7 +98,7 @@ def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | 
 
     torch.manual_seed(recipe.seed)
     model = build_model(recipe, data.config, data.pretrained)
-    _try_prompts(recipe, model, data)
+    refuse_prompts(recipe.evaluation, model, data.tokenizer, recipe.seed)
     if accelerator.process_index > 0:  # the same weights everywhere, but dropout of one's own
         torch.manual_seed(recipe.seed + 7919 * accelerator.process_index)
 
@@ -118,14 +116,3 @@ def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | 
         warnings=changes_of_environment(run_dir, environment),
         parent=branched_from,
     )
-
-
-def _try_prompts(recipe: Recipe, model: GPTForCausalLM, data: Data) -> None:
-    """Refuse now what the first evaluation would refuse after hours."""
-    how = recipe.evaluation
-    settings = {"max_new_tokens": how.sample_tokens, "temperature": how.temperature, "top_k": how.top_k}
-    try:
-        try_out(model, data.tokenizer, how.prompts, recipe.seed, **settings)
-    except UserError as error:
-        names = {"prompt": "evaluation.prompts", "max_new_tokens": "evaluation.sample_tokens"}
-        raise error.renamed(names | {name: f"evaluation.{name}" for name in ("temperature", "top_k")}) from None

@@ -10,12 +10,14 @@ parameter name, whatever wraps the model (DDP, FSDP2, torch.compile), and spread
 there are then. Another number of them sees the same windows in the same steps, but draws other dropout.
 """
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -26,10 +28,25 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ..checkpoint import TRAINING_STATE, weight_files
+from ..checkpoint import TRAINING_STATE, step_of, weight_files
 from ..errors import UserError
 from ..storage import read_json, write_json
 from . import deepspeed
+
+
+@dataclass
+class Progress:
+    """How far a run is; saved with each checkpoint."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # where it is read
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_validation_loss: float | None = None  # of a checkpoint
+    best_step: int | None = None
+    skipped: int = 0  # updates whose gradient was not finite
+
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _WEIGHTS = StateDictOptions(full_state_dict=True, strict=False)  # a tied head is not in the file
@@ -50,7 +67,7 @@ def save_training_state(
     accelerator: Accelerator,
     loss: nn.Module,
     optimizer: torch.optim.Optimizer,
-    progress: dict[str, Any],
+    progress: Progress,
 ) -> None:
     """Write every process's training state into `checkpoint`. All call it; the main one has the path and writes."""
     if deepspeed.is_engine(loss):
@@ -76,7 +93,7 @@ def save_training_state(
         directory / "state.json",
         {
             "processes": len(random),
-            "progress": progress,
+            "progress": asdict(progress),
             "param_groups": optimizer_state["param_groups"],
             "scaler": scaler,
         },
@@ -85,7 +102,7 @@ def save_training_state(
 
 def load_training_state(
     checkpoint: Path, accelerator: Accelerator, loss: nn.Module, optimizer: torch.optim.Optimizer, seed: int
-) -> dict[str, Any]:
+) -> Progress:
     """Restore the weights and what `save_training_state` wrote, on every process, and return its `progress`.
 
     Learning rate, betas and weight decay stay those that `optimizer` has. Where the number of processes is another
@@ -104,9 +121,15 @@ def load_training_state(
 
 def _load(
     checkpoint: Path, accelerator: Accelerator, loss: nn.Module, optimizer: torch.optim.Optimizer, seed: int
-) -> dict[str, Any]:
+) -> Progress:
     directory = checkpoint / TRAINING_STATE
     state = read_json(directory / "state.json")
+    try:
+        progress = TypeAdapter(Progress).validate_python(state.get("progress"))
+    except ValidationError:
+        progress = None
+    if progress is None or progress.step != step_of(checkpoint):
+        raise UserError(f"{checkpoint}: its training_state/state.json is of another step or another program")
     weights: dict[str, torch.Tensor] = {}
     for file in weight_files(checkpoint):
         weights |= load_file(file)
@@ -139,8 +162,8 @@ def _load(
         random = load_file(directory / "random.safetensors")
         _set_random_state(accelerator.device, {kind: random[f"{rank}.{kind}"] for kind in ("cpu", "device")})
     else:
-        torch.manual_seed(hash((seed, rank, state["progress"]["step"])) % 2**63)  # of integers: always the same
-    return state["progress"]
+        torch.manual_seed(hash((seed, rank, progress.step)) % 2**63)  # of integers: always the same
+    return progress
 
 
 def _model_inside(loss: nn.Module) -> nn.Module:
