@@ -89,7 +89,7 @@ def append(path: Path, content: bytes) -> None:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(None, "not a file", str(path))
-        if found.st_size and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+        if content and found.st_size and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
             content = b"\n" + content
         try:
             while content:
