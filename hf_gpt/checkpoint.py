@@ -236,8 +236,8 @@ def resolve_model(model: str) -> str:
         UserError: a local path that is missing or holds no model.
     """
     path = Path(model)
-    if path.name in ("best", "latest") and path.parent.name == "checkpoints":
-        found = pointed(path.parent.parent, path.name)
+    if path.name in ("best", "latest") and path.absolute().parent.name == "checkpoints":
+        found = pointed(path.absolute().parents[1], path.name)
     elif (path / "checkpoints").is_dir():
         found = pointed(path, "best") or next(iter(reversed(checkpoints(path))), None)
     else:

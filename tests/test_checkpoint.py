@@ -95,3 +95,14 @@ def test_a_person_may_name_a_run_a_checkpoint_or_best(tmp_path):
     for wrong in (tmp_path / "missing", tmp_path / "file", second):
         with pytest.raises(UserError):
             checkpoint.resolve_model(str(wrong))
+
+
+def test_the_best_is_found_from_within_the_folder_of_checkpoints(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints" / "step-00000004").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "best").write_text("step-00000004\n")
+    monkeypatch.chdir(tmp_path / "checkpoints")
+    assert checkpoint.resolve_model("best") == str(tmp_path / "checkpoints" / "step-00000004")
+    assert checkpoint.short_name("best") == f"{tmp_path.name}, best"
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.short_name(".") == checkpoint.short_name(str(tmp_path)) == tmp_path.name
+    assert checkpoint.short_name("someone/my-gpt@main") == "someone/my-gpt@main"
