@@ -372,8 +372,8 @@ def resolve_model(model: str) -> str:
     """
     path = local_path(model)
     with refusing_unreadable(path):
-        if path.name in ("best", "latest") and path.parent.name == "checkpoints":
-            found = pointed(path.parent.parent, path.name)
+        if path.name in ("best", "latest") and path.absolute().parent.name == "checkpoints":
+            found = pointed(path.absolute().parents[1], path.name)
         elif (path / "checkpoints").is_dir():
             found = pointed(path, "best")
             if found is None and is_there(path / "checkpoints" / "best"):

@@ -253,3 +253,14 @@ def test_a_lock_that_cannot_be_held_is_one_line(tmp_path, lock):
     path.mkdir() if lock == "directory" else path.symlink_to(path)
     with pytest.raises(UserError, match=r"\.lock: cannot be locked: "), checkpoint.run_lock(tmp_path):
         pass
+
+
+def test_the_best_is_found_from_within_the_folder_of_checkpoints(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints" / "step-00000004").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "best").write_text("step-00000004\n")
+    monkeypatch.chdir(tmp_path / "checkpoints")
+    assert checkpoint.resolve_model("best") == str(tmp_path / "checkpoints" / "step-00000004")
+    assert checkpoint.short_name("best") == f"{tmp_path.name}, best"
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.short_name(".") == checkpoint.short_name(str(tmp_path)) == tmp_path.name
+    assert checkpoint.short_name("someone/my-gpt@main") == "someone/my-gpt@main"

@@ -76,6 +76,17 @@ def test_plot_writes_curves_into_a_file_or_a_report_into_a_folder(tmp_path, caps
     assert found._repr_html_().count("<img") == 2
 
 
+def test_six_at_once_draw_one_run(tmp_path, forks):
+    write_metrics(tmp_path, 10)
+    started = [forks.start("plot", tmp_path) for _ in range(6)]
+    assert [one.wait() for one in started] == [0] * 6
+    names = ["curves.png", "loss.png", "metrics.jsonl", "report.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names  # nothing half-written
+    for name in names[:2]:
+        with Image.open(tmp_path / name) as image:
+            image.load()
+
+
 def test_a_torn_last_line_is_left_out(tmp_path):
     write_metrics(tmp_path, 3, torn=True)
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 2, 3]
