@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from .configuration_gpt import WRAPPERS, forget_wrappers
 from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError, translate_hub_errors
 from .storage import replacing_directory, translate_disk_errors, write_json, write_text
@@ -164,6 +163,8 @@ def load_model(model: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
         UserError: it is not there, is damaged, or not a causal language model with a tokenizer.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .configuration_gpt import WRAPPERS, forget_wrappers
 
     source = model_folder(model)
     if (source / MANIFEST).is_file():
