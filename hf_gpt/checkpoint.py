@@ -29,7 +29,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from .configuration_gpt import WRAPPERS, forget_wrappers
 from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError
 from .loading import reading_model, skeleton
@@ -309,6 +308,8 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
         UserError: it is not there, is damaged, or not a causal language model with a tokenizer; or the device is not.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from .configuration_gpt import WRAPPERS, forget_wrappers
 
     device = find_device(device)
     source = opened(model_folder(model))
