@@ -68,11 +68,14 @@ def reading_model(name: str, problem: str = "cannot be loaded as a model") -> It
     try:
         with quiet():
             yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except pickle.UnpicklingError:
         raise UserError(f"{name}: its weights are a pickle that could run code, and were not read") from None
-    except Exception as error:  # dozens of classes, of transformers and of what it uses, each fail in their own way
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        # Dozens of classes, of transformers and of what it uses, each fail in their own way.
         raise UserError(f"{name}: {problem}: {reason(error)}") from error
 
 

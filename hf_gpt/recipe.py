@@ -15,6 +15,7 @@ an unquoted `no`, `off`, `yes` or `on`, which YAML reads as a boolean, still mea
 
 import dataclasses
 import functools
+import math
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -160,9 +161,10 @@ def _refuse_unusable(value: Any, path: str = "") -> None:
     elif isinstance(value, str):
         if "\0" in value or (not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)):
             raise UserError(f"{path}: is not text: it contains a NUL, or half of a character")
-    elif isinstance(value, (int, float)) and not -_TOO_LARGE < value < _TOO_LARGE:
-        shown = value if isinstance(value, float) else f"a number of {value.bit_length()} bits"
-        raise UserError(f"{path}: must be a finite number below 2**63, found {shown}")
+    elif isinstance(value, int) and not -_TOO_LARGE < value < _TOO_LARGE:
+        raise UserError(f"{path}: must be below 2**63, found a number of {value.bit_length()} bits")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{path}: must be a finite number, found {value}")
 
 
 def _refuse_both(section: Any) -> None:

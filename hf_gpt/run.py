@@ -104,12 +104,10 @@ def find_pretrained(recipe: ModelRecipe) -> Pretrained | None:
     folder = checkpoint.opened(source)
     with reading_model("model", f"{recipe.from_pretrained} cannot be continued"):
         kind = GPTConfig.get_config_dict(folder)[0].get("model_type")
-        if kind not in (GPTConfig.model_type, "gpt2"):
-            raise UserError(
-                f"model: {recipe.from_pretrained} is a {kind} model; {GPTConfig.model_type} and gpt2 models can be"
-                " continued"
-            )
-        in_our_layout = folder if kind == GPTConfig.model_type else convert_into_cache(folder)
+    if kind not in (GPTConfig.model_type, "gpt2"):
+        continued = f"{GPTConfig.model_type} and gpt2 models can be continued"
+        raise UserError(f"model: {recipe.from_pretrained} is a {kind} model; {continued}")
+    in_our_layout = folder if kind == GPTConfig.model_type else convert_into_cache(folder)
     commit = source.name if source.parent.name == "snapshots" else None  # of the Hub's cache
     return Pretrained(in_our_layout, commit, folder)
 

@@ -30,7 +30,7 @@ def stock(tmp_path, monkeypatch) -> str:
         ("full/precious/below", "full/precious/below: nothing can be written there"),
         ("/dev/null", "/dev/null: is a file"),
         ("/proc/new/model", "/proc/new/model: nothing can be written there"),
-        ("x" * 300, "nothing can be written there: File name too long"),
+        ("x" * 300, "cannot be opened: File name too long"),
     ],
 )
 def test_a_destination_that_cannot_be_is_refused_before_the_source_is_looked_at(

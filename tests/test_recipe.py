@@ -105,7 +105,7 @@ def test_floats_may_be_written_without_a_point(tmp_path, number):
         ({"train": [1]}, "train: must be a section with keys, found [1]"),
         ({"train": {"max_steps": 1, "epochs": 2}}, "train: give 'max_steps' or 'epochs', not both"),
         ({"optimizer": {"lr": float("nan")}}, "optimizer.lr: must be a finite number"),
-        ({"seed": 2**63}, "seed: must be a finite number below 2**63"),
+        ({"seed": 2**63}, "seed: must be below 2**63"),
         ({"data": {"source": ""}}, "data.source: must not be empty"),
         ({"optimizer": {"name": "sgd"}}, "optimizer.name: must be 'adamw' or 'muon', found sgd"),
         ({"evaluation": {"prompts": [""]}}, "evaluation.prompts.0: must not be empty, found ''"),
@@ -318,7 +318,7 @@ def test_yaml_with_anchors_and_merges_is_read(read):
         ('evaluation: {prompts: [a, "\\ud800"]}', "evaluation.prompts.1: is not text"),
         (
             "train: {batch_size: 10000000000000000000}",
-            "train.batch_size: must be a finite number below 2**63, found a",
+            "train.batch_size: must be below 2**63, found a number of 64 bits",
         ),
         ("optimizer: {lr: .inf}", "optimizer.lr: must be a finite number"),
         ("tokenizer: {revision: v1}", "tokenizer: 'revision' goes with 'name'"),
