@@ -10,14 +10,15 @@ parameter name, whatever wraps the model (DDP, FSDP2, torch.compile), and spread
 there are then. Another number of them sees the same windows in the same steps, but draws other dropout.
 """
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -33,19 +34,22 @@ from ..errors import UserError
 from ..storage import read_json, write_json
 from . import deepspeed
 
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Real = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 @dataclass
 class Progress:
     """How far a run is; saved with each checkpoint."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # where it is read
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # what reading checks
 
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best_validation_loss: float | None = None  # of a checkpoint
-    best_step: int | None = None
-    skipped: int = 0  # updates whose gradient was not finite
+    step: _Count = 0
+    tokens: _Count = 0
+    seconds: _Real = 0.0
+    best_validation_loss: _Real | None = None  # of a checkpoint
+    best_step: _Count | None = None
+    skipped: _Count = 0  # updates whose gradient was not finite
 
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -125,7 +129,7 @@ def _load(
     directory = checkpoint / TRAINING_STATE
     state = read_json(directory / "state.json")
     try:
-        progress = TypeAdapter(Progress).validate_python(state.get("progress"))
+        progress = TypeAdapter(Progress).validate_json(json.dumps(state.get("progress")))
     except ValidationError:
         progress = None
     if progress is None or progress.step != step_of(checkpoint):
