@@ -192,18 +192,18 @@ def test_the_slider_itself_moves_the_bars(page):
 @needs_browser
 def test_text_streams_for_each_checkpoint_and_is_what_generate_text_gives(page, run):
     page.type("#prompt textarea", "Line 7: the")
-    set_to(page, "new-tokens", "60")
+    set_to(page, "new-tokens", "300")
     set_to(page, "seed", "5")
     seen = []
     page.click("#write")
-    page.wait(lambda: seen.append(texts(page)) or has_written(page, 60), "three texts")
+    page.wait(lambda: seen.append(texts(page)) or has_written(page, 300), "three texts")
     assert len({text for column in zip(*seen) for text in column}) > 6, seen  # nothing, pieces, all of it
     assert [label.split(" · ")[0] for label in labels(page)] == ["step 30", "step 60", "step 90 (best)"]
 
     folder = checkpoint.checkpoints(run)[-1]
     model, tokenizer = checkpoint.load_model(str(folder))
     expected = hf_gpt.generate_text(
-        model.cpu(), tokenizer, "Line 7: the", max_new_tokens=60, temperature=0.8, top_k=None, top_p=None, seed=5
+        model.cpu(), tokenizer, "Line 7: the", max_new_tokens=300, temperature=0.8, top_k=None, top_p=None, seed=5
     )
     assert texts(page)[-1] == expected
 

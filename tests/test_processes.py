@@ -238,7 +238,7 @@ from transformers import AutoModelForCausalLM
 from hf_gpt import GPTConfig, GPTForCausalLM, checkpoint
 from hf_gpt.recipe import OptimizerRecipe
 from hf_gpt.training.optimizer import build_optimizer
-from hf_gpt.training.state import load_training_state, save_training_state, whole_weights
+from hf_gpt.training.state import Progress, load_training_state, save_training_state, whole_weights
 
 run_dir, port, name = Path(sys.argv[1]), *sys.argv[2:]
 torch.set_num_threads(1)
@@ -273,10 +273,10 @@ def steps(accelerator, model, optimizer, first, last, dropout):
 def save(accelerator, model, optimizer, step):
     weights = whole_weights(model)
     if not accelerator.is_main_process:
-        save_training_state(None, accelerator, model, optimizer, {"step": step})
+        save_training_state(None, accelerator, model, optimizer, Progress(step=step))
         return
     with checkpoint.writing(run_dir, step) as directory:
-        save_training_state(directory, accelerator, model, optimizer, {"step": step})
+        save_training_state(directory, accelerator, model, optimizer, Progress(step=step))
         model.save_pretrained(directory, state_dict=weights)
 
 def same(one, other):
@@ -307,7 +307,7 @@ def work(rank):
     b = steps(accelerator, model, optimizer, 4, 8, dropout=True), whole_weights(model)
     model, optimizer = build(accelerator, seed=1)
     load_training_state(saved, accelerator, model, optimizer, seed=0)
-    return {"progress": progress, "a": a[0], "b": b[0], "weights": same(a[1], b[1]), "first": first,
+    return {"progress": progress.step, "a": a[0], "b": b[0], "weights": same(a[1], b[1]), "first": first,
             "together": steps(accelerator, model, optimizer, 4, 8, dropout=False)}
 
 def child(rank):
@@ -337,7 +337,7 @@ def test_a_sharded_run_is_saved_whole_and_goes_on_exactly_sharded_or_alone(optim
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     sharded, other, alone = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1, None))
-    assert sharded["progress"] == {"step": 4}
+    assert sharded["progress"] == 4
     assert sharded["a"] == sharded["b"] == other["a"] == other["b"]
     assert sharded["weights"]
     assert sharded["a"] != sharded["together"]  # dropout was on

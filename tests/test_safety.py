@@ -346,7 +346,11 @@ def test_a_hostile_checkpoint_runs_nothing(copied, tmp_path, kind, capsys):
     [
         ("environment.json", '{"vers', "environment.json: is damaged"),
         ("recipe.yaml", None, "the run has no recipe.yaml; put it back"),
-        ("checkpoints/step-00000012/training_state/state.json", '{"progress": null}', "cannot be read"),
+        (
+            "checkpoints/step-00000012/training_state/state.json",
+            '{"progress": null}',
+            "of another step or another program",
+        ),
     ],
 )
 def test_a_run_whose_files_were_damaged_says_so_in_one_line(copied, name, content, message):
