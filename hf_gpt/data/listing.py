@@ -24,10 +24,13 @@ from .files import kind_of, read_blocks
 
 
 class Listing(NamedTuple):
-    """The files of each split, in the order in which they are read; `notes` are for people."""
+    """The files of each split, in the order in which they are read.
+
+    `config`: the configuration of a card whose files these are. `notes`: for people.
+    """
 
     splits: dict[str, list[Path]]
-    config: str = "default"
+    config: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -41,8 +44,6 @@ def list_path(source: str, path: Path, config: str | None) -> Listing | None:
         return list_folder(source, path, config)
     if not path.exists() and not glob.has_magic(source):
         return None
-    if config is not None:
-        raise UserError(f"{source} has no configurations", field="data.config")
     if path.is_file():
         return Listing({"train": [path]})
     if path.exists():
@@ -100,8 +101,6 @@ def list_folder(source: str, folder: Path, config: str | None) -> Listing:
     configs = _configs(folder / "README.md")
     if configs:
         return _of_card(source, folder, config, configs)
-    if config is not None:
-        raise UserError(f"{source} has no configurations: no README.md names them", field="data.config")
     splits, left = _files_of(source, folder)
     return Listing(splits, notes=_left_out(source, left))
 
@@ -128,6 +127,8 @@ def _files_of(source: str, folder: Path) -> tuple[dict[str, list[Path]], list[st
     # has splits only if every file names one.
     files = sorted(files)
     named = [_SPLIT_IN_NAME.search(str(p.relative_to(folder)).lower()) for p in files]
+    if any(named) and not all(named):
+        left.insert(0, f"the splits ({files[named.index(None)].name} names none: all files are training text)")
     splits: dict[str, list[Path]] = {}
     for path, match in zip(files, named):
         splits.setdefault(_SPLITS[match[1]] if all(named) else "train", []).append(path)
