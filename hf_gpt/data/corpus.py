@@ -399,16 +399,14 @@ def _builder(source: str, config: str | None, revision: str | None) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Libraries log nothing."""
-    loggers = [logging.getLogger(library) for library in ("datasets", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    """`datasets` logs nothing."""
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+        logger.setLevel(level)
 
 
 def _name(source: str, split: str, splits: Iterable[str], config: str = "default") -> str:

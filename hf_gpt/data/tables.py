@@ -47,7 +47,7 @@ def text_column(tables: Sequence[Table], wanted: str | None) -> str | None:
     chosen: dict[str, str] = {}
     for table in tables:
         with one_line(f"{table.name}: cannot be read"):
-            columns = _COLUMNS[table.kind](table)
+            columns = _READERS[table.kind][0](table)
         texts = [name for name, is_text in columns.items() if is_text]
         if not texts and (not columns or None in columns.values()):
             continue  # no rows, or nothing but nulls
@@ -63,7 +63,7 @@ def text_column(tables: Sequence[Table], wanted: str | None) -> str | None:
 def texts(table: Table, column: str) -> Iterator[str]:
     """The texts under `column`, in order; a null is no text."""
     with one_line(f"{table.name}: cannot be read"):
-        for text in _TEXTS[table.kind](table, column):
+        for text in _READERS[table.kind][1](table, column):
             if text is not None:
                 yield text
     table.check_unchanged()
@@ -392,17 +392,10 @@ def _text_types(schema: Any) -> Columns:
     return {field.name: is_text(field.type) for field in schema}
 
 
-_COLUMNS = {
-    "json": _json_columns,
-    "csv": _csv_columns,
-    "parquet": _parquet_columns,
-    "arrow": _arrow_columns,
-    "rows": _rows_columns,
-}
-_TEXTS = {
-    "json": _json_texts,
-    "csv": _csv_texts,
-    "parquet": _parquet_texts,
-    "arrow": _arrow_texts,
-    "rows": _rows_texts,
+_READERS = {
+    "json": (_json_columns, _json_texts),
+    "csv": (_csv_columns, _csv_texts),
+    "parquet": (_parquet_columns, _parquet_texts),
+    "arrow": (_arrow_columns, _arrow_texts),
+    "rows": (_rows_columns, _rows_texts),
 }
