@@ -86,7 +86,7 @@ def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
         split = recipe.validation_split or (other.splits[0] if len(other.splits) == 1 else "validation")
         validation = other.corpus(split, "data.validation_split", recipe.separator)
         _, again = once([*source.files.get(recipe.train_split, ()), *other.files.get(split, ())])
-        both = tuple(f"data.validation_source: {name}, which is also trained on" for name in again)
+        both = tuple(f"data.validation_source: {name} is also trained on" for name in again)
         validation = dataclasses.replace(validation, notes=(*validation.notes, *both))
     elif recipe.validation_split:
         # Two splits of one source are the same kind of text: both have separators, or none.
@@ -412,7 +412,7 @@ def _quiet() -> Iterator[None]:
 def _name(source: str, split: str, splits: Iterable[str], config: str = "default") -> str:
     """`wikitext (wikitext-2-v1, test)`; `the-verdict.txt`."""
     inside = [config] * (config != "default") + [split] * (list(splits) != ["train"])
-    path = Path(source).expanduser()
+    path = local_path(source)
     base = source if re.fullmatch(r"[^/]+/[^/]+", source) and not path.exists() else path.name
     if base in ("", ".."):  # of `.`, `..` and `~`
         base = path.resolve().name or source

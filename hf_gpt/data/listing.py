@@ -73,6 +73,8 @@ def once(paths: Iterable[Path], folder: Path | None = None) -> tuple[list[Path],
             left.append(f"{name} (a link to a folder above it)")
         elif not stat.S_ISREG(found.st_mode):
             left.append(f"{name} (no file)")
+        elif first == path:
+            left.append(f"{name} (named twice)")
         elif first is not None:
             left.append(f"{name} (the same file as {first.relative_to(folder) if folder else first})")
         else:

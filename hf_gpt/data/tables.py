@@ -116,6 +116,9 @@ def _not_text(table: Table, place: str, column: str, value: Any) -> UserError:
 # JSON ---------------------------------------------------------------------------------------------------------------
 
 
+_BLANKS = re.compile(r"[ \t\r\n]*")
+
+
 def _json_columns(table: Table) -> Columns:
     """Keys -> whether strings, and nothing else but null, stand under them. Reading ends where `text` holds one."""
     strings: Columns = {}
@@ -199,7 +202,7 @@ def _is_object(line: bytes) -> bool:
 
 def _json_values(table: Table, column: str, content: bytes) -> Iterator[tuple[str, int, dict[str, Any]]]:
     text, row = content.decode(), 0
-    at = _after_blanks(text, 0)
+    at = _BLANKS.match(text).end()
     while at < len(text):
         value, at = _decoded(table, 1, column, text, at)
         for record in value if isinstance(value, list) else [value]:
@@ -208,13 +211,7 @@ def _json_values(table: Table, column: str, content: bytes) -> Iterator[tuple[st
             if not isinstance(record, dict):
                 raise UserError(f"{table.name}: row {row} is not a JSON object")
             yield "row", row, record
-        at = _after_blanks(text, at)
-
-
-def _after_blanks(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
+        at = _BLANKS.match(text, at).end()
 
 
 def _decoded(table: Table, number: int, column: str, text: str, at: int = 0) -> tuple[Any, int]:
