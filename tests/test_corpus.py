@@ -144,23 +144,13 @@ def test_rows_of_tables_are_documents_and_arrive_as_they_are(folder, kind):
         assert documents(training(file, separator=False)) == ["".join(ROWS)]
 
 
-def test_csv_text_that_looks_like_numbers_stays_text(folder):
-    (folder / "n.csv").write_text("text,n\n001,1\n1e5,3\n")
-    assert documents(training(folder / "n.csv")) == ["001", "1e5"]
-
-
-def test_a_csv_row_with_a_field_too_many_does_not_shift_the_others(folder):
-    (folder / "n.csv").write_text("text,n\nfirst,1,\nsecond,2,\n")
-    assert documents(training(folder / "n.csv")) == ["first", "second"]
-
-
 def test_each_csv_of_a_folder_has_its_columns_in_its_own_order(folder):
     (folder / "a.csv").write_text("text,n\nfirst,1\nsecond,2\n")
     (folder / "b.csv").write_text("n,text\n3,001\n")
     (folder / "c.csv").write_text("text\nfourth\n")
     assert documents(training(folder)) == ["first", "second", "001", "fourth"]
     (folder / "d.csv").write_text("n,body\n3,third\n")
-    assert f"no 'text' in {folder / 'd.csv'}; columns of text: n, body" in refusal(folder)
+    assert f"no 'text' in {folder / 'd.csv'}; name the column to read: 'n' or 'body'" in refusal(folder)
 
 
 def test_endings_of_compressed_files_may_be_written_in_capitals(folder):
@@ -189,7 +179,7 @@ def test_json_text_that_looks_like_dates_stays_as_it_is_written(folder):
         assert documents(training(file, text_column="when")) == DATES
     # A date is a string like any other: which of two columns is the text is not guessed from what they look like.
     (folder / "other.jsonl").write_text(json.dumps({"date": DATES[0], "body": "b"}) + "\n")
-    assert "columns of text: date, body" in refusal(folder / "other.jsonl")
+    assert "name the column to read: 'date' or 'body'" in refusal(folder / "other.jsonl")
     (folder / "mixed.jsonl").write_text('{"text": "2020-01-01"}\n' + '{"text": null}\n')
     assert documents(training(folder / "mixed.jsonl")) == ["2020-01-01"]
 
@@ -413,7 +403,7 @@ def test_what_cannot_work_says_so_in_one_line(folder, monkeypatch):
     assert "latin.csv: byte 8 (0xe9) is not UTF-8" in refusal(folder / "latin.csv")
     assert "bad.jsonl: line 2 is not JSON" in refusal(folder / "bad.jsonl")
     assert "list.jsonl: line 2 is not a JSON object" in refusal(folder / "list.jsonl")
-    assert "columns of text: body, title; all: body, title, n" in refusal(folder / "columns.jsonl")
+    assert "name the column to read: 'body' or 'title'" in refusal(folder / "columns.jsonl")
     assert f"no 'content' in {folder / 'columns.jsonl'}" in refusal(folder / "columns.jsonl", text_column="content")
     assert "line 1: 'n' holds 1, which is not text" in refusal(folder / "columns.jsonl", text_column="n")
     assert "mixed.jsonl: line 2: 'text' holds 3, which is not text" in refusal(folder / "mixed.jsonl")
@@ -543,6 +533,29 @@ def test_a_cloned_dataset_repository_is_its_data(folder):
         pq.write_table(pa.table({"text": [split]}), folder / "data" / f"{split}-00000-of-00001.parquet")
     pair = load_corpora(DataRecipe(source=str(folder), validation_split="test"))
     assert [documents(corpus) for corpus in pair] == [["train"], ["test"]]
+
+
+def test_what_a_source_does_not_have_is_refused_and_not_ignored(folder):
+    text, rows = write(folder / "a.txt", "A"), write(folder / "b.jsonl", '{"body": "B", "n": "1"}\n')
+    for source in (text, rows, folder, "builtin:python-docs"):
+        assert refusal(source, config="x") == f"data.config: {source} has no configurations"
+        assert refusal(source, revision="main") == f"data.revision: {source} has no revisions"
+    for source in (text, "builtin:python-docs"):
+        assert refusal(source, text_column="body") == f"data.text_column: {source} has no columns: it is plain text"
+    both = load_corpora(DataRecipe(source=[str(text), str(rows)], text_column="body"))
+    assert documents(both[0]) == ["A", "B"]
+    pair = load_corpora(DataRecipe(source=str(rows), text_column="body", validation_source=str(text)))
+    assert [documents(corpus) for corpus in pair] == [["B"], ["A"]]
+
+
+def test_text_that_is_trained_on_and_validated_on_is_named(folder):
+    write(folder / "a.txt", "A")
+    test, other = write(folder / "test.txt", "T"), write(folder / "other" / "v.txt", "V")
+    pair = load_corpora(DataRecipe(source=str(folder / "*.txt"), validation_source=[str(other), str(test)]))
+    assert pair[1].notes == (f"data.validation_source: {test} (named twice) is also trained on",)
+    assert load_corpora(DataRecipe(source=str(folder / "*.txt"), validation_source=str(other)))[1].notes == ()
+    # In a folder the name of a split means nothing unless every file has one.
+    assert notes(folder).startswith(f"{folder}: left out the splits (a.txt names none: all files are training text)")
 
 
 def test_the_current_folder_has_a_name(folder, monkeypatch):

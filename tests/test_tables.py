@@ -1,6 +1,7 @@
 """A text column is strings, read as they are written: no other column, row or file has a say."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -97,10 +98,13 @@ def test_what_the_other_columns_hold_does_not_matter(folder):
         {"x": [1, {"y": 2}], "text": "2020-01-03", "z": None},
         {"text": None, "x": {"text": 3}},
         {"x": 7**500, "text": "2020-01-04"},
+        {"x": {"text": "no"}, "text": '2020-01-05"text"'},
+        {"x": "\u00e9", "text": "2020-01-06"},
     ]
     lines = "\n\n".join(map(json.dumps, rows)).replace(str(7**500), "7" * 5000)
-    path = write(folder / "a.jsonl", lines)
-    assert texts(path) == [f"2020-01-0{n}" for n in (1, 2, 3, 4)]
+    path = write(folder / "a.jsonl", lines + '\n{"x": 1, "x": 2, "text": "2020-01-07"}\n')
+    assert [text[:10] for text in texts(path)] == [f"2020-01-0{n}" for n in range(1, 8)]
+    assert texts(path)[4] == '2020-01-05"text"'
     write(folder / "b.jsonl", '{"y": NaN, "text": "b", "x": "2020-01-01"}\r\n')
     assert texts(folder)[-1] == "b"
 
@@ -130,6 +134,8 @@ def test_a_value_that_is_no_string_is_refused_where_it_stands(folder, value, sho
         ('"b"\n', "line 1 is not a JSON object"),
         ("[1]", "row 1 is not a JSON object"),
         ('{"text": "a", "text": "b"}\n', "line 1: 'text' stands in one object twice"),
+        ('{"text": "a"}\n{"t\\u0065xt": "a", "text": "b"}\n', "line 2: 'text' stands in one object twice"),
+        ('[{"text": "a", "text": "b"}]', "line 1: 'text' stands in one object twice"),
         ('{"text": "a"}\n{"text": "\\ud800b"}\n', "line 2: 'text' holds \\ud800, half a character"),
         ('{"text": "a"}\n{3: "b"}\n', "line 2 is not JSON"),
         ('{"text": "a"}\n{"text": "b", "x": %s}\n' % ("[" * 100_000), "line 2 nests too deeply"),
@@ -163,6 +169,7 @@ def test_csv_in_all_its_forms(folder):
     assert read("body\nonly\n") == ["only"]
     assert read(f"text\n{'x' * 200_000}\n") == ["x" * 200_000]
     assert "no 'text' in" in refusal(write(folder / "a.csv", "id;body\n1;x\n"))
+    assert read(",review\n0,good\n") == ["good"]  # row numbers, as pandas writes them
     for content, message in (
         ("text\nHello, world\n", "line 2 has 2 fields, and the header 1"),
         ("id,text\n1,a\n2\n", "line 3 has 1 fields, and the header 2"),
@@ -175,6 +182,16 @@ def test_csv_in_all_its_forms(folder):
         assert message in refusal(write(folder / "a.csv", content))
 
 
+def test_tsv_is_a_table_whose_delimiter_is_the_tab(folder):
+    write(folder / "a.tsv", "id, or name\ttext\n1\tone, two\n")
+    assert texts(folder / "a.tsv") == ["one, two"]
+    write(folder / "b.csv", "id\ttext\n1\tthree\n")
+    assert texts(folder) == ["one, two", "three"]
+    (folder / "c.TSV.gz").write_bytes(gzip.compress(b"text\na,b\n"))
+    assert texts(folder / "c.TSV.gz") == ["a,b"]
+    assert "line 2 has 1 fields" in refusal(write(folder / "d.tsv", "id\ttext\n1,one\n"))
+
+
 def test_parquet_of_every_type_of_text_and_of_no_other(folder):
     words = ["a", None, "b" * 300]
     for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())):
@@ -185,7 +202,7 @@ def test_parquet_of_every_type_of_text_and_of_no_other(folder):
     for array in (pa.array([1]), pa.array([b"a"]), pa.array([["a"]]), struct):
         pq.write_table(pa.table({"text": array}), folder / "a.parquet")
         assert "'text' of" in refusal(folder / "a.parquet")
-        assert "columns of text: none" in refusal(folder / "a.parquet", text_column="text")
+        assert "no column holds text, of 'text'" in refusal(folder / "a.parquet", text_column="text")
     pq.write_table(pa.table({"text": pa.nulls(2)}), folder / "a.parquet")
     assert "empty" in refusal(folder / "a.parquet")
     not_utf8 = pa.Array.from_buffers(pa.string(), 1, [None, pa.array([b"\xff"]).buffers()[1], pa.py_buffer(b"\xff")])

@@ -1,6 +1,7 @@
 """Tokenizers of every origin: equal to tiktoken, saved for everybody, known by their content, refused in one line."""
 
 import copy
+import hashlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,6 +55,27 @@ def gpt2():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", os.path.join(data, "tiktoken"))
         yield load_tokenizer("gpt2")
+
+
+def test_gpt2_is_downloaded_with_a_time_limit(gpt2, tmp_path, monkeypatch):
+    """tiktoken's own download has none. What is here already is not asked for."""
+    asked = []
+
+    def answer(url, timeout):
+        asked.append((url.rpartition("/")[2], timeout))
+        content = Path(os.environ["HF_GPT_TEST_DATA"], "tiktoken", hashlib.sha1(url.encode()).hexdigest()).read_bytes()
+        return SimpleNamespace(content=content, raise_for_status=lambda: None)
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "new"))
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})  # what this process has loaded
+    monkeypatch.setattr("requests.get", answer)
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: True)
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        load_tokenizer("gpt2")
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
+    for _ in range(2):
+        assert load_tokenizer("gpt2").get_vocab() == gpt2.get_vocab()
+        assert asked == [("vocab.bpe", 10), ("encoder.json", 10)]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, islice, zip_longest
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -77,12 +77,18 @@ def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
             configuration or column.
     """
     source = _open_source(recipe.source, recipe)
+    other = _open_source(recipe.validation_source, recipe) if recipe.validation_source else source
+    for field, things in _OF_SOME.items():
+        if getattr(recipe, field) is not None and field not in source.takes | other.takes:
+            raise UserError(f"{source.name} has no {things}", field=f"data.{field}")
     training = source.corpus(recipe.train_split, "data.train_split", recipe.separator)
     validation = None
-    if recipe.validation_source:
-        other = _open_source(recipe.validation_source, recipe)
+    if other is not source:
         split = recipe.validation_split or (other.splits[0] if len(other.splits) == 1 else "validation")
         validation = other.corpus(split, "data.validation_split", recipe.separator)
+        _, again = once([*source.files.get(recipe.train_split, ()), *other.files.get(split, ())])
+        both = tuple(f"data.validation_source: {name} is also trained on" for name in again)
+        validation = dataclasses.replace(validation, notes=(*validation.notes, *both))
     elif recipe.validation_split:
         # Two splits of one source are the same kind of text: both have separators, or none.
         validation = source.corpus(recipe.validation_split, "data.validation_split", training.separated)
@@ -160,17 +166,25 @@ def split_by_characters(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus
     return corpus_of(True, "training"), corpus_of(False, "validation")
 
 
+_OF_SOME = {"config": "configurations", "revision": "revisions", "text_column": "columns: it is plain text"}
+
+
 # Sources ------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A source that exists: the names of its splits, a function (split, separator) that makes a corpus, its files."""
+    """A source that exists.
+
+    Its splits, a function (split, separator) that makes a corpus, its files here, and which fields of `_OF_SOME` it
+    takes.
+    """
 
     name: str
     splits: Sequence[str]
     make: Callable[[str, Any], Corpus]
     files: Mapping[str, Sequence[Path]] = dataclasses.field(default_factory=dict)
+    takes: frozenset[str] = frozenset()
 
     def corpus(self, split: str, field: str, separator: Any) -> Corpus:
         if split not in self.splits:
@@ -199,7 +213,7 @@ def _joined(sources: Sequence[_Source]) -> _Source:
     splits = [split for split in sources[0].splits if all(split in other.splits for other in sources)]
 
     def make(split: str, separator: Any) -> Corpus:
-        _, again = once(path for source in sources for path in source.files.get(split, ()))
+        _, again = once(files_of[split])
         if again:
             raise UserError(f"the list of sources names a file twice: {again[0]}")
         corpora = [source.make(split, separator) for source in sources]
@@ -223,7 +237,9 @@ def _joined(sources: Sequence[_Source]) -> _Source:
             notes=tuple(note for corpus in corpora for note in corpus.notes),
         )
 
-    return _Source(_listed([source.name for source in sources]), splits, make)
+    files_of = {split: [path for source in sources for path in source.files.get(split, ())] for split in splits}
+    takes = frozenset[str]().union(*(source.takes for source in sources))
+    return _Source(_listed([source.name for source in sources]), splits, make, files_of, takes)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -249,28 +265,38 @@ def _builtin(source: str) -> _Source:
 def _local(source: str, listing: Listing, recipe: DataRecipe) -> _Source:
     """Files here. A file of unknown kind is plain text."""
 
+    def kinds_of(paths: Sequence[Path]) -> list[str]:
+        return sorted({kind_of(path) or "text" for path in paths})
+
     def make(split: str, separator: Any) -> Corpus:
-        paths, name = listing.splits[split], _name(source, split, listing.splits, listing.config)
-        kinds = sorted({kind_of(path) or "text" for path in paths})
+        paths, name = listing.splits[split], _name(source, split, listing.splits, listing.config or "default")
+        kinds = kinds_of(paths)
         if len(kinds) > 1:
             raise UserError(f"{source}: holds files of several kinds ({', '.join(kinds)}); choose with a glob")
         stamps = [file_stamp(path) for path in paths]
         hashes = [content_hash(path, kinds[0]) for path in paths]
         if all(found == EMPTY for found in hashes):
             raise UserError(f"{paths[0] if len(paths) == 1 else name}: empty; there is nothing to train on")
-        unchanged = [partial(check_unchanged, [path], [stamp]) for path, stamp in zip(paths, stamps)]
+        unchanged = [partial(check_unchanged, path, stamp) for path, stamp in zip(paths, stamps)]
         origin = {"files": [[path.name, sha256] for path, sha256 in zip(paths[:_NUM_NAMED], hashes)]}
         origin["num_files"] = len(paths)
         if kinds == ["text"]:
-            texts = [partial(read_text, path) for path in paths]
-            corpus = _text_corpus(name, texts, ["documents", *hashes], separator, origin, unchanged)
+
+            def documents() -> Pieces:  # each file is one: a folder of books
+                for path, check in zip(paths, unchanged):
+                    yield from read_text(path)
+                    check()
+                    yield None
+
+            corpus = _corpus(name, ["documents", *hashes], separator is not False, documents, origin)
         else:
-            tables = [Table(str(path), kinds[0], partial(open_bytes, path)) for path in paths]
-            content = digest(kinds[0], *hashes)
-            corpus = _table_corpus(name, tables, content, recipe.text_column, separator, origin, unchanged)
+            tables = [Table(str(p), kinds[0], partial(open_bytes, p), check) for p, check in zip(paths, unchanged)]
+            corpus = _table_corpus(name, tables, digest(kinds[0], *hashes), recipe.text_column, separator, origin)
         return dataclasses.replace(corpus, notes=listing.notes)
 
-    return _Source(source, list(listing.splits), make, listing.splits)
+    has_tables = any(kinds_of(paths) != ["text"] for paths in listing.splits.values())
+    takes = {field for field, so in (("config", listing.config), ("text_column", has_tables)) if so}
+    return _Source(source, list(listing.splits), make, listing.splits, frozenset(takes))
 
 
 def _hub(source: str, recipe: DataRecipe) -> _Source:
@@ -313,7 +339,7 @@ def _hub(source: str, recipe: DataRecipe) -> _Source:
         origin = {"dataset": source, "config": config, "split": split, "revision": commit}
         return _table_corpus(shown, tables, content, recipe.text_column, separator, origin)
 
-    return _Source(source, splits, make)
+    return _Source(source, splits, make, takes=frozenset(_OF_SOME))
 
 
 def _plain_files(source: str, builder: Any) -> dict[str, Any] | None:
@@ -397,16 +423,14 @@ def _builder(source: str, config: str | None, revision: str | None) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Libraries log nothing."""
-    loggers = [logging.getLogger(library) for library in ("datasets", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    """`datasets` logs nothing."""
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+        logger.setLevel(level)
 
 
 def _name(source: str, split: str, splits: Iterable[str], config: str = "default") -> str:
@@ -424,29 +448,10 @@ def _corpus(
 ) -> Corpus:
     """A corpus of documents, or of one text if they are not `separated`. `content` identifies them."""
 
-    def pieces() -> Pieces:
-        return (piece for piece in documents() if separated or piece is not None)
+    def joined() -> Pieces:
+        return (piece for piece in documents() if piece is not None)
 
-    return Corpus(name, digest(*content, str(separated)), separated, pieces, origin)
-
-
-def _text_corpus(
-    name: str,
-    files: Sequence[Callable[[], Iterator[str]]],
-    content: Sequence[str],
-    separator: Any,
-    origin: Mapping[str, Any],
-    unchanged: Sequence[Callable[[], None]],
-) -> Corpus:
-    """Files of plain text. Each is one document: a folder of books. `unchanged` raises if the file has changed."""
-
-    def texts() -> Pieces:
-        for read, check in zip(files, unchanged):
-            yield from read()
-            check()
-            yield None
-
-    return _corpus(name, content, separator is not False, texts, origin)
+    return Corpus(name, digest(*content, str(separated)), separated, documents if separated else joined, origin)
 
 
 def _table_corpus(
@@ -456,7 +461,6 @@ def _table_corpus(
     wanted: str | None,
     separator: Any,
     origin: Mapping[str, Any],
-    unchanged: Sequence[Callable[[], None]] = (),
 ) -> Corpus:
     """The rows of the text column of `tables`, one table after the other; `content` identifies them.
 
@@ -464,10 +468,7 @@ def _table_corpus(
     """
 
     def rows(column: str) -> Iterator[str]:
-        for table, check in zip_longest(tables, unchanged):
-            yield from texts(table, column)
-            if check:
-                check()
+        return chain.from_iterable(texts(table, column) for table in tables)
 
     key = digest("column", content, str(wanted))
     facts = cache_get(key)

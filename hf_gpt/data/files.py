@@ -12,7 +12,7 @@ import hashlib
 import io
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +28,7 @@ KINDS = {
     "json": "json",
     "parquet": "parquet",
     "csv": "csv",
+    "tsv": "csv",
     "arrow": "arrow",
 }
 """Ending of a file's name -> how it is read."""
@@ -171,8 +172,7 @@ def file_stamp(path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
-def check_unchanged(paths: Sequence[Path], stamps: Sequence[list[int]]) -> None:
+def check_unchanged(path: Path, stamp: list[int]) -> None:
     """Raise a :class:`UserError` if a file has changed since its stamp was taken and its content was hashed."""
-    for path, stamp in zip(paths, stamps):
-        if file_stamp(path) != stamp:
-            raise UserError(f"{path}: changed while it was read; run again when it is complete")
+    if file_stamp(path) != stamp:
+        raise UserError(f"{path}: changed while it was read; run again when it is complete")

@@ -7,7 +7,6 @@ its folder, and off the network. Nothing here opens a file of text, but to see w
 
 import fnmatch
 import glob
-import json
 import os
 import re
 import stat
@@ -15,19 +14,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import yaml
-
 from ..display import escape_unprintable
 from ..errors import UserError
+from ..loading import reason
+from ..storage import parse_json, read_file
+from ..yaml_text import load_yaml
 from .charset import is_binary
 from .files import kind_of, read_blocks
 
 
 class Listing(NamedTuple):
-    """The files of each split, in the order in which they are read; `notes` are for people."""
+    """The files of each split, in the order in which they are read.
+
+    `config`: the configuration of a card whose files these are. `notes`: for people.
+    """
 
     splits: dict[str, list[Path]]
-    config: str = "default"
+    config: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -41,8 +44,6 @@ def list_path(source: str, path: Path, config: str | None) -> Listing | None:
         return list_folder(source, path, config)
     if not path.exists() and not glob.has_magic(source):
         return None
-    if config is not None:
-        raise UserError(f"{source} has no configurations", field="data.config")
     if path.is_file():
         return Listing({"train": [path]})
     if path.exists():
@@ -72,6 +73,8 @@ def once(paths: Iterable[Path], folder: Path | None = None) -> tuple[list[Path],
             left.append(f"{name} (a link to a folder above it)")
         elif not stat.S_ISREG(found.st_mode):
             left.append(f"{name} (no file)")
+        elif first == path:
+            left.append(f"{name} (named twice)")
         elif first is not None:
             left.append(f"{name} (the same file as {first.relative_to(folder) if folder else first})")
         else:
@@ -100,8 +103,6 @@ def list_folder(source: str, folder: Path, config: str | None) -> Listing:
     configs = _configs(folder / "README.md")
     if configs:
         return _of_card(source, folder, config, configs)
-    if config is not None:
-        raise UserError(f"{source} has no configurations: no README.md names them", field="data.config")
     splits, left = _files_of(source, folder)
     return Listing(splits, notes=_left_out(source, left))
 
@@ -128,6 +129,8 @@ def _files_of(source: str, folder: Path) -> tuple[dict[str, list[Path]], list[st
     # has splits only if every file names one.
     files = sorted(files)
     named = [_SPLIT_IN_NAME.search(str(p.relative_to(folder)).lower()) for p in files]
+    if any(named) and not all(named):
+        left.insert(0, f"the splits ({files[named.index(None)].name} names none: all files are training text)")
     splits: dict[str, list[Path]] = {}
     for path, match in zip(files, named):
         splits.setdefault(_SPLITS[match[1]] if all(named) else "train", []).append(path)
@@ -185,31 +188,29 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 def _saved_to_disk(folder: Path) -> dict[str, list[Path]]:
     """The Arrow files of a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
-    problem = "is not what save_to_disk writes"
+    place = folder
 
-    def read(path: Path) -> Any:
-        try:
-            return json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            reason = getattr(error, "strerror", None) or "it is no JSON"
-            raise UserError(f"{path}: {problem}: {reason}") from None
+    def read(name: str, key: str) -> Any:
+        nonlocal place
+        place = folder / name
+        return parse_json(place.read_bytes())[key]
 
-    def inside(path: Path, name: Any) -> Path:
-        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
-            raise UserError(f"{path}: {problem}: {name!r} is no name of a file")
-        return path.parent / name
+    def inside(name: Any) -> str:
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise ValueError(f"{name!r} is no name of a file")
+        return name
 
-    state, both = folder / "state.json", folder / "dataset_dict.json"
     try:
-        if not both.is_file():
-            return {"train": [inside(state, file["filename"]) for file in read(state)["_data_files"]]}
-        folders = {split: inside(both, split) for split in read(both)["splits"]}
+        splits = {"train": "."}
+        if (folder / "dataset_dict.json").is_file():
+            splits = {split: inside(split) for split in read("dataset_dict.json", "splits")}
         return {
-            split: [inside(p / "state.json", file["filename"]) for file in read(p / "state.json")["_data_files"]]
-            for split, p in folders.items()
+            split: [folder / sub / inside(file["filename"]) for file in read(f"{sub}/state.json", "_data_files")]
+            for split, sub in splits.items()
         }
-    except (KeyError, TypeError):
-        raise UserError(f"{both if both.is_file() else state}: {problem}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = getattr(error, "strerror", None) or reason(error)
+        raise UserError(f"{place}: is not what save_to_disk writes: {why}") from None
 
 
 # The card of a dataset ----------------------------------------------------------------------------------------------
@@ -220,14 +221,8 @@ _HARMLESS |= {"delimiter", "keep_linebreaks", "sample_by", "columns"}
 
 def _configs(card: Path) -> list[Mapping[str, Any]]:
     """The configurations that the header of a card names."""
-    try:
-        header = re.match(r"\ufeff?---\s*\n(.*?)\n---", card.read_text("utf-8", "replace"), re.S)
-        values = yaml.safe_load(header[1]) if header else None
-    except FileNotFoundError:
-        return []
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(f"{card}: its header cannot be read: {reason}") from None
+    header = re.match(r"\ufeff?---\s*\n(.*?)\n---", (read_file(card) or b"").decode("utf-8", "replace"), re.S)
+    values = load_yaml(header[1], str(card)) if header else None
     configs = values.get("configs") if isinstance(values, dict) else None
     if configs is None:
         return []

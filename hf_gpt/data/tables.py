@@ -15,9 +15,10 @@ import contextlib
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import IO, Any, NamedTuple
 
 from ..errors import UserError
@@ -32,6 +33,7 @@ class Table(NamedTuple):
     name: str
     kind: str  # json, csv, parquet or arrow; or rows, which `datasets` reads
     open: Callable[[], Any]
+    check_unchanged: Callable[[], None] = lambda: None  # raises if the file has changed since it was hashed
 
 
 def text_column(tables: Sequence[Table], wanted: str | None) -> str | None:
@@ -45,7 +47,7 @@ def text_column(tables: Sequence[Table], wanted: str | None) -> str | None:
     chosen: dict[str, str] = {}
     for table in tables:
         with one_line(f"{table.name}: cannot be read"):
-            columns = _COLUMNS[table.kind](table)
+            columns = _READERS[table.kind][0](table)
         texts = [name for name, is_text in columns.items() if is_text]
         if not texts and (not columns or None in columns.values()):
             continue  # no rows, or nothing but nulls
@@ -61,9 +63,10 @@ def text_column(tables: Sequence[Table], wanted: str | None) -> str | None:
 def texts(table: Table, column: str) -> Iterator[str]:
     """The texts under `column`, in order; a null is no text."""
     with one_line(f"{table.name}: cannot be read"):
-        for text in _TEXTS[table.kind](table, column):
+        for text in _READERS[table.kind][1](table, column):
             if text is not None:
                 yield text
+    table.check_unchanged()
 
 
 def are_lines(rows: Sequence[str]) -> bool:
@@ -96,10 +99,10 @@ Columns = dict[str, bool | None]
 
 def _no_column(column: str, table: Table, columns: Columns) -> UserError:
     found = f"{column!r} of {table.name} holds no text" if column in columns else f"no {column!r} in {table.name}"
-    texts = ", ".join(name for name, is_text in columns.items() if is_text)
-    return UserError(
-        f"{found}; columns of text: {texts or 'none'}; all: {', '.join(columns)}", field="data.text_column"
-    )
+    texts = [repr(name) for name, is_text in columns.items() if is_text]
+    others = ", ".join(repr(name) for name, is_text in columns.items() if not is_text)
+    advice = f"name the column to read: {' or '.join(texts)}" if texts else f"no column holds text, of {others}"
+    return UserError(f"{found}; {advice}", field="data.text_column")
 
 
 def _not_text(table: Table, place: str, column: str, value: Any) -> UserError:
@@ -113,10 +116,13 @@ def _not_text(table: Table, place: str, column: str, value: Any) -> UserError:
 # JSON ---------------------------------------------------------------------------------------------------------------
 
 
+_BLANKS = re.compile(r"[ \t\r\n]*")
+
+
 def _json_columns(table: Table) -> Columns:
     """Keys -> whether strings, and nothing else but null, stand under them. Reading ends where `text` holds one."""
     strings: Columns = {}
-    for _, record in _json_records(table):
+    for _, _, record in _json_records(table, "text"):
         for key, value in record.items():
             if value is None:
                 strings.setdefault(key, None)  # nothing yet
@@ -129,137 +135,150 @@ def _json_columns(table: Table) -> Columns:
 
 def _json_texts(table: Table, column: str) -> Iterator[str | None]:
     found = None
-    for place, record in _json_records(table):
-        found = found or column in record
+    for unit, number, record in _json_records(table, column):
         text = record.get(column)
-        if text is not None and not isinstance(text, str):
-            raise _not_text(table, place, column, text)
-        if text and not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                wrong = f"\\u{ord(text[error.start]):04x}"
-                raise UserError(f"{table.name}: {place}: {column!r} holds {wrong}, half a character") from None
+        if isinstance(text, str):
+            found = True
+            if not text.isascii():
+                try:
+                    text.encode()
+                except UnicodeEncodeError as error:
+                    wrong = f"{column!r} holds \\u{ord(text[error.start]):04x}, half a character"
+                    raise UserError(f"{table.name}: {unit} {number}: {wrong}") from None
+        elif text is None:
+            found = found or column in record
+        else:
+            raise _not_text(table, f"{unit} {number}", column, text)
         yield text
     if found is False:
         raise _no_column(column, table, _json_columns(table))
 
 
-def _json_records(table: Table) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of a file that holds one a line, one after the other over several lines, or in a list.
+def _json_records(table: Table, column: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """("line", its number, object) of a file that holds one a line; of others ("row", its number, object).
 
-    Strings in a list are texts.
+    Others hold objects over several lines, or a list of objects or strings; the latter are texts. An object in which
+    `column` stands twice is refused: which of the two is the text?
     """
     with table.open() as file:
-        number, first = 0, b""
-        for number, first in enumerate(file, 1):
-            first = first.removeprefix(codecs.BOM_UTF8) if number == 1 else first
+        start_line, first = 0, b""
+        for start_line, first in enumerate(file, 1):
+            first = first.removeprefix(codecs.BOM_UTF8) if start_line == 1 else first
             if first.strip():
                 break
         second = file.readline()
         start = first.lstrip()[:1]
         if start == b"[" or (start == b"{" and not _is_object(first) and not _is_object(second)):
-            yield from _json_values(table, b"\n" * (number - 1) + first + second + file.read())
+            yield from _json_values(table, column, b"\n" * (start_line - 1) + first + second + file.read())
             return
-        for place, line in enumerate(chain([first, second], file), number):
-            if line.strip():
-                record = _decoded(table, place, _DECODER.decode, line.decode().rstrip())
-                if not isinstance(record, dict):
-                    raise UserError(f"{table.name}: line {place} is not a JSON object")
-                yield f"line {place}", record
+        # The plain decoder is twice as fast. Whatever it does not take, and where the column may stand twice, is
+        # looked at more closely.
+        decode, key = json.JSONDecoder().raw_decode, f'"{column}"'.encode()
+        escape = b"\\u" if re.fullmatch(r'[^"\\/\x00-\x1f]*', column) else b""  # of other spellings of the key
+        for number, line in enumerate(chain([first, second], file), start_line):
+            if not (line := line.strip()):
+                continue
+            text, end = line.decode(), 0
+            try:
+                if escape not in line and line.count(key) < 2:
+                    record, end = decode(text)
+            except (ValueError, RecursionError):
+                end = 0
+            if end < len(text):
+                record, end = _decoded(table, number, column, text)
+                if end < len(text):
+                    raise UserError(f"{table.name}: line {number} is not JSON: Extra data, column {end + 1}")
+            if not isinstance(record, dict):
+                raise UserError(f"{table.name}: line {number} is not a JSON object")
+            yield "line", number, record
 
 
 def _is_object(line: bytes) -> bool:
     try:
-        return isinstance(_DECODER.decode(line.decode()), dict)
+        return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _json_values(table: Table, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_values(table: Table, column: str, content: bytes) -> Iterator[tuple[str, int, dict[str, Any]]]:
     text, row = content.decode(), 0
-    at = _after_blanks(text, 0)
+    at = _BLANKS.match(text).end()
     while at < len(text):
-        value, at = _decoded(table, 1, _DECODER.raw_decode, text, at)
+        value, at = _decoded(table, 1, column, text, at)
         for record in value if isinstance(value, list) else [value]:
             row += 1
             record = {"text": record} if isinstance(record, str) and isinstance(value, list) else record
             if not isinstance(record, dict):
                 raise UserError(f"{table.name}: row {row} is not a JSON object")
-            yield f"row {row}", record
-        at = _after_blanks(text, at)
+            yield "row", row, record
+        at = _BLANKS.match(text, at).end()
 
 
-def _after_blanks(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
+def _decoded(table: Table, number: int, column: str, text: str, at: int = 0) -> tuple[Any, int]:
+    """The value that begins at `text[at]`, and where it ends. `text` begins at line `number`."""
 
+    def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if [key for key, _ in pairs].count(column) > 1:
+            raise ValueError(f"{column!r} stands in one object twice")
+        return dict(pairs)
 
-def _decoded(table: Table, number: int, decode: Callable[..., Any], *arguments: Any) -> Any:
-    """What `decode` finds at line `number`."""
     try:
-        return decode(*arguments)
+        return json.JSONDecoder(object_pairs_hook=record, parse_int=_integer).raw_decode(text, at)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{table.name}: line {number + error.lineno - 1} is not JSON: {error.msg}, column {error.colno}"
         ) from None
     except RecursionError:
         raise UserError(f"{table.name}: line {number} nests too deeply") from None
-    except ValueError as error:  # a key that is there twice
+    except ValueError as error:
         raise UserError(f"{table.name}: line {number}: {error}") from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
-        raise ValueError(f"{twice!r} stands in one object twice")
-    return record
 
 
 def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) < 4000 else float(digits)  # of which Python makes no integer
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_int=_integer)
-
-
 # CSV ----------------------------------------------------------------------------------------------------------------
-
-_DELIMITERS = ",;\t|"
 
 
 def _csv_columns(table: Table) -> Columns:
-    return dict.fromkeys(_csv_header(table)[1], True)
+    return {name: bool(name) for name in _csv_header(table)[1]}  # pandas writes row numbers below an empty name
 
 
 def _csv_texts(table: Table, column: str) -> Iterator[str]:
     """The fields under `column`. `NA`, `001` and an empty field are text; a blank line is no row."""
     delimiter, header = _csv_header(table)
-    if header and column not in header:
-        raise _no_column(column, table, dict.fromkeys(header, True))
+    if not header:
+        return
+    if column not in header:
+        raise _no_column(column, table, _csv_columns(table))
     if header.count(column) > 1:
         raise UserError(f"{table.name}: {header.count(column)} columns are called {column!r}")
-    for number, row in islice(_csv_rows(table, delimiter), 1, None):
-        if len(row) < len(header) or any(row[len(header) :]):
+    rows, place, size = _csv_rows(table, delimiter), header.index(column), len(header)
+    next(rows)
+    for number, row in rows:
+        if len(row) != size and (len(row) < size or any(row[size:])):
             raise UserError(
-                f"{table.name}: line {number} has {len(row)} fields, and the header {len(header)}; "
+                f"{table.name}: line {number} has {len(row)} fields, and the header {size}; "
                 f"a text with {delimiter!r}, a quote or a line end in it stands in quotes"
             )
-        yield row[header.index(column)]
+        yield row[place]
 
 
 def _csv_header(table: Table) -> tuple[str, list[str]]:
-    """The delimiter and the names of the columns. It is a comma, unless another cuts a header that has none."""
+    """The delimiter and the names of the columns. It is a comma, unless another cuts a header that has none.
+
+    In a file `.tsv` it is the tab, whatever the header has.
+    """
+    delimiters = "\t" if re.search(r"\.tsv(\.\w+)?$", table.name, re.I) else ",;\t|"
     headers = {}
-    for delimiter in ",;\t|":
+    for delimiter in delimiters:
         with contextlib.suppress(UserError):
             _, headers[delimiter] = next(_csv_rows(table, delimiter), (1, []))
         if len(headers.get(",", ())) > 1:
             break
     if not headers:
-        next(_csv_rows(table, ","))  # raises
+        next(_csv_rows(table, delimiters[0]))  # raises
     delimiter = max(headers, key=lambda delimiter: len(headers[delimiter]))
     return delimiter, headers[delimiter]
 
@@ -370,17 +389,10 @@ def _text_types(schema: Any) -> Columns:
     return {field.name: is_text(field.type) for field in schema}
 
 
-_COLUMNS = {
-    "json": _json_columns,
-    "csv": _csv_columns,
-    "parquet": _parquet_columns,
-    "arrow": _arrow_columns,
-    "rows": _rows_columns,
-}
-_TEXTS = {
-    "json": _json_texts,
-    "csv": _csv_texts,
-    "parquet": _parquet_texts,
-    "arrow": _arrow_texts,
-    "rows": _rows_texts,
+_READERS = {
+    "json": (_json_columns, _json_texts),
+    "csv": (_csv_columns, _csv_texts),
+    "parquet": (_parquet_columns, _parquet_texts),
+    "arrow": (_arrow_columns, _arrow_texts),
+    "rows": (_rows_columns, _rows_texts),
 }

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from ..errors import HubError, UserError
 from ..loading import quiet
 from ..network import hub_requests
-from ..storage import local_path, read_json, write_json
+from ..storage import local_path, read_json, write_bytes, write_json
 from .cutting import cut, repair_surrogates
 
 if TYPE_CHECKING:  # imported where they are used: `hf-gpt --help` needs none of them
@@ -274,14 +274,23 @@ def _gpt2_encoding() -> "tiktoken.Encoding":
     import tiktoken
     from huggingface_hub import is_offline_mode
 
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
+    if folder is None:
+        folder = os.path.join(tempfile.gettempdir(), "data-gym-cache")
     try:
-        if not _tiktoken_has_cached_gpt2():
+        for url in _GPT2_FILES:
+            file = Path(folder, hashlib.sha1(url.encode()).hexdigest())  # as tiktoken names it
+            if folder and file.exists():
+                continue
             if is_offline_mode():
                 raise OSError("HF_HUB_OFFLINE is set")
-            # tiktoken downloads without a time limit. This request fails instead where the network drops packets.
+            # tiktoken's own download has no time limit, here it is 10 s until the first or next bytes.
             import requests
 
-            requests.head(_GPT2_FILES[0], timeout=10)
+            answer = requests.get(url, timeout=10)
+            answer.raise_for_status()
+            if folder:
+                write_bytes(file, answer.content)
         return tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # requests' exceptions are OSErrors, a wrong hash is a ValueError
         raise UserError(
@@ -289,15 +298,6 @@ def _gpt2_encoding() -> "tiktoken.Encoding":
             "TIKTOKEN_CACHE_DIR to a folder where tiktoken has cached it, or use another tokenizer: "
             "bytes, or train: {vocab_size: 4096}"
         ) from error
-
-
-def _tiktoken_has_cached_gpt2() -> bool:
-    """Whether tiktoken will need no network. It names a file by the SHA-1 of its address."""
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
-    if folder is None:
-        folder = os.path.join(tempfile.gettempdir(), "data-gym-cache")
-    names = [hashlib.sha1(url.encode()).hexdigest() for url in _GPT2_FILES]
-    return folder != "" and all(os.path.exists(os.path.join(folder, name)) for name in names)
 
 
 def _load_file(path: Path) -> "PreTrainedTokenizerFast":

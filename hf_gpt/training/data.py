@@ -191,7 +191,7 @@ def text_facts(windows: Windows) -> dict[str, Any]:
 
 def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFast:
     if recipe.train is None:
-        folder = local_path(recipe.name, "tokenizer")
+        folder = local_path(recipe.name, "tokenizer.name")
         name = str(checkpoint.tokenizer_folder(folder)) if folder.is_dir() else recipe.name
         return load_tokenizer(name, revision=recipe.revision)
     # Trained once for a corpus and a size, by the first process that asks, and kept beside the token stores.
