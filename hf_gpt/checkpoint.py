@@ -24,14 +24,14 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError
-from .loading import reading_model, skeleton
+from .loading import reading_model, say_unused, skeleton, with_weights
 from .network import hub_requests
 from .storage import (
     entries,
@@ -42,6 +42,7 @@ from .storage import (
     read_json,
     reading,
     refusing_unreadable,
+    remove,
     replacing_directory,
     set_aside,
     translate_disk_errors,
@@ -106,7 +107,7 @@ def leave_out_odd(directory: Path) -> list[str]:
     for path in sorted(directory.rglob("*")):
         if not _is_plain(path) and (path.is_symlink() or not path.is_dir()):
             odd.append(path.relative_to(directory).as_posix())
-            _remove(path)
+            remove(path)
     return odd
 
 
@@ -128,8 +129,8 @@ def listed(checkpoint: Path) -> dict[str, tuple[int, str]]:
     return files
 
 
-def verify(checkpoint: str | Path, patterns: Iterable[str] = ("*",)) -> None:
-    """Compare a checkpoint, or its files of some names, with its manifest.
+def verify(checkpoint: str | Path, names: Collection[str] | None = None) -> None:
+    """Compare a checkpoint, or those of its files with these `names`, with its manifest.
 
     Raises:
         DamagedCheckpoint: the first file that is not right.
@@ -137,7 +138,7 @@ def verify(checkpoint: str | Path, patterns: Iterable[str] = ("*",)) -> None:
     """
     checkpoint = Path(checkpoint)
     for name, (size, digest) in listed(checkpoint).items():
-        if not any(fnmatch(name, pattern) for pattern in patterns):
+        if names is not None and name not in names:
             continue
         path = checkpoint / name
         with reading(path) as file:
@@ -156,8 +157,9 @@ def unlisted(checkpoint: Path) -> list[str]:
 def opened(folder: Path, patterns: Iterable[str] = ("*",)) -> Path:
     """The folder that transformers may be given for the model in `folder`, or for its files of some names.
 
-    A checkpoint is verified. If something was added to it, that is left out, in words and from the folder: what comes
-    back has links to the listed files, and is gone when this process ends. Another folder is what is in it.
+    Of a checkpoint, these files are verified. If something was added to it, that is left out, in words and from the
+    folder: what comes back has links to the listed files, and is gone when this process ends. Its training state is
+    not looked at. Another folder is what is in it.
 
     Raises:
         UserError: it is damaged, cannot be read, names files of other folders, or holds an adapter: transformers would
@@ -171,18 +173,17 @@ def opened(folder: Path, patterns: Iterable[str] = ("*",)) -> Path:
             what = "move that elsewhere to use the model alone, or merge it with PEFT's merge_and_unload()"
             raise UserError(f"{folder}: holds an adapter, {_ADAPTER}, beside a model; {what}")
         return folder
-    verify(folder, patterns)
-    files = listed(folder)
-    added = [*unlisted(folder), *({_ADAPTER} & files.keys())]
+    files = {name for name in listed(folder) if not name.startswith(f"{TRAINING_STATE}/")}
+    verify(folder, {name for name in files if any(fnmatch(name, pattern) for pattern in patterns)})
+    added = [*unlisted(folder), *({_ADAPTER} & files)]
     if not added:
         return folder
     print(f"{folder}: {', '.join(added)}: no part of the model by its manifest, and left out", file=sys.stderr)
     view = Path(tempfile.mkdtemp(prefix="hf_gpt-model-"))
     atexit.register(shutil.rmtree, view, ignore_errors=True)
-    for name in files.keys() - {_ADAPTER}:
-        if not name.startswith(f"{TRAINING_STATE}/"):
-            (view / name).parent.mkdir(parents=True, exist_ok=True)
-            _link(folder / name, view / name)
+    for name in files - {_ADAPTER}:
+        (view / name).parent.mkdir(parents=True, exist_ok=True)
+        _link(folder / name, view / name)
     return view
 
 
@@ -269,14 +270,16 @@ def prune(run_dir: str | Path, keep: int | None, needed: Collection[Path] = ()) 
         if checkpoint != best and checkpoint not in needed:
             doomed = checkpoint.with_name(f".removing-{checkpoint.name}")
             checkpoint.rename(doomed)  # so that no half-removed directory ever bears a checkpoint's name
-            _remove(doomed)
+            with contextlib.suppress(OSError):  # the next run tries again
+                remove(doomed)
 
 
 def clear_unfinished(run_dir: str | Path) -> None:
     """Remove what a process that died left half-written or half-removed."""
     for path in entries(Path(run_dir) / "checkpoints"):
         if path.name.startswith((".writing-", ".removing-")):
-            _remove(path)
+            with contextlib.suppress(OSError):
+                remove(path)
 
 
 @contextlib.contextmanager
@@ -317,15 +320,10 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         is_whole = getattr(config, "quantization_config", None) is None  # else weights are smaller than they look
         skeleton(lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False), config, model, is_whole)
-        loaded, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            key_mapping={WRAPPERS: ""},
-        )
+        options = {"trust_remote_code": False, "key_mapping": {WRAPPERS: ""}}
+        loaded, unused = with_weights(AutoModelForCausalLM, source, model, **options)
         forget_wrappers(loaded)
-        refuse_missing_weights(model, report)
+        say_unused(model, unused)
         if not any(list(source.glob(names)) for names in TOKENIZER_FILES):
             raise UserError(f"{model}: has no tokenizer; put the files of the one it was trained with into its folder")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -348,17 +346,6 @@ def find_device(name: str = "auto", field: str = "device") -> str:
     if kind != "cpu" and not int(number or 0) < getattr(torch, kind).device_count():
         raise UserError(f"{name} is not available here; use cpu or auto", field=field)
     return name
-
-
-def refuse_missing_weights(model: str, report: Mapping[str, Any]) -> None:
-    """Refuse weights that a checkpoint lacks; transformers would draw them at random and only warn.
-
-    `report` is what `from_pretrained(..., output_loading_info=True)` gives beside the model.
-    """
-    for kind in ("missing_keys", "mismatched_keys"):
-        if found := sorted(map(str, report.get(kind) or ())):
-            what = "lacks" if kind == "missing_keys" else "has other shapes than its config.json for"
-            raise UserError(f"{model}: {what} {found[0]} and {len(found) - 1} more of the model's weights")
 
 
 def resolve_model(model: str) -> str:
@@ -459,15 +446,6 @@ def _shards(index: Path) -> list[str]:
             what = f"names {name!r}, which is no file of its folder" if isinstance(name, str) else "names no files"
             raise UserError(f"{index}: {what}; the weights were not read")
     return [*dict.fromkeys(names)]
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, a link or a directory, as far as that can be done; the next run tries again."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
 
 
 def _link(file: Path, link: Path) -> None:

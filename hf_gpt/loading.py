@@ -7,8 +7,10 @@ into memory are found in milliseconds, before any are read or made.
 
 import contextlib
 import pickle
+import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 
@@ -48,6 +50,34 @@ def skeleton(
     if must_fit:
         _refuse_larger_than_memory(model, name)
     return model
+
+
+def with_weights(
+    model_class: type, folder: Path | None, name: str, **options: Any
+) -> tuple["PreTrainedModel", list[str]]:
+    """`model_class.from_pretrained(folder, **options)`, and the names of weights that the model has no place for.
+
+    Raises:
+        UserError: a weight is missing or has another shape; transformers would draw it at random and only warn.
+    """
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = model_class.from_pretrained(folder, **options)
+    more = "and {} more of the model's weights"
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{name}: lacks {missing[0]} {more.format(len(missing) - 1)}")
+    if others := sorted(map(tuple, report["mismatched_keys"])):
+        weight, found, needed = others[0]
+        what = f"has other shapes than its config.json for {weight} ({[*found]}, not {[*needed]})"
+        raise UserError(f"{name}: {what} {more.format(len(others) - 1)}")
+    return model, sorted(report["unexpected_keys"])
+
+
+def say_unused(name: str, unused: list[str]) -> None:
+    """Tell a person which weights of a model are not used: it may be another model than its config.json says."""
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        text = f"{unused[0]}{more} of its weights have no place in the model of its config.json, and are left out"
+        print(f"{name}: warning: {text}", file=sys.stderr)
 
 
 def reason(error: Exception) -> str:

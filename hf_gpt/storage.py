@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         OSError: it cannot be written. The error names `path`, which is unchanged.
     """
     target = Path(os.path.realpath(path))
-    temporary = _temporary(target)
+    temporary = temporary_path(target)
     try:
         if target.exists() and not target.is_file() and not target.is_dir():  # such as /dev/null, or a pipe
             with open(target, "wb") as file:
@@ -59,10 +60,15 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def temporary_path(path: Path) -> Path:
+    """Where this thread writes what then becomes `path`; `remove_leftovers` knows such names."""
+    return path.with_name(f".writing-{os.getpid()}-{threading.get_native_id()}-{path.name}")
+
+
 @contextlib.contextmanager
 def replacing_directory(final: Path) -> Iterator[Path]:
     """A directory to fill. If the block ends without an error, it is forced to disk and replaces `final`."""
-    temporary = _temporary(final)
+    temporary = temporary_path(final)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -236,7 +242,7 @@ def new_directory(name: str) -> Iterator[Path]:
     what_works = "name a directory that is not there yet, or an empty one"
     try:
         final = local_path(name).resolve()
-        (final.parent / f"{_temporary(final).name}-").exists()  # raises where the temporary name is too long
+        (final.parent / f"{temporary_path(final).name}-").exists()  # raises where the temporary name is too long
         if _is_occupied(final):
             raise UserError(f"{name}: {'is not empty' if final.is_dir() else 'is a file'}; {what_works}")
         if final == Path.cwd() or final.is_mount():
@@ -336,7 +342,3 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def _parts(value: dict | list) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".writing-{os.getpid()}-{path.name}")

@@ -15,7 +15,7 @@ import yaml
 from .errors import UserError
 
 _MOST_LEVELS, _MOST_VALUES = 20, 100_000
-_SIGNS_AND_DIGITS = "-+.0123456789"
+_SIGNS_AND_DIGITS, _BOOL = "-+.0123456789", "tag:yaml.org,2002:bool"
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,14 +45,26 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_yaml(text: str, name: str) -> Any:
+class _NoIsText(_Loader):
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+        for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+    }
+
+
+_NoIsText.add_implicit_resolver(_BOOL, re.compile("^([tT]rue|TRUE|[fF]alse|FALSE)$"), "tTfF")
+
+
+def load_yaml(text: str, name: str, *, no_is_text: bool = False) -> Any:
     """The value of one YAML document; `name` is what errors call it.
+
+    `no_is_text`: of the words for booleans only `true` and `false` are any, as in YAML 1.2; `no` may be Norwegian.
 
     Raises:
         UserError: it is not valid YAML, holds a key twice, or is nested too deeply.
     """
     try:
-        loader = _Loader(text)
+        loader = (_NoIsText if no_is_text else _Loader)(text)
         root = loader.get_single_node()
         if root is None:
             return None

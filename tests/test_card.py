@@ -332,10 +332,11 @@ def test_samples_and_prompts_are_shown_and_break_nothing(copied):
     markdown_it = pytest.importorskip("markdown_it")
     run_dir, saved = copied
     harmless = written(saved, run_dir)
-    lines = [{"step": step, "prompt": HOSTILE, "text": HOSTILE + str(step)} for step in (0, 6, 12)]
+    prompt = HOSTILE.replace("\0", "")  # which no recipe can have
+    lines = [{"step": step, "prompt": prompt, "text": HOSTILE + str(step)} for step in (0, 6, 12)]
     (run_dir / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
-    recipe["evaluation"]["prompts"] = [HOSTILE.replace("\0", "")]  # which no recipe can hold
+    recipe["evaluation"]["prompts"] = [prompt]
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     card = written(saved, run_dir)
 
@@ -468,6 +469,13 @@ def test_metadata_that_a_person_changed_added_or_removed_is_theirs():
     assert data(merge(NEW, OLD)) == data(NEW)
 
 
+def test_what_a_person_wrote_as_text_stays_text():
+    mine = "language:\n- no\n- on\ndate: 2001-02-03\nlength: 1:30\nzip: 0123\ninference: false\n"
+    text = {"language": ["no", "on"], "date": "2001-02-03", "length": "1:30", "zip": "0123", "inference": False}
+    merged = data(merge(NEW, f"---\n{mine}---\nMy words.\n"))
+    assert {key: merged[key] for key in text} == text
+
+
 def test_other_results_in_the_model_index_stay(copied):
     run_dir, saved = copied
     published = written(saved, run_dir)
@@ -502,10 +510,12 @@ def test_other_results_in_the_model_index_stay(copied):
     assert "model-index" not in data(removed)
 
 
-@pytest.mark.parametrize("metadata", ["tags: [a\n", "- a\n- b\n", "a: b: c\n", "@\n"])
+@pytest.mark.parametrize(
+    "metadata", ["tags: [a", "- a\n- b", "a: b: c", "@", "a: &a [*a]", f"a: {'[' * 9999}"], ids=lambda text: text[:10]
+)
 def test_metadata_that_is_no_yaml_is_refused(metadata):
     with pytest.raises(UserError, match=r"README\.md: its metadata on the Hub is not YAML"):
-        merge(NEW, f"---\n{metadata}---\nMy words.\n")
+        merge(NEW, f"---\n{metadata}\n---\nMy words.\n")
 
 
 @pytest.mark.parametrize("record", ["{", '{"metadata": 3, "results": {}, "sections": 1}', "{}"])

@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from hf_gpt import checkpoint
 from hf_gpt.errors import UserError
-from hf_gpt.storage import set_aside
+from hf_gpt.storage import replacing_directory, set_aside
 
 
 def write(run_dir, step, text="weights"):
@@ -68,6 +69,15 @@ def test_a_damaged_file_is_named_and_the_older_checkpoint_is_found(tmp_path, dam
     set_aside(newer)
     assert checkpoint.checkpoints(tmp_path) == [older]
     assert (tmp_path / "checkpoints" / "damaged-step-00000002").is_dir()
+
+
+def test_a_model_is_whole_whatever_happened_to_its_training_state(tmp_path):
+    saved = write(tmp_path, 2)
+    (saved / "training_state" / "state.json").write_text("[]")
+    assert checkpoint.opened(saved) == saved
+    (saved / "model.safetensors").write_text("other")
+    with pytest.raises(checkpoint.DamagedCheckpoint, match=r"model\.safetensors: truncated or altered"):
+        checkpoint.opened(saved)
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):
@@ -149,6 +159,14 @@ def test_without_permission_no_checkpoint_is_called_damaged_or_missing(closed, r
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     (run_dir / closed).chmod(0o755)
+
+
+def test_threads_do_not_write_into_each_others_files(tmp_path):
+    with replacing_directory(tmp_path / "it") as one:
+        (one / "file").write_text("one")
+        with ThreadPoolExecutor(1) as other:
+            other.submit(lambda: replacing_directory(tmp_path / "it").__enter__()).result()
+        assert (one / "file").read_text() == "one"
 
 
 def test_nothing_that_was_set_aside_is_replaced(tmp_path):

@@ -330,6 +330,13 @@ def test_weights_that_do_not_match_are_named_in_one_line(workplace, capfd):
         assert (out, err.count("\n")) == ("", 1), err
         assert "more of the model's weights" in err
         shutil.rmtree("odd")
+    shutil.copytree("ours", "odd")
+    change("config.json", num_hidden_layers=1)(Path("odd"))
+    assert cli.main(READERS[0]) == 0
+    err = capfd.readouterr().err
+    assert err.startswith("odd: warning: model.layers.1.input_layernorm.bias and ")
+    assert err.endswith(" of its weights have no place in the model of its config.json, and are left out\n")
+    shutil.rmtree("odd")
 
 
 @pytest.mark.parametrize(("base", "field"), [("ours", "num_hidden_layers"), ("gpt2", "n_layer")])

@@ -622,7 +622,7 @@ print(1)"""
     [
         ("model.safetensors", "other weights", "model.safetensors: truncated or altered"),
         ("training_state/manifest.json", "null", "manifest.json is missing or damaged"),
-        ("training_state/state.json", '{"progress": [8]}', "state.json is damaged; nothing was changed here"),
+        ("training_state/state.json", '{"progress": [8]}', "state.json: is damaged"),
         ("training_state/run/recipe.yaml", "seed: [", "not valid YAML"),
         ("training_state/run/environment.json", "[]", "is damaged"),
     ],

@@ -345,12 +345,13 @@ def test_a_hostile_checkpoint_runs_nothing(copied, tmp_path, kind, capsys):
     ("name", "content", "message"),
     [
         ("environment.json", '{"vers', "environment.json: is damaged"),
-        ("recipe.yaml", None, "the run has no recipe.yaml; put it back"),
         (
-            "checkpoints/step-00000012/training_state/state.json",
-            '{"progress": null}',
-            "of another step or another program",
+            "environment.json",
+            '{"run_id": "a", "versions": {}, "text": {}, "sources": {"training": 3}}',
+            "sources.training is not what was written there",
         ),
+        ("recipe.yaml", None, "the run has no recipe.yaml; put it back"),
+        ("checkpoints/step-00000012/training_state/state.json", '{"progress": null}', "state.json: is damaged"),
     ],
 )
 def test_a_run_whose_files_were_damaged_says_so_in_one_line(copied, name, content, message):

@@ -22,12 +22,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..checkpoint import model_folder, opened, refuse_missing_weights
+from ..checkpoint import model_folder, opened
 from ..configuration_gpt import WRAPPERS, GPTConfig
 from ..data.cache import cache_folder, digest, kept, seal
 from ..data.files import content_hash
 from ..errors import UserError
-from ..loading import reading_model
+from ..loading import reading_model, with_weights
 from ..modeling_gpt import (
     GPTForCausalLM,
     GPTForQuestionAnswering,
@@ -201,11 +201,9 @@ def _source(
 
 def load(model_class: type[PreTrainedModel], folder: Path | None, name: str, **how: Any) -> PreTrainedModel:
     """`from_pretrained`, which must fill the model and use every weight. `name`: what the user calls it."""
-    how |= {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with reading_model(name, f"{model_class.__name__} cannot load it"):
-        model, report = model_class.from_pretrained(folder, **how)
-    refuse_missing_weights(name, report)
-    for weight in sorted(report["unexpected_keys"]):
+        model, unused = with_weights(model_class, folder, name, local_files_only=True, **how)
+    for weight in unused:
         if not MASK.search(weight):
             raise UserError(f"{name}: holds {weight}, which this model has no place for")
     return model

@@ -27,7 +27,7 @@ import xxhash
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from ..storage import local_path, remove, remove_leftovers, translate_disk_errors
+from ..storage import local_path, remove, remove_leftovers, temporary_path, translate_disk_errors
 
 _ENTRY = "entry.json"
 _DAY = 86_400.0
@@ -121,7 +121,7 @@ def cache_put(key: str, facts: dict[str, Any]) -> None:
     """
     path = _note(key)
     entry = {"key": key, "facts": facts, "files": {}}
-    temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    temporary = temporary_path(path)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps({**entry, "checksum": _checksum(entry)}))

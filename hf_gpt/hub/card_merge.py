@@ -19,11 +19,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import yaml
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
 from ..errors import UserError
+from ..yaml_text import load_yaml
 from .markdown import template
 
 UNPUBLISHED = "path/to/this/model"
@@ -156,8 +156,8 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
     if found is None:
         return {}, card
     try:
-        metadata = yaml.safe_load(found[2]) or {}
-    except yaml.YAMLError:
+        metadata = load_yaml(found[2], "README.md", no_is_text=True) or {}
+    except UserError:
         metadata = None
     if not isinstance(metadata, dict):
         raise UserError("README.md: its metadata on the Hub is not YAML; correct it there, then push again")

@@ -15,8 +15,9 @@ from .. import checkpoint
 from ..errors import HubError, UserError
 from ..network import hub_requests
 from ..recipe import Recipe
-from ..storage import is_there, read_json, write_bytes
+from ..storage import is_there, write_bytes
 from ..training.resume import read_environment
+from ..training.state import Progress
 from .push import ENVIRONMENT, RECORDS, RECORDS_FOLDER
 
 if TYPE_CHECKING:
@@ -81,11 +82,8 @@ def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
             f"output_dir: {run_dir} holds another run than {repo_id} at {branch!r}; give another output_dir or"
             " hub.repo_id"
         )
-    progress = read_json(download(f"{checkpoint.TRAINING_STATE}/state.json")).get("progress")
-    progress = progress if isinstance(progress, dict) else {}
-    step, best_step = (progress.get(name) for name in ("step", "best_step"))
-    if not _is_step(step) or not (best_step is None or _is_step(best_step)):
-        raise UserError(f"{repo_id} at {branch!r}: its training_state/state.json is damaged; nothing was changed here")
+    progress = Progress.read(download(f"{checkpoint.TRAINING_STATE}/state.json"))
+    step, best_step = progress.step, progress.best_step
     newest, _ = checkpoint.newest_whole(run_dir)
     if newest is not None and checkpoint.step_of(newest) >= step:
         return None
@@ -102,10 +100,6 @@ def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
         for name, content in contents.items():
             write_bytes(run_dir / name, content)
     return final
-
-
-def _is_step(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**15
 
 
 def _fetch_best(api: "HfApi", repo_id: str, run_id: str | None, final: Path) -> None:

@@ -10,12 +10,11 @@ import torch
 from torch._guards import detect_fake_mode
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-from .. import checkpoint
 from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import content_of, load_tokenizer, vocab_size
 from ..errors import UserError, did_you_mean
 from ..generation import try_out
-from ..loading import reading_model, skeleton
+from ..loading import reading_model, say_unused, skeleton, with_weights
 from ..modeling_gpt import GPTForCausalLM
 from ..recipe import EvaluationRecipe, ModelRecipe, Recipe
 
@@ -121,15 +120,9 @@ def build_model(recipe: Recipe, config: GPTConfig, pretrained: Pretrained | None
         skeleton(lambda: GPTForCausalLM(copy.deepcopy(config)), config, "model")
     with reading_model("model" if pretrained is None else f"model: {recipe.model.from_pretrained}"):
         if pretrained:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                pretrained.folder,
-                config=config,
-                attn_implementation=attention,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-            checkpoint.refuse_missing_weights(recipe.model.from_pretrained, report)
+            name, options = recipe.model.from_pretrained, {"attn_implementation": attention, "dtype": torch.float32}
+            model, unused = with_weights(AutoModelForCausalLM, pretrained.folder, name, config=config, **options)
+            say_unused(name, unused)
             try:
                 model.generation_config.validate(strict=True)
             except ValueError:  # transformers reads such settings, to no effect, and refuses to save them

@@ -78,6 +78,8 @@ def read_environment(path: Path) -> dict[str, Any]:
     kinds = {"run_id": str, "versions": dict, "text": dict, "sources": dict, "processes": int, "parent": dict}
     expected = {"run_id", "versions", "text"} if found else set()
     odd = [key for key in kinds if key in expected | found.keys() and not isinstance(found.get(key), kinds[key])]
+    if not odd:
+        odd = [f"sources.{name}" for name, facts in found.get("sources", {}).items() if not isinstance(facts, dict)]
     if "parent" in found and not odd:
         odd = [key for key, kind in (("run", str), ("step", int)) if not isinstance(found["parent"].get(key), kind)]
     if odd:

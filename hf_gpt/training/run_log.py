@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from ..checkpoint import TRAINING_STATE
 from ..errors import UserError, without_secrets
 from ..storage import (
@@ -33,6 +31,7 @@ from ..storage import (
     write_bytes,
     write_json,
 )
+from ..yaml_text import load_yaml
 from .observers import Observer
 
 if TYPE_CHECKING:
@@ -241,6 +240,6 @@ def _stretches(due: Sequence[int], gone: Iterable[int]) -> str:
 def _value(text: str) -> Any:
     """A value as Python prints it, as far as YAML reads it."""
     try:
-        return None if text == "None" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        return None if text == "None" else load_yaml(text, "a value")
+    except UserError:
         return text

@@ -34,7 +34,7 @@ from ..errors import UserError
 from ..storage import read_json, write_json
 from . import deepspeed
 
-_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Count = Annotated[int, Field(ge=0, lt=10**18)]  # what the name of a checkpoint has room for
 _Real = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -50,6 +50,14 @@ class Progress:
     best_validation_loss: _Real | None = None  # of a checkpoint
     best_step: _Count | None = None
     skipped: _Count = 0  # updates whose gradient was not finite
+
+    @classmethod
+    def read(cls, path: Path) -> "Progress":
+        """What a `state.json` says. Raises :class:`UserError` if it is damaged or cannot be read."""
+        try:
+            return TypeAdapter(cls).validate_json(json.dumps(read_json(path).get("progress")))
+        except ValidationError:
+            raise UserError(f"{path}: is damaged, or of another program") from None
 
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -128,12 +136,9 @@ def _load(
 ) -> Progress:
     directory = checkpoint / TRAINING_STATE
     state = read_json(directory / "state.json")
-    try:
-        progress = TypeAdapter(Progress).validate_json(json.dumps(state.get("progress")))
-    except ValidationError:
-        progress = None
-    if progress is None or progress.step != step_of(checkpoint):
-        raise UserError(f"{checkpoint}: its training_state/state.json is of another step or another program")
+    progress = Progress.read(directory / "state.json")
+    if progress.step != step_of(checkpoint):
+        raise UserError(f"{checkpoint}: its training_state/state.json is of another step")
     weights: dict[str, torch.Tensor] = {}
     for file in weight_files(checkpoint):
         weights |= load_file(file)
