@@ -22,6 +22,8 @@ from hf_gpt.data.corpus import (
     Corpus,
     _hub,
     _plain_files,
+    _remember,
+    _remembered,
     load_corpora,
     split_by_characters,
     without_blank_lines,
@@ -236,14 +238,20 @@ def test_tables_on_the_hub_are_read_as_those_that_are_here(tmp_path, monkeypatch
     assert read("data_files: a.csv, sep: '~'", False) == ["B"]
 
 
-def test_a_card_on_the_hub_names_no_file_of_this_machine(tmp_path):
+def test_a_card_on_the_hub_names_no_file_of_this_machine(tmp_path, monkeypatch):
     from datasets.data_files import DataFilesDict
     from datasets.packaged_modules.json.json import JsonConfig
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path))
     here = write(tmp_path / "secret.jsonl", '{"text": "a"}')
     builder = SimpleNamespace(config=JsonConfig(data_files=DataFilesDict(train=[str(here)])))
     with pytest.raises(UserError, match="its card names a file of this machine"):
         _plain_files("owner/name", builder)
+    asked = ["owner/name", None, None]
+    url = f"hf://datasets/owner/name@{'0' * 40}/a.jsonl"
+    for urls, is_believed in (([url], True), ([str(here)], False), ([url.replace("owner", "other")], False)):
+        _remember(asked, {"kind": "json", "config": "default", "hash": "0" * 40, "files": {"train": urls}})
+        assert bool(_remembered(asked)) == is_believed
 
 
 def test_rows_are_lines_of_one_text_when_some_are_blank_and_all_end_in_a_newline(folder):

@@ -24,10 +24,11 @@ from typing import IO, Any
 
 from ..errors import UserError
 from ..recipe import DataRecipe
-from ..storage import local_path
+from ..storage import local_path, read_json, write_json
 from .cache import cache_get, cache_put, digest
 from .files import (
     EMPTY,
+    KINDS,
     check_unchanged,
     content_hash,
     file_stamp,
@@ -278,14 +279,14 @@ def _hub(source: str, recipe: DataRecipe) -> _Source:
     `datasets` finds its files, and if these are json, csv or parquet they are read as local ones are: from the copy
     that huggingface_hub keeps, or with `data.streaming` while they arrive. What has another form `datasets` reads.
     """
-    key = digest("files on the hub", source, str(recipe.config), str(recipe.revision))
+    asked = [source, recipe.config, recipe.revision]
     try:
         builder = _builder(source, recipe.config, recipe.revision)
         found = _plain_files(source, builder)
         if found:
-            cache_put(key, found)
+            _remember(asked, found)
     except UserError:
-        builder, found = None, cache_get(key)  # without a network, its files may be here
+        builder, found = None, _remembered(asked)  # without a network, its files may be here
         if not found:
             raise
     name = found["config"] if found else builder.config.name
@@ -340,6 +341,29 @@ def _plain_files(source: str, builder: Any) -> dict[str, Any] | None:
 
 
 _ON_HUB = r"hf://datasets/([^@]+)@([0-9a-f]{40})/(.+)"
+
+
+def _remember(asked: list[str | None], found: dict[str, Any]) -> None:
+    """Keep the names of a dataset's files beside huggingface_hub's copies of them, for a machine without a network."""
+    with contextlib.suppress(OSError):
+        write_json(_memory(asked), {"asked": asked, "found": found})
+
+
+def _remembered(asked: list[str | None]) -> dict[str, Any] | None:
+    try:
+        memory = read_json(_memory(asked))
+        found = memory["found"]
+        urls = [url for urls in found["files"].values() for url in urls]
+        ours = all(re.fullmatch(_ON_HUB, url)[1] == asked[0] for url in urls) and found["kind"] in KINDS.values()
+        return found if ours and memory["asked"] == asked else None
+    except (UserError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _memory(asked: list[str | None]) -> Path:
+    from huggingface_hub import cached_assets_path
+
+    return cached_assets_path("hf_gpt", namespace="datasets") / f"{digest(*map(str, asked))}.json"
 
 
 def _open_on_hub(url: str, streaming: bool) -> IO[bytes]:
