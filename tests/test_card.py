@@ -335,7 +335,7 @@ def test_samples_and_prompts_are_shown_and_break_nothing(copied):
     lines = [{"step": step, "prompt": HOSTILE, "text": HOSTILE + str(step)} for step in (0, 6, 12)]
     (run_dir / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
-    recipe["evaluation"]["prompts"] = [HOSTILE]
+    recipe["evaluation"]["prompts"] = [HOSTILE.replace("\0", "")]  # which no recipe can hold
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     card = written(saved, run_dir)
 
