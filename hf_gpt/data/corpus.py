@@ -412,7 +412,7 @@ def _quiet() -> Iterator[None]:
 def _name(source: str, split: str, splits: Iterable[str], config: str = "default") -> str:
     """`wikitext (wikitext-2-v1, test)`; `the-verdict.txt`."""
     inside = [config] * (config != "default") + [split] * (list(splits) != ["train"])
-    path = Path(source).expanduser()
+    path = local_path(source)
     base = source if re.fullmatch(r"[^/]+/[^/]+", source) and not path.exists() else path.name
     if base in ("", ".."):  # of `.`, `..` and `~`
         base = path.resolve().name or source
