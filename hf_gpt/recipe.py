@@ -426,8 +426,10 @@ class Recipe:
             return cls.from_dict(values)
         except UserError as error:
             field = str(error).partition(": ")[0]
-            of_flag = any(f"{field}.".startswith(".".join([*keys, ""])) for keys, _ in changed)
-            if of_flag or field not in _SECTIONS and any(keys[0] == field for keys, _ in changed):  # not of the file
+            if any(  # the file is not to blame
+                f"{field}.".startswith(".".join([*keys, ""])) or (keys[0] == field and field not in _SECTIONS)
+                for keys, _ in changed
+            ):
                 raise UserError(f"--{error}") from None
             raise UserError(f"{path}: {error}") from None
 

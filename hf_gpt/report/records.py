@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from .. import checkpoint
 from ..display import Shown
-from ..errors import UserError
 from ..storage import local_path, read_file, read_json
 from ..training.run_log import read_events, read_lines, read_metrics
+from ..yaml_text import load_yaml
 
 _LARGEST = 1e30  # a larger number cannot be drawn
 
@@ -85,7 +84,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
             if isinstance(found, kind):
                 return found
             problems.append(f"{name}: holds a {type(found).__name__}")
-        except (UserError, OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             what = str(error).splitlines()[0] if str(error) else type(error).__name__
             note(what if str(run_dir / name) in what else f"{name}: {what}")
         return kind()
@@ -102,7 +101,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
         samples=attempt(lambda path: read_lines(path, note), "samples.jsonl", list),
         events=attempt(lambda _: read_events(run_dir, note), "events.jsonl", list),
         environment=attempt(read_json, "environment.json", dict),
-        recipe=attempt(lambda _: yaml.safe_load(recipe_text) if recipe_text else {}, "recipe.yaml", dict),
+        recipe=attempt(lambda path: load_yaml(recipe_text, str(path)) or {}, "recipe.yaml", dict),
         recipe_text=recipe_text,
         checkpoints=attempt(
             lambda _: [*map(checkpoint.step_of, checkpoint.checkpoints(run_dir))], "checkpoints", list

@@ -1,7 +1,7 @@
 """Stopping between two steps: a signal asks the run to save and end, a second one ends it at once.
 
-SIGINT is Ctrl-C. SIGTERM and SIGUSR1 are what schedulers send some time before they take the machine away, SIGHUP tells
-that the terminal was closed. Any one process may get it; all of them save at the same step. A process that dies
+SIGINT is Ctrl-C. SIGTERM and SIGUSR1 are what schedulers send some time before they take the machine away; SIGHUP is
+for a terminal that was closed. Any one process may get it; all of them save at the same step. A process that dies
 without a word takes the others with it.
 """
 
