@@ -25,7 +25,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import transformers
 
@@ -131,13 +131,26 @@ def _checks_names_first(config_class: type) -> type:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         extra = kwargs.pop(_EXTRA_NAMES, ())
         config_class._refuse_unknown(name for name in kwargs if name not in extra)
+        values = config_class._to_field_names(kwargs)
         try:
-            validated_init(self, *args, **config_class._to_field_names(kwargs))
+            validated_init(self, *args, **values)
         except StrictDataclassError as error:  # two lines that name the validator; its cause names the field
-            raise ImpossibleConfigError(str(error.__cause__ or error)) from error
+            text = str(error.__cause__ or error)
+            name = text.split("'")[1] if text.startswith("Field '") else None
+            if name in values:
+                kind = config_class.__dataclass_fields__[name].type
+                text = f"{name} must be {_in_words(kind)}, got {values[name]!r}"
+            raise ImpossibleConfigError(text) from error
 
     config_class.__init__ = __init__
     return config_class
+
+
+def _in_words(kind: Any) -> str:
+    """What a field of this type takes."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    kinds = get_args(kind) or (kind,)
+    return " or ".join(words.get(one, str(one)) for one in kinds if one is not int or float not in kinds)
 
 
 @_checks_names_first

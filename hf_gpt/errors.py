@@ -99,7 +99,7 @@ class RunStopped(RuntimeError):
 
 
 class RunPreempted(RuntimeError):
-    """A run that was asked by SIGTERM or SIGUSR1 to make room, and saved first. The message is one line."""
+    """A run that was asked by SIGTERM, SIGUSR1 or SIGHUP to make room, and saved first. The message is one line."""
 
     def __init__(self, message: str):
         super().__init__(one_line(message))

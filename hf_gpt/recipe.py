@@ -16,6 +16,7 @@ an unquoted `no`, `off`, `yes` or `on`, which YAML reads as a boolean, still mea
 import dataclasses
 import functools
 import math
+import os
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,6 +96,11 @@ def _license(value: str) -> str:
     return value
 
 
+def _path(value: Any) -> Any:
+    """In Python a path is a text too."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def _one_or_more(value: Any) -> Any:
     """A single text is a list of one."""
     return [value] if isinstance(value, str) else value
@@ -110,7 +116,7 @@ Ratio = Annotated[float, Field(ge=0, le=1), _Real]
 Beta = Annotated[float, Field(ge=0, lt=1), _Real]
 Temperature = Annotated[float, AfterValidator(_temperature), _Real]
 AutoOrBool = Literal["auto"] | bool
-Name = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1), BeforeValidator(_path)]
 Texts = Annotated[list[Name], BeforeValidator(_one_or_more)]
 Source = Name | Annotated[list[Name], Field(min_length=1)]
 
@@ -288,7 +294,7 @@ class ScheduleRecipe:
     decay_fraction: Fraction = _doc(0.2, "wsd: the part of the run that decays")
 
 
-@_section(one_of=[("max_steps", "epochs")])
+@_section(one_of=[("max_steps", "epochs"), ("global_batch_size", "gradient_accumulation_steps")])
 class TrainRecipe:
     max_steps: Count | None = _doc(None, "global batches to train on; 0 evaluates and saves the untrained model")
     epochs: Annotated[Positive, Field(le=1e9)] | None = _doc(None, "or passes over the training windows")
@@ -387,6 +393,10 @@ class Recipe:
         if push_every is not None and (every is None or push_every % every):
             raise ValueError(f"'hub.push_every' is a multiple of 'checkpoint.every', which is {every}")
 
+    def __repr__(self) -> str:
+        changed = differences(Recipe(), self).items()
+        return f"Recipe({', '.join(f'{field}={_shown(value)}' for field, (_, value) in changed)})"
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
         """The recipe of a nested dictionary, such as `to_dict` gives."""
@@ -416,7 +426,10 @@ class Recipe:
             return cls.from_dict(values)
         except UserError as error:
             field = str(error).partition(": ")[0]
-            if any(f"{field}.".startswith(".".join([*keys, ""])) for keys, _ in changed):  # the file is not to blame
+            if any(  # the file is not to blame
+                f"{field}.".startswith(".".join([*keys, ""])) or (keys[0] == field and field not in _SECTIONS)
+                for keys, _ in changed
+            ):
                 raise UserError(f"--{error}") from None
             raise UserError(f"{path}: {error}") from None
 
@@ -540,17 +553,18 @@ def _excluded_by(section: str, key: str) -> set[str]:
 
 def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     """Set a field, or take it out of `values` if `value` is None and the field has no such value."""
+    annotation = _annotation(keys)
+    takes_null = type(None) in typing.get_args(annotation)
+    unsets = value is None and not takes_null and (annotation is not None or keys[0] == "model")
     for depth, key in enumerate(keys[:-1]):
         if values.get(key) is None:
-            if value is None:
+            if unsets:
                 return  # nothing is there to be unset
             values[key] = {}
         values = values[key]
         if not isinstance(values, dict):
             raise UserError(f"--{'.'.join(keys)}: {'.'.join(keys[: depth + 1])} is not a section")
-    annotation = _annotation(keys)
-    takes_null = type(None) in typing.get_args(annotation)
-    if value is None and not takes_null and (annotation is not None or keys[0] == "model"):
+    if unsets:
         values.pop(keys[-1], None)
     else:
         values[keys[-1]] = value
@@ -564,6 +578,8 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path}: is too large for a recipe")
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; configs/ holds some to start from") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder and no recipe; text to train on is data.source") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is no recipe: it is not UTF-8 text") from None
     except OSError as error:

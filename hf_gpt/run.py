@@ -52,7 +52,7 @@ def train(
         UserError: something in the recipe cannot work here.
         RunStopped: the loss is no longer finite, or another process of the run is gone.
         KeyboardInterrupt: Ctrl-C; the run was saved first.
-        RunPreempted: SIGTERM or SIGUSR1; the run was saved first.
+        RunPreempted: SIGTERM, SIGUSR1 or SIGHUP; the run was saved first.
     """
     if isinstance(recipe, (str, Path)):
         recipe = Recipe.from_yaml(recipe)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -242,10 +243,27 @@ def test_help_lists_the_recipe_fields(capsys):
 
 @pytest.mark.parametrize("command", _COMMANDS)
 def test_every_command_explains_itself(command, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    assert stop.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: hf-gpt {command} ")
+    for arguments in ([command, "--help"], ["help", command]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: hf-gpt {command} ")
+
+
+def test_the_quickstart_hands_its_flags_to_the_run_and_to_nothing_else(tmp_path):
+    root = Path(__file__).parents[1]
+    for name in ("scripts/quickstart.sh", "scripts/setup.sh", "scripts/constraints.txt", "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((root / name).read_bytes())
+    for name in ("python", "hf-gpt"):
+        program = tmp_path / ".venv" / "bin" / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text('#!/bin/sh\necho "$0 $*"\n')
+        program.chmod(0o755)
+    command = ["bash", "scripts/quickstart.sh", "--seed", "5"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert printed[0].endswith("--editable .")
+    assert printed[1] == ".venv/bin/hf-gpt train configs/quickstart.yaml --seed 5"
 
 
 def test_the_library_names_arguments_where_the_command_line_names_flags(run_dir, capsys):
@@ -421,7 +439,10 @@ def test_a_folder_that_holds_another_run_is_refused(recipe, tiny, capsys):
         (["demo", "RUN", "--port", "0"], "--port 0: must be 1 to 65535"),
         (["convert", "RUN", "NOT_A_MODEL", "--to", "gpt2", "--heads", "2"], "go with --from book"),
         (["evaluate", "RUN"], "one of the arguments --text --dataset is required"),
+        (["evaluate", "RUN", "--text", ""], "source: must not be empty"),
+        (["train", "NOT_A_MODEL"], "is a folder and no recipe; text to train on is data.source"),
         (["fly"], "invalid choice: 'fly'"),
+        (["help", "fly"], "invalid choice: 'fly'"),
         ([], "required: COMMAND"),
     ],
 )

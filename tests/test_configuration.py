@@ -55,6 +55,18 @@ def test_aliases_are_translated_before_anything_is_derived_or_checked():
     assert "divide" in refusal(lambda: GPTConfig(emb_dim=65, n_heads=4))
 
 
+def test_a_value_of_another_type_is_refused_in_plain_words():
+    for values, line in (
+        ({"n_layers": "x"}, "num_hidden_layers must be a whole number, got 'x'"),
+        ({"drop_rate": "a"}, "dropout must be a number, got 'a'"),
+        ({"qkv_bias": 1}, "qkv_bias must be true or false, got 1"),
+        ({"attention_dropout": []}, "attention_dropout must be a number or null, got []"),
+        ({"eos_token_id": "a"}, "eos_token_id must be a whole number or list[int] or null, got 'a'"),
+        ({"initialization": "x"}, "initialization must be gpt2 or pytorch, got 'x'"),
+    ):
+        assert refusal(lambda values=values: GPTConfig(**values)) == line
+
+
 def test_aliases_read_and_write_the_same_field():
     config = GPTConfig(**SMALL)
     assert (config.emb_dim, config.n_layers, config.n_heads) == (64, 2, 4)

@@ -62,6 +62,14 @@ def test_its_report_is_drawn(run_dir):
     assert json.loads((run_dir / "environment.json").read_text())["versions"]["torch"] in page
 
 
+def test_what_its_recipe_could_say_then_and_cannot_now_is_to_be_changed_there(run_dir):
+    path = run_dir / "recipe.yaml"
+    path.write_text(path.read_text().replace("temperature: null", "temperature: 1.0e-05"))
+    mine = hf_gpt.Recipe.from_dict({"output_dir": "run", "data": {"source": "corpus.txt"}})
+    with pytest.raises(hf_gpt.UserError, match=r"^run/recipe.yaml: evaluation.temperature: .*; change it there, and"):
+        hf_gpt.train(mine)
+
+
 def test_its_text_may_lie_elsewhere_but_be_no_other(run_dir):
     shutil.rmtree(run_dir / "checkpoints" / "step-00000008")
     moved = Path("books/moved.txt")

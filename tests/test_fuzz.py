@@ -151,7 +151,7 @@ def shown(arguments: list[str]) -> str:
 
 def test_every_field_takes_a_value_or_refuses_it_in_one_line(no_work):
     """Of the values that a recipe takes, the extreme ones and the paths go on to where training would begin."""
-    tried, paths = {"0", "10M", str(2**63 - 1)}, {"a" * 300, "~nouser/x", "/proc/x"}
+    tried, paths = {"0", str(2**63 - 1)}, {"a" * 300, "~nouser/x", "/proc/x"}
     of_paths = {"output_dir", "data.source", "data.validation_source", "tokenizer.name", "model.from_pretrained"}
     Path("short.yaml").write_text("data: {source: text.txt}")
     problems, counts = [], {"refused": 0, "accepted": 0}
@@ -194,7 +194,7 @@ def test_a_recipe_of_odd_values_in_a_file_is_read_or_refused_in_one_line(no_work
     for text in texts:
         Path("odd.yaml").write_text(text)
         with pytest.raises(UserError):
-            hf_gpt.train("odd.yaml")
+            Recipe.from_yaml("odd.yaml")
         problems += filter(None, [outcome(["train", "odd.yaml"])])
     Path("odd.yaml").unlink()
     assert not problems, "\n".join(problems)

@@ -127,6 +127,18 @@ def test_what_cannot_be_is_refused_in_one_line(values, message):
     assert "\n" not in str(error.value)
 
 
+def test_in_python_a_path_is_a_text_too(tmp_path):
+    recipe = Recipe(output_dir=tmp_path, data={"source": [tmp_path / "a.txt"]}, tokenizer={"name": tmp_path})
+    assert (recipe.output_dir, recipe.data.source) == (str(tmp_path), [str(tmp_path / "a.txt")])
+    assert recipe.tokenizer.name == str(tmp_path)
+
+
+def test_a_recipe_shows_what_is_not_a_default():
+    assert repr(Recipe(seed=5, data={"source": "x"}, checkpoint={"every": None})) == (
+        "Recipe(seed=5, data.source=x, checkpoint.every=null)"
+    )
+
+
 def test_a_section_built_in_python_is_checked_too():
     with pytest.raises(UserError, match=r"max_stepz: unknown key; did you mean 'max_steps'"):
         Recipe().train.__class__(max_stepz=3)
@@ -237,6 +249,16 @@ def test_what_is_no_whole_number_is_refused(text):
             {"data.validation_split": None, "data.validation_source": None, "data.validation_fraction": 0.1},
         ),
         ("data: {validation_fraction: 0.1}", "--data.validation_split=v", {"data.validation_fraction": None}),
+        (
+            "train: {global_batch_size: 8}",
+            "--train.gradient_accumulation_steps=2",
+            {"train.global_batch_size": None, "train.gradient_accumulation_steps": 2},
+        ),
+        (
+            "train: {gradient_accumulation_steps: 2}",
+            "--train.global_batch_size=8",
+            {"train.global_batch_size": 8, "train.gradient_accumulation_steps": None},
+        ),
         ("data: {validation_fraction: 0.1}", "--data.validation_source=s", {"data.validation_fraction": None}),
     ],
 )
@@ -269,6 +291,8 @@ def test_null_on_the_command_line_unsets(read):
     assert (recipe.train.batch_size, recipe.train.max_grad_norm) == (8, None)  # where null is a value it is that
     assert (recipe.model.config, recipe.evaluation.prompts, recipe.seed) == ({}, ["Every effort moves you"], 123)
     assert read("tokenizer: {name: bytes}", "--tokenizer.train.vocab_size=null").tokenizer.name == "bytes"
+    recipe = read("", "--train.max_grad_norm=null", "--checkpoint.every=null")  # in sections that the file lacks
+    assert (recipe.train.max_grad_norm, recipe.checkpoint.every) == (None, None)
 
 
 def test_a_text_is_a_list_of_one(read):
@@ -338,6 +362,8 @@ def test_the_file_is_not_blamed_for_a_flag(read):
     for flag in ("--evaluation.prompts=['']", "--hub.repo_id=x", "--seed="):
         with pytest.raises(UserError, match=f"^{flag.partition('=')[0]}"):
             read("seed: 1", flag)
+    with pytest.raises(UserError, match=r"^--trian: unknown key; did you mean 'train'\?$"):
+        read("seed: 1", "--trian.max_steps=3")
 
 
 def test_differences_name_the_fields():

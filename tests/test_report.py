@@ -76,6 +76,15 @@ def test_plot_writes_curves_into_a_file_or_a_report_into_a_folder(tmp_path, caps
     assert found._repr_html_().count("<img") == 2
 
 
+def test_one_run_is_named_by_a_text_or_a_path_and_paths_are_those_of_a_shell(tmp_path, monkeypatch):
+    write_metrics(tmp_path, 4)
+    assert plot(str(tmp_path)) == plot([tmp_path]) == plot(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert loss_plot("~", "~/a.png") == tmp_path / "a.png"
+    with pytest.raises(UserError, match=r"path: .* cannot be opened: File name too long"):
+        loss_plot(tmp_path, "a" * 300 + ".png")
+
+
 def test_six_at_once_draw_one_run(tmp_path, forks):
     write_metrics(tmp_path, 10)
     started = [forks.start("plot", tmp_path) for _ in range(6)]

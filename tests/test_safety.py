@@ -43,7 +43,7 @@ def steps_logged(run_dir) -> list[int]:
     return []
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGHUP", 75), ("SIGINT", 130)])
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(name, code, tiny, long_run, forks, tmp_path):
     command = forks.start("train", long_run)
     command.wait_until(lambda: len(steps_logged(tiny["output_dir"])) > 3)

@@ -61,6 +61,8 @@ def _main(arguments: list[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     parsed, rest = _parser().parse_known_args(arguments)
     if rest and not parsed.parser.recipe:
         raise UserError(f"unknown argument {rest[0]!r}; see {parsed.parser.prog} --help")

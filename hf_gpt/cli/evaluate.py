@@ -19,7 +19,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--stride", metavar="N", type=whole, help="tokens between window starts (default: the context length)"
     )
-    parser.add_argument("--tokens", metavar="N", type=int, help="score the first N tokens only (default: all)")
+    parser.add_argument("--tokens", metavar="N", type=whole, help="score the first N tokens only (default: all)")
     parser.add_argument(
         "--drop-blank-lines",
         action="store_true",
@@ -34,9 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
     hide_loading_bars()
     result = evaluate_corpus(
         arguments.model,
-        source=arguments.text or arguments.dataset,
+        source=arguments.dataset if arguments.text is None else arguments.text,
         config=arguments.config,
-        split=arguments.split or ("train" if arguments.text else "test"),
+        split=arguments.split or ("train" if arguments.dataset is None else "test"),
         text_column=arguments.text_column,
         drop_blank_lines=arguments.drop_blank_lines,
         stride=arguments.stride,

@@ -16,7 +16,8 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.epilog = (
         "The same command resumes a run that stopped. Exit codes: 0 finished; 1 the run could not continue; 2 wrong"
-        " input; 75 stopped by SIGTERM or SIGUSR1, after saving; 130 stopped by Ctrl-C, after saving."
+        " input; 75 stopped by SIGTERM, SIGUSR1 or SIGHUP (the terminal was closed), after saving; 130 stopped by"
+        " Ctrl-C, after saving."
     )
 
 

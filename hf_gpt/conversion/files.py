@@ -74,7 +74,8 @@ def _load(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except Exception as error:  # damaged and hostile files raise anything in the unpickler
         text = " ".join(str(error).split()) or type(error).__name__
-        why = text.partition("WeightsUnpickler error: ")[2].partition(". Please ")[0] or text[:150]
+        why = text.partition("WeightsUnpickler error: ")[2] or text[:150]
+        why = re.split(r"\. Please | Check the documentation ", why)[0]
         raise UserError(
             f"{path}: not a file of weights alone ({why}); anything else is not read, because a pickle can run code; "
             "save them with torch.save(model.state_dict(), 'model.pth')"

@@ -45,7 +45,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def plot(
-    run_dirs: Sequence[str | Path],
+    run_dirs: str | Path | Sequence[str | Path],
     output: str | Path | None = None,
     *,
     x: str = "steps",
@@ -68,7 +68,7 @@ def plot(
             another kind.
     """
     alone_in_file = output is not None and is_picture(output, "output")
-    runs = [read_run(run_dir) for run_dir in run_dirs]
+    runs = [read_run(run_dir) for run_dir in ([run_dirs] if isinstance(run_dirs, (str, Path)) else run_dirs)]
     for run in runs:
         if not has_losses(run.metrics):
             raise UserError("; ".join([f"{run.run_dir}: metrics.jsonl holds no loss yet", *run.problems[:1]]))

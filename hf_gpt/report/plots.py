@@ -17,7 +17,7 @@ import numpy as np
 
 from ..display import escape_unprintable, short_number
 from ..errors import UserError
-from ..storage import write_bytes
+from ..storage import local_path, write_bytes
 from ..training.run_log import read_metrics
 from . import fonts
 from .html import PALETTE
@@ -84,12 +84,13 @@ def loss_plot(
     Raises:
         UserError: the run has written no loss yet, or `path` ends otherwise.
     """
-    path = Path(path or Path(run_dir) / "loss.png")
+    run_dir = local_path(run_dir)
+    path = local_path(path or run_dir / "loss.png", "path")
     picture_format(path)
     metrics = [line for line in read_metrics(run_dir) if until is None or line["step"] <= until]
     if not has_losses(metrics):
         raise UserError(f"{run_dir}: metrics.jsonl holds no loss yet")
-    run = RunRecord(Path(run_dir), metrics)
+    run = RunRecord(run_dir, metrics)
     counted = [line for line in metrics if is_number(line.get("tokens")) and is_number(line.get("epoch"))]
     last = max(counted, key=lambda line: line["tokens"], default={})
     per_epoch = last["tokens"] / last["epoch"] if last.get("tokens") and last["epoch"] else None

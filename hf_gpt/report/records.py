@@ -14,7 +14,6 @@ import numpy as np
 
 from .. import checkpoint
 from ..display import Shown
-from ..errors import UserError
 from ..storage import local_path, read_file, read_json
 from ..training.run_log import read_events, read_lines, read_metrics
 from ..yaml_text import load_yaml
@@ -101,7 +100,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
         samples=attempt(lambda path: read_lines(path, note), "samples.jsonl", list),
         events=attempt(lambda _: read_events(run_dir, note), "events.jsonl", list),
         environment=attempt(read_json, "environment.json", dict),
-        recipe=attempt(lambda path: load_yaml(recipe_text, str(path)) if recipe_text else {}, "recipe.yaml", dict),
+        recipe=attempt(lambda path: load_yaml(recipe_text, str(path)) or {}, "recipe.yaml", dict),
         recipe_text=recipe_text,
         checkpoints=attempt(
             lambda _: [*map(checkpoint.step_of, checkpoint.checkpoints(run_dir))], "checkpoints", list

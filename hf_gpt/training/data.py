@@ -152,12 +152,10 @@ def batch_plan(recipe: Recipe, windows: Windows, num_processes: int = 1) -> Batc
     accumulation = train.gradient_accumulation_steps or 1
     if train.global_batch_size is not None:
         accumulation, rest = divmod(train.global_batch_size, at_once)
-        given = train.gradient_accumulation_steps
-        if rest or not accumulation or (given is not None and given != accumulation):
-            times = f" x {given} accumulated (train.gradient_accumulation_steps)" if given is not None else ""
+        if rest or not accumulation:
             raise UserError(
                 f"train.global_batch_size: {train.global_batch_size} windows are not {train.batch_size} at once"
-                f" (train.batch_size) x {num_processes} processes{times or ', any number of times'}"
+                f" (train.batch_size) x {num_processes} processes, any number of times"
             )
     return BatchPlan(
         windows,

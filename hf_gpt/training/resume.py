@@ -65,7 +65,12 @@ class Change:
 def earlier_recipe(run_dir: Path) -> Recipe | None:
     """The recipe of the run that `run_dir` holds."""
     path = run_dir / "recipe.yaml"
-    return Recipe.from_yaml(path) if read_file(path) is not None else None
+    if read_file(path) is None:
+        return None
+    try:
+        return Recipe.from_yaml(path)
+    except UserError as error:  # such as what an earlier version took
+        raise UserError(f"{error}; change it there, and the run goes on") from None
 
 
 def read_environment(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Stopping between two steps: a signal asks the run to save and end, a second one ends it at once.
 
-SIGINT is Ctrl-C. SIGTERM and SIGUSR1 are what schedulers send some time before they take the machine away. Any one
-process may get it; all of them save at the same step. A process that dies without a word takes the others with it.
+SIGINT is Ctrl-C. SIGTERM and SIGUSR1 are what schedulers send some time before they take the machine away; SIGHUP is
+for a terminal that was closed. Any one process may get it; all of them save at the same step. A process that dies
+without a word takes the others with it.
 """
 
 import contextlib
@@ -22,9 +23,11 @@ _AGREE_EVERY = 10
 # A scheduler may signal every process, and `torchrun` hands on to its own what it gets: within so many seconds that is
 # one request, not two.
 _HANDED_ON_WITHIN = 2.0
+# The kernel and the shell each send it.
+_TERMINAL_CLOSED = getattr(signal, "SIGHUP", None)
 # The launcher's process, noted when this one begins: it may be gone before the first step.
 _PARENT = os.getppid()
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
 
 class Stop:
@@ -56,7 +59,7 @@ def stop_on_signal() -> Iterator[Stop]:
     def on_signal(number: int, frame) -> None:
         if not stop.requested:
             stop.requested, stop.requested_at = number, time.monotonic()
-        elif time.monotonic() - stop.requested_at > handed_on:
+        elif number != _TERMINAL_CLOSED and time.monotonic() - stop.requested_at > handed_on:
             restore()
             signal.raise_signal(number)
 
@@ -66,7 +69,7 @@ def stop_on_signal() -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def exit_on_preemption() -> Iterator[None]:
-    """While the block runs, before there is anything to save, SIGTERM and SIGUSR1 end it with a word."""
+    """While the block runs, before there is anything to save, all of these but SIGINT end it with a word."""
 
     def on_signal(number: int, frame) -> None:
         name = signal.Signals(number).name
@@ -82,6 +85,10 @@ def _handling(numbers: Sequence[int], handler: Callable[[int, Any], None]) -> It
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None  # Python delivers signals to the main thread alone
         return
+    # Under nohup the run outlives its terminal. (A script ignores SIGINT for what it starts with `&`.)
+    numbers = [
+        number for number in numbers if number != _TERMINAL_CLOSED or signal.getsignal(number) != signal.SIG_IGN
+    ]
     # A handler that was not installed from Python is None here and cannot be put back.
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
 
