@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import checkpoint
 from ..display import Shown
+from ..errors import UserError
 from ..storage import local_path, read_file, read_json
 from ..training.run_log import read_events, read_lines, read_metrics
 from ..yaml_text import load_yaml
