@@ -110,7 +110,7 @@ def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion
 def convert_into_cache(folder: Path) -> Path:
     """The GPT-2 in `folder` as our model, without a tokenizer: converted once and kept under the hash of its files."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
-    content = digest("gpt2", *(f"{path.name} {content_hash(path, is_text=False)}" for path in files))
+    content = digest("gpt2", *(f"{path.name} {content_hash(path, 'weights')}" for path in files))
     converted = cache_folder() / "models" / f"gpt2-{content[:32]}"
 
     def make() -> None:

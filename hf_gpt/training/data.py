@@ -6,7 +6,6 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -23,7 +22,7 @@ from ..display import escape_unprintable
 from ..errors import UserError
 from ..loading import memory_of_machine
 from ..recipe import Recipe, TokenizerRecipe, TrainRecipe
-from ..storage import replacing_directory
+from ..storage import local_path, replacing_directory
 from .model import Pretrained, model_config
 from .resume import canonical_field_names
 
@@ -192,7 +191,7 @@ def text_facts(windows: Windows) -> dict[str, Any]:
 
 def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFast:
     if recipe.train is None:
-        folder = Path(recipe.name).expanduser()
+        folder = local_path(recipe.name, "tokenizer.name")
         name = str(checkpoint.tokenizer_folder(folder)) if folder.is_dir() else recipe.name
         return load_tokenizer(name, revision=recipe.revision)
     # Trained once for a corpus and a size, by the first process that asks, and kept beside the token stores.
