@@ -445,9 +445,9 @@ def test_an_adapter_beside_another_model_is_not_applied_in_silence(added):
 @pytest.mark.parametrize(
     ("name", "kept", "says"),
     [
-        ("metrics.jsonl", 5, r"9 of the 14 lines up to step 12 are missing: steps 5 to 12;"),
-        ("metrics.jsonl", 0, r"14 of the 14 lines up to step 12 are missing: steps 0 to 12;"),
-        ("samples.jsonl", 1, r"1 of the 2 lines up to step 12 are missing: steps 12;"),
+        ("metrics.jsonl", 5, r"9 of the 14 lines up to step 12 are missing, between steps 5 and 12;"),
+        ("metrics.jsonl", 0, r"14 of the 14 lines up to step 12 are missing, between steps 0 and 12;"),
+        ("samples.jsonl", 1, r"1 of the 2 lines up to step 12 are missing, of step 12;"),
     ],
 )
 def test_lines_from_before_a_checkpoint_that_are_gone_are_named(tiny, tmp_path, capsys, name, kept, says):

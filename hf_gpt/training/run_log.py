@@ -13,7 +13,7 @@ wait for the next one, and the run goes on.
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,9 +91,9 @@ class RunLog(Observer):
                 continue
             every = training.recipe.train.log_every if path == self._metrics else end + 1
             due = [s for s in range(end + 1) if s in evaluated or training.evaluates_at(s) or (s and s % every == 0)]
-            what = f"{count - len(kept[path])} of the {count} lines up to step {end} are missing"
-            gone = _stretches(due, set(due) - steps)
-            what = f"{path.name}: {what}{f': steps {gone}' * bool(gone)}"
+            gone = [step for step in due if step not in steps] or [0, end]
+            where = f"between steps {gone[0]} and {gone[-1]}" if len(gone) > 1 else f"of step {gone[0]}"
+            what = f"{path.name}: {count - len(kept[path])} of the {count} lines up to step {end} are missing, {where}"
             message = f"warning: {path.with_name(what)}; training goes on without them"
             training.event("missing lines", message, what=what)
 
@@ -223,18 +223,6 @@ def _is_line(record: str, line: Any) -> bool:
 def _is_number(value: Any) -> bool:
     """Also one that is not finite: a norm of fp16 may be."""
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
-
-
-def _stretches(due: Sequence[int], gone: Iterable[int]) -> str:
-    """The steps that are gone of those that were due, as `0, 30 to 50`."""
-    gone, stretches = set(gone), []
-    for step, before in zip(due, [None, *due]):
-        if step in gone:
-            if before in gone:
-                stretches[-1][1] = step
-            else:
-                stretches.append([step, step])
-    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in stretches)
 
 
 def _value(text: str) -> Any:
