@@ -761,9 +761,7 @@ print(1)"""
     (tmp_path / "offline").mkdir()
     file = recipe_file({**here, "output_dir": str(tmp_path / "offline" / "run")}, tmp_path / "offline.json")
     offline = {**hub.environment(folder / "home"), "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    # Nothing is tokenised there yet, and which files the dataset has is noted.
-    shutil.copytree(Path(os.environ["HF_GPT_CACHE"], "notes"), tmp_path / "cache" / "notes")
-    offline["HF_GPT_CACHE"] = str(tmp_path / "cache")
+    offline["HF_GPT_CACHE"] = str(tmp_path / "cache")  # where nothing is tokenised yet
     done = subprocess.run(
         [sys.executable, "-m", "hf_gpt.cli", "train", str(file)],
         env={**os.environ, **offline},
