@@ -53,7 +53,7 @@ def text_column(tables: Sequence[Table], wanted: str | None) -> str | None:
             raise _no_column("text", table, columns)
         chosen.setdefault("text" if "text" in texts else texts[0], table.name)
     if len(chosen) > 1:
-        found = " and ".join(f"{column!r} in {name}" for column, name in list(chosen.items())[:2])
+        found = " and ".join(f"'{column}' in {name}" for column, name in list(chosen.items())[:2])
         raise UserError(f"the only column of text is {found}; name the one to read", field="data.text_column")
     return next(iter(chosen), None)
 
@@ -95,7 +95,7 @@ Columns = dict[str, bool | None]
 
 
 def _no_column(column: str, table: Table, columns: Columns) -> UserError:
-    found = f"{column!r} of {table.name} holds no text" if column in columns else f"no {column!r} in {table.name}"
+    found = f"'{column}' of {table.name} holds no text" if column in columns else f"no '{column}' in {table.name}"
     texts = ", ".join(name for name, is_text in columns.items() if is_text)
     return UserError(
         f"{found}; columns of text: {texts or 'none'}; all: {', '.join(columns)}", field="data.text_column"
@@ -107,7 +107,7 @@ def _not_text(table: Table, place: str, column: str, value: Any) -> UserError:
         shown = json.dumps(value, ensure_ascii=False)[:40]
     except (ValueError, RecursionError):
         shown = "a value"
-    return UserError(f"{table.name}: {place}: {column!r} holds {shown}, which is not text")
+    return UserError(f"{table.name}: {place}: '{column}' holds {shown}, which is not text")
 
 
 # JSON ---------------------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def _json_texts(table: Table, column: str) -> Iterator[str | None]:
                 text.encode()
             except UnicodeEncodeError as error:
                 wrong = f"\\u{ord(text[error.start]):04x}"
-                raise UserError(f"{table.name}: {place}: {column!r} holds {wrong}, half a character") from None
+                raise UserError(f"{table.name}: {place}: '{column}' holds {wrong}, half a character") from None
         yield text
     if found is False:
         raise _no_column(column, table, _json_columns(table))
@@ -240,7 +240,7 @@ def _csv_texts(table: Table, column: str) -> Iterator[str]:
     if header and column not in header:
         raise _no_column(column, table, dict.fromkeys(header, True))
     if header.count(column) > 1:
-        raise UserError(f"{table.name}: {header.count(column)} columns are called {column!r}")
+        raise UserError(f"{table.name}: {header.count(column)} columns are called '{column}'")
     for number, row in islice(_csv_rows(table, delimiter), 1, None):
         if len(row) < len(header) or any(row[len(header) :]):
             raise UserError(
@@ -346,7 +346,7 @@ def _strings(table: Table, column: str, batches: Any) -> Iterator[str | None]:
             yield from values.to_pylist()
         except UnicodeDecodeError as error:
             rows = f"rows {row + 1} to {row + len(values)}"
-            raise UserError(f"{table.name}: {rows}: {column!r} holds what is not UTF-8: {error.reason}") from None
+            raise UserError(f"{table.name}: {rows}: '{column}' holds what is not UTF-8: {error.reason}") from None
         row += len(values)
 
 
@@ -355,7 +355,7 @@ def _check_column(table: Table, column: str, schema: Any) -> None:
     if columns.get(column, False) is False:
         raise _no_column(column, table, columns)
     if schema.names.count(column) > 1:
-        raise UserError(f"{table.name}: {schema.names.count(column)} columns are called {column!r}")
+        raise UserError(f"{table.name}: {schema.names.count(column)} columns are called '{column}'")
 
 
 def _text_types(schema: Any) -> Columns:
