@@ -31,7 +31,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError
-from .loading import reading_model, say_unused, skeleton, with_weights
+from .loading import quiet, reading_model, say_unused, skeleton, with_weights
 from .network import hub_requests
 from .storage import (
     entries,
@@ -86,7 +86,7 @@ def checkpoints(run_dir: str | Path) -> list[Path]:
 def writing(run_dir: str | Path, step: int) -> Iterator[Path]:
     """A directory to fill; when the block ends without an error it becomes the checkpoint of `step` in one rename."""
     final = Path(run_dir) / "checkpoints" / name_of(step)
-    with translate_disk_errors(final), placing(final) as directory:
+    with translate_disk_errors(final), quiet(), placing(final) as directory:  # a bar would cross that of the run
         (directory / TRAINING_STATE).mkdir()
         yield directory
         write_json(directory / MANIFEST, _describe(directory))
@@ -252,7 +252,7 @@ def pointed(run_dir: str | Path, name: str) -> Path | None:
         return None
     found = content.decode("utf-8", "replace").strip()
     if pointer.is_symlink() or not _STEP.fullmatch(found):
-        what = "is a link" if pointer.is_symlink() else f"names {found[:60]!r}"
+        what = "is a link" if pointer.is_symlink() else f"names '{found[:60]}'"
         raise UserError(f"{pointer}: {what}, and must hold the name of a checkpoint beside it; remove it or mend it")
     return pointer.parent / found if is_there(pointer.parent / found) else None
 
@@ -443,7 +443,7 @@ def _shards(index: Path) -> list[str]:
     names = [*weights.values()] if isinstance(weights, dict) and weights else [None]
     for name in names:
         if not isinstance(name, str) or not _stays_inside(name) or "/" in name:
-            what = f"names {name!r}, which is no file of its folder" if isinstance(name, str) else "names no files"
+            what = f"names '{name}', which is no file of its folder" if isinstance(name, str) else "names no files"
             raise UserError(f"{index}: {what}; the weights were not read")
     return [*dict.fromkeys(names)]
 

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import IO, Any
 
@@ -62,21 +62,22 @@ def perplexity(loss: float) -> str:
 
 
 class Shown:
-    """A result that shows itself: `in_short` as its repr, and `in_full` in a notebook."""
+    """A result that shows itself: `in_short` as its repr, and the lines of `describe` in a notebook."""
 
     def in_short(self) -> str:
         """A few words."""
         raise NotImplementedError
 
-    def in_full(self) -> str:
+    def describe(self) -> Iterable[str]:
         """Lines for people."""
-        return self.in_short()
+        return [self.in_short()]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({escape_unprintable(self.in_short(), one_line=True)})"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(escape_unprintable(self.in_full()))}</pre>"
+        lines = "\n".join(self.describe())
+        return f"<pre>{html.escape(escape_unprintable(lines))}</pre>"
 
 
 @contextlib.contextmanager

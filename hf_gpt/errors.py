@@ -5,7 +5,8 @@ message is one line that names what was wrong, what was found and what would wor
 and exits with code 2, a notebook shows it as an ordinary ``ValueError``. Bugs stay assertions and tracebacks.
 
 Names of files, columns and keys are strangers' text: whatever an error says goes through `one_line`, which spells out
-characters that do not show or that reorder others (`escape_unprintable`).
+characters that do not show or that reorder others (`escape_unprintable`). They stand in quotes as they are: `repr`
+would spell out an ideographic space too.
 
 The library knows arguments and recipe fields, not flags and labels. It gives their names apart from the message
 (`field=`), so that each front end can show its own: `error.renamed({"top_k": "--top-k"})`.
@@ -91,28 +92,27 @@ class UserError(ValueError):
         return UserError(self.message, field=names.get(self.field, self.field), value=self.value)
 
 
-class RunStopped(RuntimeError):
+class _OneLineError(RuntimeError):
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+class RunStopped(_OneLineError):
     """A run that could not continue, such as one whose loss is no longer finite. The message is one line."""
 
-    def __init__(self, message: str):
-        super().__init__(one_line(message))
 
-
-class RunPreempted(RuntimeError):
+class RunPreempted(_OneLineError):
     """A run that was asked by SIGTERM, SIGUSR1 or SIGHUP to make room, and saved first. The message is one line."""
 
-    def __init__(self, message: str):
-        super().__init__(one_line(message))
 
-
-class HubError(RuntimeError):
+class HubError(_OneLineError):
     """The Hub was not reached, or refused. The message is one line.
 
     `is_transient`: the same request may work later; `retry_after`: seconds that the Hub asked to wait.
     """
 
     def __init__(self, message: str, is_transient: bool = False, retry_after: float | None = None):
-        super().__init__(one_line(message))
+        super().__init__(message)
         self.is_transient = is_transient
         self.retry_after = retry_after
 
@@ -122,5 +122,5 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     valid = sorted(valid)
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
     if near:
-        return f"; did you mean {near[0]!r}?"
+        return f"; did you mean '{near[0]}'?"
     return f"; valid names: {', '.join(valid)}" if valid else ""

@@ -111,7 +111,7 @@ def reading_model(name: str, problem: str = "cannot be loaded as a model") -> It
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and loading reports; whoever loads checks what is missing or unexpected."""
+    """Without transformers' progress bars and reports; whoever loads checks what is missing or unexpected."""
     from transformers.utils import logging
 
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -214,7 +214,7 @@ class ModelRecipe:
         beside = {k: v for k, v in values.items() if k not in own}
         for key in beside:
             if key in config and config[key] != beside[key]:
-                raise ValueError(f"{key!r} is given twice, in the section and in its 'config'")
+                raise ValueError(f"'{key}' is given twice, in the section and in its 'config'")
         config = {**config, **beside}
         config = {str(k): _written_number(v) if isinstance(v, str) else v for k, v in config.items()}
         return {**{k: v for k, v in values.items() if k in own}, "config": config}
@@ -484,7 +484,7 @@ def parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[list[str], Any]]
     while arguments:
         flag = arguments.pop(0)
         if not flag.startswith("--") or flag == "--":
-            raise UserError(f"unexpected argument {flag!r}; recipe fields are given as --section.key VALUE")
+            raise UserError(f"unexpected argument '{flag}'; recipe fields are given as --section.key VALUE")
         name, equals, text = flag[2:].partition("=")
         if not equals:
             if not arguments or arguments[0].startswith("--"):

@@ -157,9 +157,6 @@ class TrainingResult(Shown):
         best = checkpoint.pointed(self.output_dir, "best")
         return ", ".join([*found, f"best on validation text: {best.name}"] if best else found)
 
-    def in_full(self) -> str:
-        return "\n".join(self.summary()).strip("\n")
-
     def _repr_html_(self) -> str:
         return super()._repr_html_() + Picture(self.output_dir / "loss.png").as_html()
 
@@ -178,6 +175,8 @@ class TrainingResult(Shown):
             yield f"loss plot  {plot}"
         if (report := self.output_dir / "report.html").is_file():
             yield f"report     {report}"
+
+    describe = summary
 
 
 Run = TrainingResult

@@ -217,7 +217,7 @@ def local_path(name: str | os.PathLike, field: str | None = None) -> Path:
         raise UserError("the path is not UTF-8", field=field) from None
     except (OSError, ValueError) as error:  # too long, not allowed, links in a circle; a NUL
         why = getattr(error, "strerror", None) or error
-        raise UserError(f"{str(name)[:100]!r} cannot be opened: {why}", field=field) from None
+        raise UserError(f"'{str(name)[:100]}' cannot be opened: {why}", field=field) from None
     return path
 
 

@@ -98,7 +98,7 @@ def _check(root: yaml.Node) -> None:
                 if isinstance(key, yaml.ScalarNode):
                     if (key.tag, key.value) in seen:
                         raise yaml.constructor.ConstructorError(
-                            problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
+                            problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark
                         )
                     seen.add((key.tag, key.value))
                 waiting += [(key, level + 1), (child, level + 1)]

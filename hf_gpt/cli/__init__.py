@@ -65,7 +65,7 @@ def _run(arguments: Sequence[str]) -> int:
         arguments = [*arguments[1:2], "--help"]
     parsed, rest = _parser().parse_known_args(arguments)
     if rest and not parsed.parser.recipe:
-        raise UserError(f"unknown argument {rest[0]!r}; see {parsed.parser.prog} --help")
+        raise UserError(f"unknown argument '{rest[0]}'; see {parsed.parser.prog} --help")
     parsed.overrides = rest
     _refuse_variables()
     try:

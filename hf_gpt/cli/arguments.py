@@ -23,7 +23,7 @@ def whole(text: str) -> int:
     try:
         number = whole_number(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"'{text[:40]}' is not a whole number") from None
     if not -(2**63) < number < 2**63:
         raise argparse.ArgumentTypeError(f"{text[:40]}: must be below 2**63")
     return number
@@ -36,7 +36,7 @@ def real(text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a finite number")
+        raise argparse.ArgumentTypeError(f"'{text[:40]}' is not a finite number")
     return number
 
 

@@ -5,7 +5,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from .arguments import TOKEN_SIGNS, Parser, real, whole
-from .output import check_output_file, hide_loading_bars, print_json, say
+from .output import check_output_file, print_json, say
 
 if TYPE_CHECKING:
     from ..explain.decoding import Decoding
@@ -59,7 +59,6 @@ def run(arguments: argparse.Namespace) -> None:
     check_output_file(arguments.png, "png")
     if arguments.png is not None:
         picture_format(arguments.png, "png")
-    hide_loading_bars()
     model, tokenizer = load_model(arguments.model, arguments.device)
     logits = next_token_logits(model, tokenizer, arguments.prompt)
     found = compare(logits, functools.partial(show_token, tokenizer), arguments.prompt, **settings)

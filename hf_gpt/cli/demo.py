@@ -4,7 +4,7 @@ import argparse
 
 from ..errors import UserError
 from .arguments import Parser, whole
-from .output import hide_loading_bars, say
+from .output import say
 
 HELP = "serve a page on which a model continues prompts, with its next-token distribution"
 
@@ -27,7 +27,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--port and --open are for a page that is served; --space only writes files")
     if arguments.port is not None and not 0 < arguments.port < 65536:
         raise UserError("must be 1 to 65535", field="port", value=arguments.port)
-    hide_loading_bars()
     if arguments.space is None:
         page.serve(
             arguments.model,

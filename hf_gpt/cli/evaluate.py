@@ -3,7 +3,7 @@
 import argparse
 
 from .arguments import Parser, whole
-from .output import hide_loading_bars, print_json, say
+from .output import print_json, say
 
 HELP = "measure loss, perplexity and bits per byte of a model on a text"
 
@@ -31,7 +31,6 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from ..evaluation import evaluate_corpus
 
-    hide_loading_bars()
     result = evaluate_corpus(
         arguments.model,
         source=arguments.dataset if arguments.text is None else arguments.text,

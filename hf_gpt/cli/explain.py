@@ -3,7 +3,7 @@
 import argparse
 
 from .arguments import TOKEN_SIGNS, Parser
-from .output import check_output_file, hide_loading_bars, print_json, say
+from .output import check_output_file, print_json, say
 
 HELP = "show the loss of a text, token by token"
 
@@ -31,7 +31,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     refuse_broken_text("text", arguments.text)  # before the seconds that loading takes
     check_output_file(arguments.html, "html")
-    hide_loading_bars()
     explanation = explain(*load_model(arguments.model, arguments.device), arguments.text, arguments.top)
     if arguments.html is not None:
         from ..explain.page import page

@@ -3,7 +3,6 @@
 import argparse
 
 from .arguments import Parser, real, whole
-from .output import hide_loading_bars
 
 HELP = "continue a prompt"
 
@@ -27,5 +26,4 @@ def run(arguments: argparse.Namespace) -> None:
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     settings = {name: getattr(arguments, name) for name in names}
     check_request(arguments.prompt, **settings)  # before the seconds that loading takes
-    hide_loading_bars()
     print(generate_text(*load_model(arguments.model, arguments.device), arguments.prompt, **settings))

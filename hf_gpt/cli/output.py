@@ -1,4 +1,4 @@
-"""What commands print, and where: results on stdout, everything else on stderr; and no needless progress bars."""
+"""What commands print, and where: results on stdout, everything else on stderr."""
 
 import contextlib
 import errno
@@ -54,13 +54,6 @@ def print_json(value: Any) -> None:
 def say(line: str) -> None:
     """Print a line for people, in which names cannot move the cursor."""
     print(one_line(line), file=sys.stderr)
-
-
-def hide_loading_bars() -> None:
-    """No bar while transformers loads a model: that takes a second."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def set_up_hub(*, show_bars: bool = True) -> None:

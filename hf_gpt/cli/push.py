@@ -8,7 +8,7 @@ import dataclasses
 
 from ..errors import HubError, UserError
 from .arguments import Parser
-from .output import hide_loading_bars, print_json, say, set_up_hub
+from .output import print_json, say, set_up_hub
 
 HELP = "publish a model, or the best checkpoint of a run, on the Hub"
 
@@ -46,8 +46,6 @@ def run(arguments: argparse.Namespace) -> None:
     from ..hub.push import push
 
     set_up_hub(show_bars=not arguments.json)
-    if arguments.as_gpt2 is not None:
-        hide_loading_bars()
     try:
         done = push(
             arguments.model,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .arguments import Parser, whole
-from .output import hide_loading_bars, say
+from .output import say
 
 if TYPE_CHECKING:
     from ..replay import Compared
@@ -31,7 +31,6 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ..replay import replay
 
-    hide_loading_bars()
     steps = replay(arguments.run_dir, arguments.start, arguments.stop, watch=_show, warn=_warn)
     if not steps:  # not the process that compares
         return 0

@@ -53,9 +53,6 @@ class Conversion(Shown):
     def in_short(self) -> str:
         return f"{self.destination}: {self.model_class}, {self.num_parameters:,} parameters, {self.dtype}"
 
-    def in_full(self) -> str:
-        return "\n".join(self.describe())
-
 
 @dataclass(frozen=True)
 class Source:

@@ -188,7 +188,7 @@ class _Source:
 
     def corpus(self, split: str, field: str, separator: Any) -> Corpus:
         if split not in self.splits:
-            raise UserError(f"{self.name} has no split {split!r}; it has: {', '.join(self.splits)}", field=field)
+            raise UserError(f"{self.name} has no split '{split}'; it has: {', '.join(self.splits)}", field=field)
         return self.make(split, separator)
 
 
@@ -249,7 +249,7 @@ def _listed(names: Sequence[str]) -> str:
 def _builtin(source: str) -> _Source:
     """The documentation topics that come with CPython. Their text differs between Python versions."""
     if source != "builtin:python-docs":
-        raise UserError(f"data.source: there is no {source!r}; the built-in corpus is builtin:python-docs")
+        raise UserError(f"data.source: there is no '{source}'; the built-in corpus is builtin:python-docs")
 
     def make(split: str, separator: Any) -> Corpus:
         from pydoc_data.topics import topics
@@ -417,7 +417,7 @@ def _builder(source: str, config: str | None, revision: str | None) -> Any:
             names = get_dataset_config_names(source, revision=revision)
             if config in names or (config is None and len(names) == 1):
                 raise
-            found = f"has no configuration {config!r}" if config else "has several configurations"
+            found = f"has no configuration '{config}'" if config else "has several configurations"
             raise UserError(f"{source} {found}; it has: {', '.join(names)}", field="data.config") from None
 
 

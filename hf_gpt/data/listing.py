@@ -52,7 +52,7 @@ def list_path(source: str, path: Path, config: str | None) -> Listing | None:
     folders = [entry for entry in entries if entry.is_dir()]
     files, left = once(entry for entry in entries if not entry.is_dir())
     if not files:
-        raise UserError(f"data: no file matches {source!r}")
+        raise UserError(f"data: no file matches '{source}'")
     left = [f"{folder} (a folder)" for folder in folders] + left
     return Listing({"train": sorted(files)}, notes=_left_out(source, left))
 
@@ -197,7 +197,7 @@ def _saved_to_disk(folder: Path) -> dict[str, list[Path]]:
 
     def inside(name: Any) -> str:
         if name in ("", ".", "..") or Path(name).name != name:
-            raise ValueError(f"{name!r} is no name of a file")
+            raise ValueError(f"'{name}' is no name of a file")
         return name
 
     try:
@@ -236,9 +236,9 @@ def _of_card(source: str, folder: Path, wanted: str | None, configs: list[Mappin
     default = [name for name, config in zip(names, configs) if config.get("default") is True or name == "default"]
     chosen = wanted or (names[0] if len(names) == 1 else next(iter(default), None))
     if chosen not in names:
-        found = f"has no configuration {wanted!r}" if wanted else "has several configurations"
+        found = f"has no configuration '{wanted}'" if wanted else "has several configurations"
         raise UserError(f"{source} {found}; it has: {', '.join(names)}", field="data.config")
-    config, where = configs[names.index(chosen)], f"{folder / 'README.md'}: configuration {chosen!r}"
+    config, where = configs[names.index(chosen)], f"{folder / 'README.md'}: configuration '{chosen}'"
     if unknown := sorted(map(str, config.keys() - _HARMLESS)):
         raise UserError(f"{where} sets {', '.join(unknown)}, which is not understood here; name its files instead")
     base = folder / _inside(where, config.get("data_dir") or ".")
@@ -267,7 +267,7 @@ def _of_pattern(where: str, base: Path, pattern: Any) -> list[Path]:
     found = [p for p in _expand(base, PurePosixPath(pattern).parts) if p.is_file()]
     found = [path for path in found if path.name != "README.md" and path.name not in _ABOUT_DATASETS]
     if not found:
-        raise UserError(f"{where}: no file matches {pattern!r}")
+        raise UserError(f"{where}: no file matches '{pattern}'")
     return sorted(found, key=str)
 
 
@@ -275,7 +275,7 @@ def _inside(where: str, name: Any) -> str:
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: expected the name of a file, found {name!r}")
     if re.search(r"://|::|^[A-Za-z]:|^[/\\]|(^|[/\\])\.\.([/\\]|$)", name):
-        raise UserError(f"{where} names {name!r}, which is not inside the folder; a local source stays there")
+        raise UserError(f"{where} names '{name}', which is not inside the folder; a local source stays there")
     return name
 
 

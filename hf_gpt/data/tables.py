@@ -55,7 +55,7 @@ def text_column(tables: Sequence[Table], wanted: str | None) -> str | None:
             raise _no_column("text", table, columns)
         chosen.setdefault("text" if "text" in texts else texts[0], table.name)
     if len(chosen) > 1:
-        found = " and ".join(f"{column!r} in {name}" for column, name in list(chosen.items())[:2])
+        found = " and ".join(f"'{column}' in {name}" for column, name in list(chosen.items())[:2])
         raise UserError(f"the only column of text is {found}; name the one to read", field="data.text_column")
     return next(iter(chosen), None)
 
@@ -98,9 +98,9 @@ Columns = dict[str, bool | None]
 
 
 def _no_column(column: str, table: Table, columns: Columns) -> UserError:
-    found = f"{column!r} of {table.name} holds no text" if column in columns else f"no {column!r} in {table.name}"
-    texts = [repr(name) for name, is_text in columns.items() if is_text]
-    others = ", ".join(repr(name) for name, is_text in columns.items() if not is_text)
+    found = f"'{column}' of {table.name} holds no text" if column in columns else f"no '{column}' in {table.name}"
+    texts = [f"'{name}'" for name, is_text in columns.items() if is_text]
+    others = ", ".join(f"'{name}'" for name, is_text in columns.items() if not is_text)
     advice = f"name the column to read: {' or '.join(texts)}" if texts else f"no column holds text, of {others}"
     return UserError(f"{found}; {advice}", field="data.text_column")
 
@@ -110,7 +110,7 @@ def _not_text(table: Table, place: str, column: str, value: Any) -> UserError:
         shown = json.dumps(value, ensure_ascii=False)[:40]
     except (ValueError, RecursionError):
         shown = "a value"
-    return UserError(f"{table.name}: {place}: {column!r} holds {shown}, which is not text")
+    return UserError(f"{table.name}: {place}: '{column}' holds {shown}, which is not text")
 
 
 # JSON ---------------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def _json_texts(table: Table, column: str) -> Iterator[str | None]:
                 try:
                     text.encode()
                 except UnicodeEncodeError as error:
-                    wrong = f"{column!r} holds \\u{ord(text[error.start]):04x}, half a character"
+                    wrong = f"'{column}' holds \\u{ord(text[error.start]):04x}, half a character"
                     raise UserError(f"{table.name}: {unit} {number}: {wrong}") from None
         elif text is None:
             found = found or column in record
@@ -253,7 +253,7 @@ def _csv_texts(table: Table, column: str) -> Iterator[str]:
     if column not in header:
         raise _no_column(column, table, _csv_columns(table))
     if header.count(column) > 1:
-        raise UserError(f"{table.name}: {header.count(column)} columns are called {column!r}")
+        raise UserError(f"{table.name}: {header.count(column)} columns are called '{column}'")
     rows, place, size = _csv_rows(table, delimiter), header.index(column), len(header)
     next(rows)
     for number, row in rows:
@@ -365,7 +365,7 @@ def _strings(table: Table, column: str, batches: Any) -> Iterator[str | None]:
             yield from values.to_pylist()
         except UnicodeDecodeError as error:
             rows = f"rows {row + 1} to {row + len(values)}"
-            raise UserError(f"{table.name}: {rows}: {column!r} holds what is not UTF-8: {error.reason}") from None
+            raise UserError(f"{table.name}: {rows}: '{column}' holds what is not UTF-8: {error.reason}") from None
         row += len(values)
 
 
@@ -374,7 +374,7 @@ def _check_column(table: Table, column: str, schema: Any) -> None:
     if columns.get(column, False) is False:
         raise _no_column(column, table, columns)
     if schema.names.count(column) > 1:
-        raise UserError(f"{table.name}: {schema.names.count(column)} columns are called {column!r}")
+        raise UserError(f"{table.name}: {schema.names.count(column)} columns are called '{column}'")
 
 
 def _text_types(schema: Any) -> Columns:

@@ -75,7 +75,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> "PreTraine
     path = local_path(name, "tokenizer.name")
     is_remote = name not in ("gpt2", "bytes") and not path.exists()
     if revision is not None and not is_remote:
-        raise UserError(f"tokenizer {name!r} has no revisions (got {revision!r}): only a Hub id does")
+        raise UserError(f"tokenizer '{name}' has no revisions (got {revision!r}): only a Hub id does")
     if name == "gpt2":
         encoding = _gpt2_encoding()
         return _byte_level_bpe(map(encoding.decode_single_token_bytes, range(encoding.eot_token)))
@@ -86,7 +86,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> "PreTraine
     if path.is_dir():
         return _load_pretrained(name, path)
     if not name or name[0] in "./~" or name.count("/") > 1 or "\\" in name or name.endswith(".json"):
-        raise UserError(f"tokenizer {name!r}: no such file or directory; {_CHOICES}")
+        raise UserError(f"tokenizer '{name}': no such file or directory; {_CHOICES}")
     return _load_pretrained(name, _download(name, revision))
 
 
@@ -306,7 +306,7 @@ def _load_file(path: Path) -> "PreTrainedTokenizerFast":
     try:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), **_FAST_OPTIONS)
     except Exception as error:  # what `tokenizers` raises on a file it cannot read is a plain Exception
-        raise UserError(f"tokenizer {str(path)!r} is not a tokenizer.json ({str(error)[:200]})") from error
+        raise UserError(f"tokenizer '{path}' is not a tokenizer.json ({str(error)[:200]})") from error
     if tokenizer.backend_tokenizer.token_to_id(END_OF_TEXT) is not None:
         tokenizer.bos_token = tokenizer.eos_token = END_OF_TEXT
     return tokenizer
@@ -319,13 +319,13 @@ def _load_pretrained(name: str, folder: Path) -> "PreTrainedTokenizerFast":
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # dozens of tokenizer classes each fail in their own way on files that are not theirs
-        raise UserError(f"tokenizer {name!r} cannot be loaded ({str(error)[:200]}); {_CHOICES}") from error
+        raise UserError(f"tokenizer '{name}' cannot be loaded ({str(error)[:200]}); {_CHOICES}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         kind = type(tokenizer).__name__
-        raise UserError(f"tokenizer {name!r} is a {kind}, which has no fast version (no tokenizer.json)")
+        raise UserError(f"tokenizer '{name}' is a {kind}, which has no fast version (no tokenizer.json)")
     # From a folder with nothing but a config.json comes a tokenizer of the model's class without a vocabulary.
     if tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:
-        raise UserError(f"tokenizer {name!r} has no vocabulary: there is no tokenizer.json; {_CHOICES}")
+        raise UserError(f"tokenizer '{name}' has no vocabulary: there is no tokenizer.json; {_CHOICES}")
     return tokenizer
 
 
@@ -336,7 +336,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    problem = f"tokenizer {repo_id!r}: no such file or directory, and it cannot be downloaded from the Hub"
+    problem = f"tokenizer '{repo_id}': no such file or directory, and it cannot be downloaded from the Hub"
     try:
         with hub_requests(problem):
             patterns = ["config.json", *TOKENIZER_FILES]

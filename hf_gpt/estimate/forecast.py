@@ -156,9 +156,6 @@ class Estimate(Shown):
         seconds = self.plan.seconds if self.plan else (self.step_seconds or 0) * self.steps
         return ", ".join([*found, duration(seconds)] if seconds else found)
 
-    def in_full(self) -> str:
-        return "\n".join(self.describe())
-
     def describe(self) -> Iterator[str]:
         """The same for people, line by line."""
         yield _row("parameters", f"{self.num_parameters:,}")

@@ -155,8 +155,8 @@ class Decoding(Shown):
         temperatures = ", ".join(f"{setting.temperature:g}" for setting in self.settings)
         return f"{len(self.logits):,} tokens at temperature {temperatures}, {self.num_draws:,} draws each"
 
-    def in_full(self) -> str:
-        return self.table()
+    def describe(self) -> list[str]:
+        return [self.table()]
 
     def table(self, top: int = 10) -> str:
         """Each of the likeliest tokens with its probability and its draws under each setting; `-` where left out."""

@@ -80,8 +80,8 @@ class Explanation(Shown):
     def in_short(self) -> str:
         return f"{len(self.tokens)} tokens, loss {self.loss:.4f}, perplexity {self.perplexity:,.2f}"
 
-    def in_full(self) -> str:
-        return self.table()
+    def describe(self) -> list[str]:
+        return [self.table()]
 
     def table(self) -> str:
         """A line for each token with the likeliest tokens there, then the steps to the loss."""

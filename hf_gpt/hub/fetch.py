@@ -69,7 +69,7 @@ def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
     published = set(api.list_repo_files(repo_id, revision=commit))
     if not {checkpoint.MANIFEST, f"{RECORDS_FOLDER}/recipe.yaml"} <= published:
         raise UserError(
-            f"checkpoint.resume: hub, but {repo_id} at {branch!r} holds no training state; a run pushes it with"
+            f"checkpoint.resume: hub, but {repo_id} at '{branch}' holds no training state; a run pushes it with"
             " hub.with_training_state: true"
         )
 
@@ -79,7 +79,7 @@ def _fetch(repo_id: str, branch: str, run_dir: Path) -> Path | None:
     run_id = read_environment(download(ENVIRONMENT)).get("run_id")
     if read_environment(run_dir / "environment.json").get("run_id") not in (None, run_id):
         raise UserError(
-            f"output_dir: {run_dir} holds another run than {repo_id} at {branch!r}; give another output_dir or"
+            f"output_dir: {run_dir} holds another run than {repo_id} at '{branch}'; give another output_dir or"
             " hub.repo_id"
         )
     progress = Progress.read(download(f"{checkpoint.TRAINING_STATE}/state.json"))

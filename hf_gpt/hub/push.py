@@ -162,10 +162,10 @@ def _commit(
     refs = api.list_repo_refs(repo_id)
     tags = {ref.name: ref.target_commit for ref in refs.tags}
     if revision in tags:
-        raise UserError(f"{revision!r} is a tag of {repo_id}; a commit goes to a branch", field="revision")
+        raise UserError(f"'{revision}' is a tag of {repo_id}; a commit goes to a branch", field="revision")
     branches = {"main", *(ref.name for ref in refs.branches)}
     if tag in {revision, *branches}:
-        raise UserError(f"{tag!r} is a branch of {repo_id}; give the tag another name", field="tag")
+        raise UserError(f"'{tag}' is a branch of {repo_id}; give the tag another name", field="tag")
     if revision not in branches:
         api.create_branch(repo_id, branch=revision)
     parent = api.repo_info(repo_id, revision=revision).sha
@@ -177,7 +177,7 @@ def _commit(
     if ENVIRONMENT in files and ENVIRONMENT in published:
         ours, theirs = (read_json(path).get("run_id") for path in (files[ENVIRONMENT], download(ENVIRONMENT)))
         if ours != theirs:
-            raise UserError(f"{repo_id}: its branch {revision!r} holds another run; give another branch or repository")
+            raise UserError(f"{repo_id}: its branch '{revision}' holds another run; give another branch or repository")
     contents: dict[str, Path | bytes] = dict(files)
     if "README.md" in files or "README.md" in published:
         # For a model without a card, the published card keeps only what people wrote.

@@ -77,7 +77,7 @@ def configure(accelerator: Accelerator, recipe: Recipe, plan: BatchPlan) -> None
         raise UserError(f"train: ZeRO stage {stage} is not used here; use 1 or 2, or configs/accelerate/fsdp2.yaml")
     for name in ("optimizer", "scheduler"):
         if name in config:
-            raise UserError(f"train: DeepSpeed's configuration has a section {name!r}, which the recipe decides")
+            raise UserError(f"train: DeepSpeed's configuration has a section '{name}', which the recipe decides")
     for what in ("offload_optimizer", "offload_param"):
         if (zero.get(what) or {}).get("device", "none") != "none":
             raise UserError(f"train: DeepSpeed's {what} is not used here; set its device to none")

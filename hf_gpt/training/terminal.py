@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from ..data.progress import shows_bar
 from ..display import duration, escape_unprintable, short_number
@@ -38,8 +37,6 @@ class Terminal(Observer):
         self._began = self._started = self._last_line = self._seconds_before = 0.0
 
     def began(self, training: "TrainingRun") -> None:
-        self._bars_were_enabled = logging.is_progress_bar_enabled()  # of transformers, which would cross this one
-        logging.disable_progress_bar()
         self._began, self._first_step = time.monotonic(), training.progress.step
         if training.resumed_from is not None:
             for line in read_lines(training.run_dir / "metrics.jsonl"):
@@ -96,8 +93,6 @@ class Terminal(Observer):
                 seconds, before = time.monotonic() - self._began, self._seconds_before
                 in_all = f"; {duration(before + seconds)} in all" if before else ""
                 _write(f"done       in {duration(seconds)}{in_all}")
-        if self._bars_were_enabled:
-            logging.enable_progress_bar()
 
     def _print_line(self, step: int, max_steps: int, metrics: Mapping[str, Any]) -> None:
         now = time.monotonic()

@@ -22,7 +22,7 @@ def refuse_missing_trackers(names: Sequence[str]) -> None:
     known, here = {str(name) for name in LOGGER_TYPE_TO_CLASS}, {str(name) for name in get_available_trackers()}
     for name in names:
         if name not in known:
-            raise UserError(f"tracking.to: unknown tracker {name!r}; valid names: {', '.join(sorted(known))}")
+            raise UserError(f"tracking.to: unknown tracker '{name}'; valid names: {', '.join(sorted(known))}")
         if name not in here:
             raise UserError(f"tracking.to: {name} is not installed; pip install {name}")
 
