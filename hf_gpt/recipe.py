@@ -419,7 +419,7 @@ class Recipe:
             and not config.keys() & model.keys()
         ):
             values["model"] = {**{key: value for key, value in model.items() if key != "config"}, **config}
-        _let_flags_win(values, [keys for keys, value in changed if value is not None])
+        _let_flags_win(values, [(keys, value) for keys, value in changed if value is not None])
         for keys, value in changed:
             _set(values, keys, value)
         try:
@@ -522,13 +522,15 @@ def _annotation(keys: Sequence[str]) -> Any:
     return annotation
 
 
-def _let_flags_win(values: dict[str, Any], given: Sequence[Sequence[str]]) -> None:
-    """Remove from `values` what excludes a field that flags give, `given` by their keys.
+def _let_flags_win(values: dict[str, Any], given: Sequence[tuple[Sequence[str], Any]]) -> None:
+    """Remove from `values` what excludes a field that flags give, `given` by their keys and values.
 
     Raises:
         UserError: two flags exclude each other.
     """
-    flags = {tuple(keys[:2]) for keys in given if len(keys) > 1 and keys[0] in _SECTIONS}
+    flags = {tuple(keys[:2]): value for keys, value in given if len(keys) > 1 and keys[0] in _SECTIONS}
+    if flags.get(("optimizer", "name"), "muon") != "muon" and isinstance(values.get("optimizer"), dict):
+        values["optimizer"].pop("muon_lr", None)
     for section, key in sorted(flags):
         for other in sorted(_excluded_by(section, key)):
             if (section, other) in flags:

@@ -260,6 +260,8 @@ def test_what_is_no_whole_number_is_refused(text):
             {"train.global_batch_size": 8, "train.gradient_accumulation_steps": None},
         ),
         ("data: {validation_fraction: 0.1}", "--data.validation_source=s", {"data.validation_fraction": None}),
+        ("optimizer: {name: muon, muon_lr: 0.01}", "--optimizer.name=adamw", {"optimizer.muon_lr": None}),
+        ("optimizer: {name: muon, muon_lr: 0.01}", "--optimizer.name=muon", {"optimizer.muon_lr": 0.01}),
     ],
 )
 def test_of_fields_that_exclude_each_other_the_flag_wins(read, text, flag, wins):
