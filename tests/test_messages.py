@@ -70,7 +70,7 @@ def test_names_of_files_columns_and_keys_on_the_command_line(name, tmp_path, cap
         return
     text.write_text("".join(json.dumps({name: "a", "other": "b"}) + "\n" for _ in range(3)))
     assert main(["evaluate", str(tmp_path), "--text", str(text), "--text-column", "story"]) == 2
-    assert f"all: {shown}, other" in capsys.readouterr().err
+    assert f"name the column to read: '{shown}' or 'other'" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path), "--text", str(text), "--text-column", f"{name}, the"]) == 2
     assert f": no '{shown}, the' in " in capsys.readouterr().err
     with pytest.raises(UserError) as stop:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from ..errors import HubError, RunPreempted, RunStopped, UserError, without_secrets
 from . import convert, decode, demo, estimate, evaluate, explain, generate, plot, push, replay, tokenize, train
 from .arguments import Parser
-from .output import say, standard_streams
+from .output import say, set_up_hub, standard_streams
 
 _COMMANDS = (train, tokenize, estimate, replay, plot, evaluate, generate, explain, decode, demo, convert, push)
 
@@ -68,6 +68,7 @@ def _run(arguments: Sequence[str]) -> int:
         raise UserError(f"unknown argument '{rest[0]}'; see {parsed.parser.prog} --help")
     parsed.overrides = rest
     _refuse_variables()
+    set_up_hub(show_bars=not getattr(parsed, "json", False))
     try:
         code = parsed.run(parsed) or 0
         sys.stdout.flush()  # here, where a reader that is gone and a full disk are errors

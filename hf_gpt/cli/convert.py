@@ -4,7 +4,7 @@ import argparse
 
 from ..errors import UserError
 from .arguments import Parser, real, whole
-from .output import say, set_up_hub
+from .output import say
 
 HELP = "convert GPT-2 weights to our GPT, or our GPT to a stock GPT-2"
 
@@ -49,7 +49,6 @@ def run(arguments: argparse.Namespace) -> None:
     options = {"tokenizer": arguments.tokenizer}
     if arguments.from_ == "book":
         options |= {"heads": arguments.heads, "drop_rate": arguments.drop_rate}
-    set_up_hub()
     convert = kinds.get(arguments.from_, conversion.to_gpt2)
     for line in convert(arguments.source, arguments.dest, **options).describe():
         say(line)

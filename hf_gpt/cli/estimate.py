@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from .arguments import Parser, real, whole
-from .output import print_json, say, set_up_hub
+from .output import print_json, say
 
 HELP = "forecast the parameters, FLOPs, memory and time of a run"
 
@@ -58,7 +58,6 @@ def run(arguments: argparse.Namespace) -> None:
     from ..estimate.forecast import estimate
     from ..recipe import Recipe
 
-    set_up_hub(show_bars=not arguments.json)
     found = estimate(Recipe.from_yaml(arguments.recipe, arguments.overrides), *plan)
     if arguments.json:
         print_json(found.to_dict())

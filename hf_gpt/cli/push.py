@@ -8,7 +8,7 @@ import dataclasses
 
 from ..errors import HubError, UserError
 from .arguments import Parser
-from .output import print_json, say, set_up_hub
+from .output import print_json, say
 
 HELP = "publish a model, or the best checkpoint of a run, on the Hub"
 
@@ -45,7 +45,6 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from ..hub.push import push
 
-    set_up_hub(show_bars=not arguments.json)
     try:
         done = push(
             arguments.model,

@@ -3,7 +3,7 @@
 import argparse
 
 from .arguments import Parser
-from .output import print_json, say, set_up_hub
+from .output import print_json, say
 
 HELP = "tokenise the text of a recipe and show what training will see"
 
@@ -19,7 +19,6 @@ def run(arguments: argparse.Namespace) -> None:
     from ..training.data import prepare_data
 
     recipe = Recipe.from_yaml(arguments.recipe, arguments.overrides)
-    set_up_hub(show_bars=not arguments.json)
     data = prepare_data(recipe, find_pretrained(recipe.model))
     if arguments.json:
         print_json(data.facts())

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from .arguments import Parser
-from .output import say, set_up_hub
+from .output import say
 
 HELP = "train a model, or resume training"
 
@@ -26,7 +26,6 @@ def run(arguments: argparse.Namespace) -> None:
     from ..run import train
 
     recipe = Recipe.from_yaml(arguments.recipe, arguments.overrides)
-    set_up_hub()
     result = train(recipe, parent=arguments.parent)
     if not result.is_main_process:
         return
