@@ -388,7 +388,7 @@ def test_what_our_model_cannot_express_is_refused_by_name(tmp_path, stock, capsy
         ({"n_layers": 3}, "two values for one field"),
         ({"architectures": 5}, "architectures=5, which cannot be converted"),
         ({"hidden_act": "magic"}, "hidden_act 'magic' is unknown"),
-        ({"dropout": "much"}, "'dropout'"),
+        ({"dropout": "much"}, "dropout must be a number"),
     ],
 )
 def test_what_gpt2_cannot_express_is_refused_by_name(tmp_path, capsys, changes, message):
