@@ -34,6 +34,10 @@ def die_at(event_number, within):
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
 
+# As in a terminal, whatever started the tests: what runs in the background may ignore these.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 # setup
 print("ready", flush=True)
 for line in sys.stdin:
