@@ -90,6 +90,14 @@ def folder(parts, tmp_path_factory) -> str:
 
 
 @pytest.fixture
+def hub(shared_hub):
+    """The Hub that a file of tests has, without the faults of the test before."""
+    shared_hub.mend()
+    shared_hub.requests.clear()
+    return shared_hub
+
+
+@pytest.fixture
 def one_thread():
     """Small models: more threads would only get in each other's way."""
     import torch

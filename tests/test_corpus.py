@@ -21,13 +21,11 @@ from hypothesis import strategies as st
 from hf_gpt.data.corpus import (
     Corpus,
     _hub,
-    _plain_files,
-    _remember,
-    _remembered,
     load_corpora,
     split_by_characters,
     without_blank_lines,
 )
+from hf_gpt.data.hub_dataset import _plain_files, _remember, _remembered
 from hf_gpt.errors import UserError
 from hf_gpt.recipe import DataRecipe
 

@@ -38,14 +38,6 @@ def shared_hub():
         yield hub
 
 
-@pytest.fixture
-def hub(shared_hub):
-    """The Hub, without the faults of the test before."""
-    shared_hub.mend()
-    shared_hub.requests.clear()
-    return shared_hub
-
-
 @pytest.fixture(scope="module")
 def commands(shared_hub, folder):
     """`hf-gpt` commands whose Hub is ours."""

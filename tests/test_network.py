@@ -28,13 +28,6 @@ def shared_hub(folder):
         yield hub
 
 
-@pytest.fixture
-def hub(shared_hub):
-    shared_hub.mend()
-    shared_hub.requests.clear()
-    return shared_hub
-
-
 @pytest.fixture(scope="module")
 def commands(shared_hub, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")

@@ -5,30 +5,27 @@ hash of what the stream will give. Whatever is made from a corpus (the token sto
 again from another path or on another machine. Text is never normalised: a lone carriage return or a written
 `<|endoftext|>` reach the tokenizer unchanged.
 
-Which files a source has is found in listing.py, and the rows of tables are read in tables.py; `datasets` is asked only
-for what is on the Hub. No copy is made of a local file: the token store is the one worth keeping. The price of
+Which files a source has is found in listing.py, or on the Hub in hub_dataset.py, and the rows of tables are read in
+tables.py. No copy is made of a local file: the token store is the one worth keeping. The price of
 identity by content: a new local file is read twice, to be hashed (about 1 GB/s) and to be tokenised.
 
-Tokens belong to token_store.py. `datasets` takes two seconds to import, so it is imported only when it is needed.
+Tokens belong to token_store.py.
 """
 
-import contextlib
 import dataclasses
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..errors import UserError
 from ..recipe import DataRecipe
-from ..storage import local_path, read_json, write_json
+from ..storage import local_path
 from .cache import cache_get, cache_put, digest
 from .files import (
     EMPTY,
-    KINDS,
     check_unchanged,
     content_hash,
     file_stamp,
@@ -37,8 +34,9 @@ from .files import (
     open_bytes,
     read_text,
 )
+from .hub_dataset import find_dataset
 from .listing import Listing, list_path, once
-from .tables import Table, are_lines, one_line, text_column, texts
+from .tables import Table, are_lines, text_column, texts
 
 Pieces = Iterator[str | None]
 """Text in order; None ends a document. A document has any number of pieces."""
@@ -300,137 +298,19 @@ def _local(source: str, listing: Listing, recipe: DataRecipe) -> _Source:
 
 
 def _hub(source: str, recipe: DataRecipe) -> _Source:
-    """A dataset on the Hub, or the copy of it here. Its identity is its commit; nothing is read.
-
-    `datasets` finds its files, and if these are json, csv or parquet they are read as local ones are: from the copy
-    that huggingface_hub keeps, or with `data.streaming` while they arrive. What has another form `datasets` reads.
-    """
-    asked = [source, recipe.config, recipe.revision]
-    try:
-        builder = _builder(source, recipe.config, recipe.revision)
-        found = _plain_files(source, builder)
-        if found:
-            _remember(asked, found)
-    except UserError:
-        builder, found = None, _remembered(asked)  # without a network, its files may be here
-        if not found:
-            raise
-    name = found["config"] if found else builder.config.name
-    revision = found["hash"] if found else str(builder.hash)
-    splits = list(found["files"] if found else map(str, builder.config.data_files or builder.info.splits or ()))
+    """A dataset on the Hub, or the copy of it here. Its identity is its commit; nothing is read."""
+    found = find_dataset(source, recipe.config, recipe.revision)
 
     def make(split: str, separator: Any) -> Corpus:
-        def rows() -> Any:
-            if recipe.streaming:
-                return builder.as_streaming_dataset(split=split)
-            builder.download_and_prepare()
-            return builder.as_dataset(split=split)
-
-        shown = _name(source, split, splits, name)
-        tables = [Table(shown, "rows", rows)]
-        if found:
-            tables = [
-                Table(re.sub(_ON_HUB, r"\1/\3", url), found["kind"], partial(_open_on_hub, url, recipe.streaming))
-                for url in found["files"][split]
-            ]
-        content = digest(digest("hub", source, name, revision, split))
-        commit = revision if re.fullmatch("[0-9a-f]{40}", revision) else recipe.revision
-        config = name if name != "default" else None
+        name = _name(source, split, found.splits, found.config)
+        content = digest(digest("hub", source, found.config, found.revision, split))
+        commit = found.revision if re.fullmatch("[0-9a-f]{40}", found.revision) else recipe.revision
+        config = found.config if found.config != "default" else None
         origin = {"dataset": source, "config": config, "split": split, "revision": commit}
-        return _table_corpus(shown, tables, content, recipe.text_column, separator, origin)
+        tables = found.tables(split, name, recipe.streaming)
+        return _table_corpus(name, tables, content, recipe.text_column, separator, origin)
 
-    return _Source(source, splits, make, takes=frozenset(_OF_SOME))
-
-
-def _plain_files(source: str, builder: Any) -> dict[str, Any] | None:
-    """The files of a dataset, if they are of one kind that is read here; None where its card says how to read them."""
-    from datasets import BuilderConfig
-
-    config, module = builder.config, type(builder).__module__.rpartition(".")[2]
-    files = {str(split): [str(url) for url in urls] for split, urls in (config.data_files or {}).items()}
-    urls = [url for urls in files.values() for url in urls]
-    kinds = {kind_of(Path(url)) for url in urls}
-    common = {field.name for field in dataclasses.fields(BuilderConfig)} | {"features"}
-    options = [
-        field.name
-        for field in dataclasses.fields(config)
-        if field.name not in common and field.default is not dataclasses.MISSING
-        if getattr(config, field.name) != field.default
-    ]
-    if not Path(source).exists() and any("://" not in url for url in urls):
-        raise UserError(f"{source}: its card names a file of this machine: {min(urls, key=lambda url: '://' in url)}")
-    if any("://" in url and not re.fullmatch(_ON_HUB, url) for url in urls):
-        return None
-    if kinds != {module} or module not in ("json", "csv", "parquet") or options:
-        return None
-    return {"kind": module, "config": config.name, "hash": str(builder.hash), "files": files}
-
-
-_ON_HUB = r"hf://datasets/([^@]+)@([0-9a-f]{40})/(.+)"
-
-
-def _remember(asked: list[str | None], found: dict[str, Any]) -> None:
-    """Keep the names of a dataset's files beside huggingface_hub's copies of them, for a machine without a network."""
-    with contextlib.suppress(OSError):
-        write_json(_memory(asked), {"asked": asked, "found": found})
-
-
-def _remembered(asked: list[str | None]) -> dict[str, Any] | None:
-    try:
-        memory = read_json(_memory(asked))
-        found = memory["found"]
-        urls = [url for urls in found["files"].values() for url in urls]
-        ours = all(re.fullmatch(_ON_HUB, url)[1] == asked[0] for url in urls) and found["kind"] in KINDS.values()
-        return found if ours and memory["asked"] == asked else None
-    except (UserError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _memory(asked: list[str | None]) -> Path:
-    from huggingface_hub import cached_assets_path
-
-    return cached_assets_path("hf_gpt", namespace="datasets") / f"{digest(*map(str, asked))}.json"
-
-
-def _open_on_hub(url: str, streaming: bool) -> IO[bytes]:
-    from huggingface_hub import HfFileSystem, hf_hub_download
-
-    found = re.fullmatch(_ON_HUB, url)
-    if not found:
-        return open_bytes(Path(url))
-    if streaming:
-        return open_bytes(Path(url), HfFileSystem().open(url, "rb"))
-    return open_bytes(Path(hf_hub_download(found[1], found[3], repo_type="dataset", revision=found[2])))
-
-
-def _builder(source: str, config: str | None, revision: str | None) -> Any:
-    from datasets import get_dataset_config_names, load_dataset_builder
-
-    problem = (
-        f"{source}: no such file or folder, and it cannot be loaded as a dataset from the Hub (is the name right, is "
-        "there a network, is HF_HUB_OFFLINE set?)"
-    )
-    with one_line(problem), _quiet():
-        try:
-            return load_dataset_builder(source, config, revision=revision)
-        except ValueError:
-            names = get_dataset_config_names(source, revision=revision)
-            if config in names or (config is None and len(names) == 1):
-                raise
-            found = f"has no configuration '{config}'" if config else "has several configurations"
-            raise UserError(f"{source} {found}; it has: {', '.join(names)}", field="data.config") from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """`datasets` logs nothing."""
-    logger = logging.getLogger("datasets")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return _Source(source, found.splits, make, takes=frozenset(_OF_SOME))
 
 
 def _name(source: str, split: str, splits: Iterable[str], config: str = "default") -> str:
