@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .data.batches import IGNORED
+from .precision import multiplies_bf16
 
 try:
     from torch.nn import LinearCrossEntropyOptions
@@ -157,19 +158,15 @@ def tokens_per_chunk(num_tokens: int, vocab_size: int, device_type: str) -> int 
     """How many tokens' logits training makes at once; None for all, which is the plain loss.
 
     A rule on shapes and device, never on a clock: a resumed run does the arithmetic of the one that stopped. It comes
-    from these ratios of medians, chunked / plain, of the CPU seconds of the loss forward and backward on one thread
-    (fp32, torch 2.13):
+    from these ratios of CPU seconds, chunked / plain, of the loss and its gradient on one thread (fp32, torch 2.13):
 
         tokens x vocabulary x width    chunks of 128   256    512    1024
         256 x 50257 x 768                       1.07   1.02
         512 x 50257 x 768                       0.97   0.87   0.89
-        1024 x 1024 x 192                       0.89   0.82   0.78   0.84
         2048 x 4096 x 192                       0.72   0.66   0.66   0.68
         4096 x 4096 x 256                              0.63   0.61   0.65
 
-    Torch's own choice, chunks of 4 for the second, took 4.6. Below 2**25 logits (128 MiB) there is little memory to
-    gain, and the plain loss stays as it is to the bit. Other devices were not measured: there it is 2**28, where
-    memory decides.
+    Below 2**25 logits (128 MiB) there is little memory to gain, and the plain loss keeps its bits.
     """
     few_logits = 2**25 if device_type == "cpu" else 2**28
     return None if num_tokens < 512 or num_tokens * vocab_size < few_logits else 512
@@ -193,8 +190,8 @@ def chunked_cross_entropy(
         for rows, of_rows in zip(hidden_states.split(chunk), targets.split(chunk)):
             total = total + checkpoint(_linear_and_cross_entropy, rows, weight, of_rows, use_reentrant=False)
         return total
-    # A bf16 sum comes back rounded to bf16, 2 to 5% off. Losses of single tokens are rounded as well, but these errors
-    # cancel out, to 6e-5 of the mean.
+    # A bf16 sum comes back rounded to bf16, 2 to 5% off; the rounding of the losses of single tokens cancels out, to
+    # some 1e-4 of the mean. On a CPU torch's function would multiply in fp32, which takes four times as long.
     losses = linear_cross_entropy(
         hidden_states,
         weight,
@@ -203,6 +200,7 @@ def chunked_cross_entropy(
         ignore_index=IGNORED,
         options=LinearCrossEntropyOptions(
             batch_chunk_size=chunk,
+            acc_dtype=hidden_states.dtype if hidden_states.device.type == "cpu" else None,
             allow_retain_graph=torch.compiler.is_compiling(),  # which would set it, with a warning
         ),
     )
@@ -217,8 +215,11 @@ def _sum_without_logits(
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
-    # On a CPU torch's function multiplies bf16 in fp32 anyway, so that the loss may keep its digits. It has no fp16.
-    if device_type == "cpu" or hidden_states.dtype not in (torch.float32, torch.bfloat16):
+    # Where a CPU is no faster in bf16, the loss may keep its digits. Torch's function has no fp16.
+    if (device_type == "cpu" and not multiplies_bf16("cpu")) or hidden_states.dtype not in (
+        torch.float32,
+        torch.bfloat16,
+    ):
         hidden_states, weight = hidden_states.float(), weight.float()
     with torch.autocast(device_type, enabled=False):
         return chunked_cross_entropy(hidden_states, weight, targets, chunk)

@@ -148,18 +148,21 @@ def test_no_target_at_all_is_no_loss(kernel):
 
 
 @pytest.mark.parametrize("how", ["weights", "autocast"])
-def test_bf16(kernel, how):
+@pytest.mark.parametrize("has_units", [False, True])
+def test_bf16(kernel, how, has_units, monkeypatch):
     """Over many tokens: the logits are rounded to bf16, which alone moves the loss of 24 tokens by 1e-4."""
+    monkeypatch.setattr(loss_module, "multiplies_bf16", lambda device_type: has_units)
+    monkeypatch.setattr(loss_module, "tokens_per_chunk", lambda *_: 256)
     model, ids = small_model(torch.bfloat16 if how == "weights" else torch.float32), random_ids(64, 16)
     loss = CausalLMLoss(model)
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         plain = loss_and_gradients(model, ids, ids)
         found = loss_and_gradients(loss, ids, ids)
-    assert_agree(found, plain, loss=1e-4, gradient=1e-2)
+    assert_agree(found, plain, loss=3e-4, gradient=1e-2)
 
 
-def test_bf16_products_sum_up_in_fp32(kernel):
-    """Elsewhere than on a CPU the function is given bf16; over many tokens its rounding cancels out."""
+def test_the_rounding_of_bf16_cancels_out(kernel):
+    """Over many tokens."""
     generator = torch.Generator().manual_seed(2)
     hidden = torch.randn(4096, 16, generator=generator).bfloat16().requires_grad_()
     weight = torch.randn(VOCABULARY, 16, generator=generator).bfloat16().requires_grad_()
@@ -168,7 +171,7 @@ def test_bf16_products_sum_up_in_fp32(kernel):
     expected = plain.detach(), list(torch.autograd.grad(plain / 4096, (hidden, weight)))
     found = loss_module.chunked_cross_entropy(hidden, weight, targets, 512)
     found = found.detach(), list(torch.autograd.grad(found / 4096, (hidden, weight)))
-    assert_agree(found, expected, loss=1e-4, gradient=1e-2)
+    assert_agree(found, expected, loss=3e-4, gradient=1e-2)
 
 
 @pytest.mark.filterwarnings("error:linear_cross_entropy")

@@ -5,6 +5,7 @@ import torch
 
 from hf_gpt import GPTConfig, GPTForCausalLM
 from hf_gpt.recipe import OptimizerRecipe, ScheduleRecipe
+from hf_gpt.training import muon
 from hf_gpt.training.muon import Muon, orthogonalized
 from hf_gpt.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
@@ -108,6 +109,20 @@ def test_muon_is_torchs_but_for_bf16():
     ours, theirs = updates_of(ours, optimizer), updates_of(theirs, reference)
     for name in (name for name, update in theirs.items() if update.any()):
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0.1 * float(theirs[name].abs().max()))
+
+
+@pytest.mark.parametrize(("has_units", "precision"), [(True, "bf16"), (True, "no"), (False, "bf16")])
+def test_muon_orthogonalizes_in_bf16_where_that_is_fast_and_asked_for(has_units, precision, monkeypatch):
+    monkeypatch.setattr(muon, "multiplies_bf16", lambda device_type: has_units)
+    recipe = OptimizerRecipe(name="muon", lr=1e-3)
+    models = small_model(), small_model()
+    found, exact = (
+        updates_of(model, build_optimizer(model, recipe, asked)) for model, asked in zip(models, (precision, "no"))
+    )
+    in_bf16 = has_units and precision == "bf16"
+    for name in (name for name in exact if "layers." in name and exact[name].ndim == 2 and exact[name].any()):
+        assert torch.equal(found[name], exact[name]) != in_bf16
+        torch.testing.assert_close(found[name], exact[name], rtol=0, atol=0.1 * float(exact[name].abs().max()))
 
 
 def test_orthogonalized_matrices_have_singular_values_near_one_and_do_not_know_of_each_other():

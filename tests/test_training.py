@@ -16,7 +16,7 @@ from hf_gpt.data.tokenizer import train_tokenizer
 from hf_gpt.errors import RunStopped, UserError
 from hf_gpt.recipe import Recipe
 from hf_gpt.training.data import prepare_data
-from hf_gpt.training.hardware import pays_to_compile
+from hf_gpt.training.hardware import pays_to_compile, resolve_hardware
 
 CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
 
@@ -343,6 +343,17 @@ def test_a_change_of_environment_is_warned_of(run, tiny, capsys):
     assert "torch was 1.0, is " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("before", ["AVX9, bf16", None])
+def test_another_kind_of_processor_is_said(run, tiny, capsys, before):
+    """Runs of earlier versions did not write it down, and nothing is said."""
+    path = run.output_dir / "environment.json"
+    environment = json.loads(path.read_text())
+    now = environment.pop("cpu")
+    path.write_text(json.dumps(environment | ({"cpu": before} if before else {})))
+    hf_gpt.train(changed(tiny, train__max_steps=13))
+    assert (f"the last digits may differ: cpu was AVX9, bf16, is {now}" in capsys.readouterr().err) == bool(before)
+
+
 def test_a_corpus_that_has_changed_is_another_run(run, tiny):
     with open(tiny["data"]["source"], "a") as file:
         file.write("One more line.\n")
@@ -414,3 +425,26 @@ def test_compiling_is_decided_by_device_size_and_length(device, layers, width, s
     assert pays_to_compile(device, config, steps, 8 * 128) is compiled
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert pays_to_compile(device, config, steps, 8 * 128) is (compiled and device == "cuda")
+
+
+@pytest.mark.parametrize(
+    ("model", "capabilities", "precision"),
+    [
+        ({"emb_dim": 256, "n_heads": 1}, {"avx512_bf16": True}, "bf16"),
+        ({"preset": "gpt2-124m"}, {"avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ({"emb_dim": 256, "n_heads": 1}, {"neon": True, "bf16": True}, "bf16"),
+        ({"emb_dim": 255, "n_heads": 1}, {"avx512_bf16": True}, "no"),
+        ({"emb_dim": 768, "n_heads": 1}, {"avx2": True}, "no"),
+        ({"emb_dim": 768, "n_heads": 1}, {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "no"),
+    ],
+)
+def test_bf16_on_a_cpu_is_decided_by_its_units_and_the_width(model, capabilities, precision, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    recipe = hf_gpt.Recipe(model=model, train={"device": "cpu"})
+    assert resolve_hardware(recipe, None, None).train.mixed_precision == precision
+    recipe = hf_gpt.Recipe(model=model, train={"device": "cpu", "mixed_precision": "no"})
+    assert resolve_hardware(recipe, None, None).train.mixed_precision == "no"
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # an earlier torch
+    recipe = hf_gpt.Recipe(model=model, train={"device": "cpu"})
+    assert resolve_hardware(recipe, None, None).train.mixed_precision == "no"

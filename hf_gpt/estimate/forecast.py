@@ -59,9 +59,10 @@ def estimate(
             raise UserError(message, field="train.mixed_precision")
         train = dataclasses.replace(recipe.train, device="cpu", mixed_precision="bf16")
         recipe = dataclasses.replace(recipe, train=train)
-    recipe = resolve_hardware(recipe, None)
+    pretrained = find_pretrained(recipe.model)
+    recipe = resolve_hardware(recipe, None, pretrained)
     on_cpu = is_here and recipe.train.device == "cpu"
-    data = prepare_data(recipe, find_pretrained(recipe.model))
+    data = prepare_data(recipe, pretrained)
     batches = batch_plan(data.recipe, data.windows, devices)
     model, memory = memory_of_run(recipe, data, batches, fused_dropout=not on_cpu)
     steps = num_steps(recipe.train, batches)

@@ -116,7 +116,7 @@ class TrainingRun:
         loss = CausalLMLoss(job.model)
         if self.recipe.train.compile:
             loss.compile()
-        optimizer = build_optimizer(job.model, self.recipe.optimizer)
+        optimizer = build_optimizer(job.model, self.recipe.optimizer, self.recipe.train.mixed_precision)
         self.loss, self.optimizer = self.accelerator.prepare(loss, optimizer)
         self.nonfinite = NonFiniteWatch(self.accelerator.device, self.accelerator.scaler is not None)
         self._last_validation: tuple[int, float] | None = None  # step, loss

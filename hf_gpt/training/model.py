@@ -75,29 +75,36 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
+def named_config(recipe: ModelRecipe, pretrained: Pretrained | None, **of_tokenizer: int | None) -> GPTConfig:
+    """The configuration that a recipe names; a new model has what the recipe leaves open from its tokenizer.
+
+    Raises:
+        UserError: an impossible shape, an unknown field or preset.
+    """
+    known = GPTConfig._own_names()
+    for name in recipe.config:
+        if name not in known:
+            raise UserError(f"model.{name}: unknown key{did_you_mean(name, known | {'preset', 'from_pretrained'})}")
+    with reading_model("model", "no model can have its configuration"):
+        if pretrained:
+            return GPTConfig.from_pretrained(pretrained.folder, **recipe.config)
+        fields = {**of_tokenizer, **recipe.config}
+        return GPTConfig.from_preset(recipe.preset, **fields) if recipe.preset else GPTConfig(**fields)
+
+
 def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretrained: Pretrained | None) -> GPTConfig:
     """The configuration a recipe names, with the tokenizer's vocabulary unless a size is given.
 
     Raises:
         UserError: an impossible shape, an unknown field or preset, or a vocabulary smaller than the tokenizer's.
     """
-    known = GPTConfig._own_names()
-    for name in recipe.config:
-        if name not in known:
-            raise UserError(f"model.{name}: unknown key{did_you_mean(name, known | {'preset', 'from_pretrained'})}")
     size = vocab_size(tokenizer)
-    fields = {"vocab_size": size, **_special_ids(tokenizer), **recipe.config}
     given = recipe.config.get("vocab_size")
     if isinstance(given, int) and given < size:
         raise _too_small(given, size, pretrained is not None)
-    with reading_model("model", "no model can have its configuration"):
-        if pretrained:
-            config = GPTConfig.from_pretrained(pretrained.folder, **recipe.config)
-            pretrained.follow_tokenizer(config, recipe.config)
-        elif recipe.preset:
-            config = GPTConfig.from_preset(recipe.preset, **fields)
-        else:
-            config = GPTConfig(**fields)
+    config = named_config(recipe, pretrained, vocab_size=size, **_special_ids(tokenizer))
+    if pretrained:
+        pretrained.follow_tokenizer(config, recipe.config)
     skeleton(lambda: GPTForCausalLM(copy.deepcopy(config)), config, "model", must_fit=False)
     for name in _special_ids(tokenizer):
         ids = getattr(config, name) if name in recipe.config else None

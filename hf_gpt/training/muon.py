@@ -6,8 +6,8 @@ https://kellerjordan.github.io/posts/muon/). The update is scaled to the size Ad
 "Muon is scalable for LLM training", section 2.2), so that learning rates and weight decay mean what they mean there.
 
 `torch.optim.Muon` is the same update, one matrix at a time and in bf16. Here matrices of equal shape are
-orthogonalised together, in bf16 only on GPUs that have units for it: on a CPU torch's costs more than the rest of a
-small model's step. And it is one optimizer with AdamW, since everything that wraps, saves and restores
+orthogonalised together, and in bf16 only where a device has units for it: elsewhere torch's costs more than the rest
+of a small model's step. And it is one optimizer with AdamW, since everything that wraps, saves and restores
 an optimizer expects one. Where weights are sharded (FSDP2) each process gathers a stack of momenta, orthogonalises it
 as all others do, and keeps its own rows: the arithmetic is that of one process.
 """
@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..precision import multiplies_bf16
 
 # The quintic of Jordan et al.: steepest at zero, so that few iterations do; singular values end near 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -31,12 +33,14 @@ class Muon(torch.optim.AdamW):
 
     Args:
         momentum: of the orthogonalised groups, in Nesterov's form.
+        mixed_precision: of the recipe. A CPU orthogonalises in bf16 only if it is `bf16`; a GPU wherever it is fast.
 
     The other arguments are AdamW's. An orthogonalised group uses its own `lr` and `weight_decay` (decoupled, as in
     AdamW), and its state is one `momentum_buffer` for each parameter.
     """
 
-    def __init__(self, groups: list[dict], *, momentum: float = 0.95, **adamw):
+    def __init__(self, groups: list[dict], *, momentum: float = 0.95, mixed_precision: str = "no", **adamw):
+        self._bf16_on_cpu = mixed_precision == "bf16"
         for group in groups:
             group.setdefault("orthogonal", False)
             group["momentum"] = momentum
@@ -76,31 +80,29 @@ class Muon(torch.optim.AdamW):
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
         for stack in _stacks(updates):
-            directions = orthogonalized(torch.stack([_whole(updates[number]) for number in stack]))
+            directions = self._orthogonalized(torch.stack([_whole(updates[number]) for number in stack]))
             # the root mean square of AdamW's updates is about 0.2, that of an orthogonal matrix 1 / sqrt(longer side)
             size = 0.2 * max(directions.shape[-2:]) ** 0.5
             for number, direction in zip(stack, directions):
                 parameter = parameters[number]
                 parameter.add_(_spread_as(parameter, direction), alpha=-group["lr"] * size)
 
+    def _orthogonalized(self, matrices: Tensor) -> Tensor:
+        device_type = matrices.device.type
+        in_bf16 = multiplies_bf16(device_type) and (device_type != "cpu" or self._bf16_on_cpu)
+        return orthogonalized(matrices.bfloat16() if in_bf16 else matrices).to(matrices.dtype)
+
 
 def orthogonalized(matrices: Tensor) -> Tensor:
     """`matrices` (number, rows, columns), each with its singular values moved near 1 by Newton-Schulz iterations."""
-    dtype, tall = matrices.dtype, matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.to(_dtype_on(matrices.device))
-    x = x.mT if tall else x
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # the iterations need singular values of at most 1
     a, b, c = _QUINTIC
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(dtype)
-
-
-def _dtype_on(device: torch.device) -> torch.dtype:
-    """bf16 where a matrix product is faster in it, which it is not on most CPUs."""
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else torch.float32
+    return x.mT if tall else x
 
 
 def _stacks(matrices: list[Tensor]) -> Iterator[list[int]]:

@@ -13,7 +13,7 @@ from ..recipe import OptimizerRecipe, ScheduleRecipe
 from .muon import Muon
 
 
-def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, recipe: OptimizerRecipe, mixed_precision: str = "no") -> torch.optim.Optimizer:
     """AdamW over the trainable parameters of `model`, in PyTorch's fused form where the device has one.
 
     With `decay: matrices` weight decay spares biases and LayerNorm, as GPT-2 and nanoGPT do; `decay: all` is
@@ -44,7 +44,7 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Op
     groups.append(
         {"params": orthogonal, "orthogonal": True, "weight_decay": recipe.weight_decay, "lr_ratio": muon_lr_ratio}
     )
-    return Muon(groups, momentum=recipe.muon_momentum, **adamw)
+    return Muon(groups, momentum=recipe.muon_momentum, mixed_precision=mixed_precision, **adamw)
 
 
 def _is_matrix_of_a_block(name: str, parameter: nn.Parameter) -> bool:

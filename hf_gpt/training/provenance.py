@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from .. import checkpoint
 from ..data.tokenizer import vocab_size
 from ..errors import UserError
+from ..precision import describe_cpu
 from ..storage import is_there, local_path
 from . import deepspeed
 from .data import Data, text_facts
@@ -37,6 +38,7 @@ def describe_environment(run_dir: Path, accelerator: Accelerator, data: Data) ->
         "device_name": name,
         "processes": accelerator.num_processes,
         "cpu_threads": torch.get_num_threads(),
+        "cpu": describe_cpu() if device.type == "cpu" else None,
         "text": {name: windows.store.path.name for name, windows in data.evaluated.items()},
         "sources": describe_sources(data),
     }
@@ -54,7 +56,7 @@ def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[s
             " output_dir"
         )
     compared = [key for key in environment if key not in ("run_id", "versions", "text", "sources", "parent")]
-    flat = [(key, before.get(key), environment[key]) for key in compared]
+    flat = [(key, before.get(key, environment[key]), environment[key]) for key in compared]
     flat += [(key, before.get("versions", {}).get(key), value) for key, value in environment["versions"].items()]
     changed = [f"{key} was {old}, is {new}" for key, old, new in flat if old != new]
     if not changed:

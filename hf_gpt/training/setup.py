@@ -72,7 +72,7 @@ def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | 
     run_dir = local_path(recipe.output_dir, "output_dir")
     refuse_unwritable(run_dir, "output_dir")
     earlier = earlier_recipe(run_dir)
-    recipe = resolve_hardware(recipe, earlier)
+    recipe = resolve_hardware(recipe, earlier, pretrained)
     accelerator = start_accelerator(recipe)
     with together(accelerator):
         data = prepare_data(recipe, pretrained)
