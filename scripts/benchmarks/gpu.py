@@ -282,66 +282,92 @@ def speed(given: argparse.Namespace) -> Iterator[Row]:
 
 
 def forecasts(given: argparse.Namespace) -> Iterator[Row]:
-    """What `hf-gpt estimate` says of a run, beside the run."""
+    """What `hf-gpt estimate` says of a run, beside the run: with few logits, which are kept, and with many."""
     from hf_gpt.estimate.forecast import estimate
     from hf_gpt.recipe import Recipe
 
-    windows, steps = (2, 6) if given.tiny else (16, 60)
-    sizes = {"batch_size": windows, "max_steps": steps, "log_every": steps // 6}
-    what = recipe(given, measured_shape(given), mixed_precision="bf16", **sizes)
-    name = published(card(given.device))
-    with tempfile.TemporaryDirectory() as folder:
-        here = estimate(Recipe.from_dict({**what, "output_dir": f"{folder}/forecast"}))
-        there = estimate(Recipe.from_dict({**what, "output_dir": f"{folder}/forecast"}), name) if name else None
-        for compiled in (False,) if given.tiny else (False, True):
-            lines = train(Path(folder), what, f"run-{compiled}", "--train.compile", str(compiled).lower())[2:]
-            how = f"batch {windows}, {'compiled' if compiled else 'not compiled'}"
-            rate = statistics.median(line["tokens_per_second"] for line in lines)
-            compared = [(f"peak memory, GB: {how}", here.peak_memory / 1e9, lines[-1]["peak_memory_bytes"] / 1e9)]
-            if here.step_seconds and not compiled:
-                compared.append((f"tokens/s: {how}, some steps timed", here.tokens / steps / here.step_seconds, rate))
-            if there:
-                part = f"{name} at {there.plan.utilization:.0%} of what is published"
-                compared.append((f"tokens/s: {how}, {part}", there.tokens / there.plan.seconds, rate))
-            for label, forecast, measured in compared:
-                off = "**off by over 15%**" if abs(forecast / measured - 1) > 0.15 else ""
-                yield {"": label, "forecast": forecast, "measured": measured, "ratio": forecast / measured, "off": off}
-            yield {"": f"`mfu` of the run: {how}", "measured": f"{lines[-1]['mfu']:.1%}"}
+    steps, name = 6 if given.tiny else 60, published(card(given.device))
+    for windows, compiled in ((2, False),) if given.tiny else ((4, False), (16, True)):
+        sizes = {"batch_size": windows, "max_steps": steps, "log_every": steps // 6, "compile": compiled}
+        what = recipe(given, measured_shape(given), mixed_precision="bf16", **sizes)
+        how = f"batch {windows}, {'compiled' if compiled else 'not compiled'}"
+        with tempfile.TemporaryDirectory() as folder:
+            forecast = Recipe.from_dict({**what, "output_dir": f"{folder}/forecast"})
+            here, there = estimate(forecast, measure=not compiled), estimate(forecast, name) if name else None
+            lines = train(hf_gpt(), write(what, folder), Path(folder, "run"))[2:]
+        rate = statistics.median(line["tokens_per_second"] for line in lines)
+        compared = [(f"peak memory, GB: {how}", here.peak_memory / 1e9, lines[-1]["peak_memory_bytes"] / 1e9)]
+        if here.step_seconds:
+            compared.append((f"tokens/s: {how}, some steps timed", here.tokens / steps / here.step_seconds, rate))
+        if there:
+            part = f"{name} at {there.plan.utilization:.0%} of what is published"
+            compared.append((f"tokens/s: {how}, {part}", there.tokens / there.plan.seconds, rate))
+        for label, expected, measured in compared:
+            off = "**off by over 15%**" if abs(expected / measured - 1) > 0.15 else ""
+            yield {"": label, "forecast": expected, "measured": measured, "ratio": expected / measured, "off": off}
+        yield {"": f"`mfu` of the run: {how}", "measured": f"{lines[-1]['mfu']:.1%}"}
     if not name:
         yield {"": "`--device`: no figures of this device are published"}
 
 
 def resume(given: argparse.Namespace) -> Iterator[Row]:
-    """A run that is killed and resumed leaves what the uninterrupted one leaves; then it writes."""
-    for compiled in (False,) if given.tiny else (False, True):
-        what = recipe(given, {**tried_shape(given), "vocab_size": 257}, max_steps=40, mixed_precision="bf16")
-        what["model"]["drop_rate"], what["train"]["compile"] = 0.1, compiled
-        what["checkpoint"] = {"every": 10, "keep": 2}
-        with tempfile.TemporaryDirectory() as folder:
-            train(Path(folder), what, "whole")
-            whole, killed = Path(folder, "whole"), Path(folder, "killed")
-            command = [str(part) for part in hf_gpt("train", Path(folder, "recipe.yaml"), "--output_dir", killed)]
+    """As runs are, and with torch's deterministic algorithms: where only those are exact, that is what is missing."""
+    kinds = [(False, False)] if given.tiny else [(False, False), (False, True), (True, False), (True, True)]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield from pool.map(partial(killed_and_resumed, given), kinds)
+
+
+def killed_and_resumed(given: argparse.Namespace, kind: tuple[bool, bool]) -> Row:
+    """A run twice, and one that is killed and resumed: the same weights in the end? Then it writes."""
+    compiled, deterministic = kind
+    row: Row = {"run": f"{'compiled' if compiled else 'not compiled'}{', deterministic' if deterministic else ''}"}
+    what = recipe(given, {**tried_shape(given), "vocab_size": 257}, max_steps=40, mixed_precision="bf16")
+    what["model"]["drop_rate"], what["train"]["compile"] = 0.1, compiled
+    what["checkpoint"] = {"every": 10, "keep": 2}
+    program = [sys.executable, "-c", _DETERMINISTIC] if deterministic else hf_gpt()
+    with tempfile.TemporaryDirectory() as folder:
+        file, (once, again, killed) = write(what, folder), (Path(folder, name) for name in ("once", "again", "killed"))
+        try:
+            for run in (once, again):
+                train(program, file, run)
+            command = [*program, "train", str(file), "--output_dir", str(killed)]
             child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             while child.poll() is None and not (killed / "checkpoints" / "step-00000010").exists():
                 time.sleep(0.005)
             child.kill()
             child.wait()
-            # What was compiled is compiled again, and may be chosen otherwise.
+            # Without the kernels that were compiled before: others may be chosen now.
             process(*command, env={"TORCHINDUCTOR_CACHE_DIR": f"{folder}/kernels"})
-            resumed = '"resumed"' in (killed / "events.jsonl").read_text()
-            ends = [digest(run / "checkpoints" / "step-00000040") for run in (whole, killed)]
             prompt = ("--prompt", "The", "--max-new-tokens", "24", "--device", given.device)
-            text = "\n".join(process(*hf_gpt("generate", killed, *prompt)).printed)
-        row: Row = {"run": "compiled, and again after the kill" if compiled else "not compiled", "resumed": resumed}
-        row |= {"weights and optimizer": ends[1], "uninterrupted": ends[0], "it writes": json.dumps(text)}
-        yield {**row, "ok": resumed and ends[0] == ends[1] and text.startswith("The")}
+            text = "\n".join(process(*hf_gpt(), "generate", killed, *prompt).printed)
+        except SystemExit as failed:
+            return {**row, "it writes": str(failed)[-200:], "ok": False}
+        resumed = '"resumed"' in (killed / "events.jsonl").read_text()
+        ends = {run.name: digest(run / "checkpoints" / "step-00000040") for run in (once, again, killed)}
+    same = len(set(ends.values())) == 1
+    return {**row, **ends, "resumed": resumed, "it writes": json.dumps(text), "ok": same and resumed}
 
 
-def train(folder: Path, what: dict[str, Any], name: str, *argv: str) -> list[dict[str, Any]]:
-    """`hf-gpt train` in a process of its own, into `folder / name`: its train lines."""
-    (folder / "recipe.yaml").write_text(json.dumps(what))
-    process(*hf_gpt("train", folder / "recipe.yaml", "--output_dir", folder / name, *argv))
-    lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+_DETERMINISTIC = """
+import os, sys
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+import torch
+from hf_gpt.cli import main
+torch.use_deterministic_algorithms(True)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def write(what: dict[str, Any], folder: str) -> Path:
+    """A recipe as a file; JSON is YAML."""
+    Path(folder, "recipe.yaml").write_text(json.dumps(what))
+    return Path(folder, "recipe.yaml")
+
+
+def train(program: list[str], file: Path, run: Path) -> list[dict[str, Any]]:
+    """`hf-gpt train` in a process of its own: its train lines."""
+    process(*program, "train", file, "--output_dir", run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "train_loss" in line]
 
 
@@ -351,8 +377,8 @@ def digest(checkpoint: Path) -> str:
     return hashlib.sha256(b"".join((checkpoint / file).read_bytes() for file in files)).hexdigest()[:12]
 
 
-def hf_gpt(*argv: str | Path) -> list[str | Path]:
-    return [sys.executable, "-m", "hf_gpt.cli", *argv]
+def hf_gpt() -> list[str]:
+    return [sys.executable, "-m", "hf_gpt.cli"]
 
 
 def card(device: str) -> str:
@@ -387,7 +413,7 @@ STEPS = {
     "ways": Step("Eight steps of a small model, in several ways", ways, 220),
     "parts": Step("The loss without its logits, and caches", parts, 120),
     "speed": Step("gpt2-124m beside GPT2LMHeadModel (to reach: utilisation 50%, ratio 1.3)", speed, 190, alone=True),
-    "forecasts": Step("`hf-gpt estimate` beside a run", forecasts, 120, alone=True),
+    "forecasts": Step("`hf-gpt estimate` beside a run", forecasts, 150, alone=True),
     "resume": Step("Killed and resumed; `hf-gpt generate`", resume, 200),
 }
 
