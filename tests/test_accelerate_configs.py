@@ -150,6 +150,39 @@ def test_two_machines_meet_and_train_as_one(forks, tiny, tmp_path):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+# `hf-gpt train` in processes on a CPU that accelerate takes for GPUs, since on a CPU it does not shard.
+_TAKEN_FOR_GPUS = """
+import sys
+from accelerate.state import AcceleratorState, DistributedType, PartialState
+from hf_gpt.cli import main
+
+def taken_for_gpus(self, *args, **options):
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    initialize(self, *args, **options)
+
+initialize, AcceleratorState.__init__ = AcceleratorState.__init__, taken_for_gpus
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize(("precision", "within"), [("no", 1e-4), ("bf16", 5e-4)])
+def test_fsdp2_learns_what_one_process_learns(forks, tiny, tmp_path, precision, within):
+    tiny["model"]["drop_rate"] = 0.0
+    tiny["train"] |= {"global_batch_size": 8, "gradient_accumulation_steps": None, "mixed_precision": precision}
+    recipe = recipe_file(tiny, tmp_path / "recipe.yaml")
+    script = tmp_path / "train.py"
+    script.write_text(_TAKEN_FOR_GPUS)
+    launched = launch("fsdp2", "--num_processes", "2", "--main_process_port", "0", str(script), str(recipe))
+    printed = launched.communicate(timeout=300)[1]
+    assert launched.returncode == 0, printed
+    code, printed = forks.run("train", recipe, "--output_dir", tmp_path / "alone")
+    assert code == 0, printed
+    for ours, theirs in zip(lines(tiny["output_dir"]), lines(tmp_path / "alone"), strict=True):
+        for name in (name for name in theirs if name.endswith("_loss")):
+            assert ours[name] == pytest.approx(theirs[name], rel=within)
+
+
 @pytest.mark.slow
 def test_ddp_launched_by_its_file_trains_on_as_many_processes_as_it_is_asked_for(tiny, tmp_path):
     assert "on 2 x cpu" in train_on_two("ddp", recipe_file(tiny, tmp_path / "recipe.yaml"))

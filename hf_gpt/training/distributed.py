@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from ..errors import UserError
 from ..recipe import Recipe
@@ -30,6 +31,8 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     options = {"cpu": recipe.train.device == "cpu", "mixed_precision": recipe.train.mixed_precision}
     if deepspeed.asked_for():
         options = deepspeed.accelerator_options(recipe)
+    elif parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        options |= _sharded_precision(recipe.train.mixed_precision)
     try:
         accelerator = Accelerator(
             **options,
@@ -40,6 +43,18 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
         raise UserError(f"train: {error}") from None
     _refuse_fewer_processes(accelerator.num_processes)
     return accelerator
+
+
+def _sharded_precision(mixed_precision: str) -> dict[str, FullyShardedDataParallelPlugin]:
+    """For FSDP2: the loss leaves the model in fp32, and gradients are added up in it, as under DDP and autocast.
+
+    By accelerate's own policy both are in the lower precision: a sum of losses has three digits, or overflows in fp16.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision)
+    if dtype is None or os.environ.get("FSDP_VERSION") != "2":
+        return {}
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    return {"fsdp_plugin": FullyShardedDataParallelPlugin(mixed_precision_policy=policy)}
 
 
 @contextlib.contextmanager
