@@ -20,8 +20,8 @@ import sys
 from collections.abc import Callable
 
 import torch
-from benchmarks import data, generation, training
-from benchmarks.timing import Result, say
+from benchmarks import data, evaluation, generation, training
+from benchmarks.timing import NotMeasured, Result, say
 
 BENCHMARKS: dict[str, Callable[[], Result]] = {
     "time-to-loss": training.time_to_loss,
@@ -31,11 +31,17 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "train-step-124m": training.train_step_124m,
     "generate-124m": generation.generate_124m,
     "generate-int8": generation.generate_int8,
+    "generate-bf16": generation.generate_bf16,
     "generate-small": generation.generate_small,
     "tokens": data.tokens,
+    "evaluate": evaluation.evaluate,
     "load": generation.load,
     "estimate": training.estimate,
 }
+
+
+# Of a processor, what decides the figures.
+_FEATURES = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16")
 
 
 def main() -> int:
@@ -50,7 +56,7 @@ def main() -> int:
     for name in arguments.names or BENCHMARKS:
         try:
             results.append(BENCHMARKS[name]())
-        except FileNotFoundError as missing:
+        except NotMeasured as missing:
             say(f"{name}: left out, {missing}")
             continue
         if arguments.json:
@@ -62,10 +68,13 @@ def main() -> int:
 
 def describe_machine() -> str:
     """Hardware and versions, without which a figure says nothing."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    features = [name for name in _FEATURES if capabilities.get(name)]
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "datasets"))
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
-        f"{platform.machine()}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, {', '.join(versions)}"
+        f"{platform.machine()} ({' '.join(features)}), {os.cpu_count()} cores{gpu};"
+        f" Python {platform.python_version()}, {', '.join(versions)}"
     )
 
 

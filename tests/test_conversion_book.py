@@ -266,6 +266,7 @@ def test_gpt2s_vocabulary_gets_gpt2s_tokenizer(tmp_path, data_dir):
 
 def test_without_gpt2s_files_the_error_says_what_works(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setenv("HF_GPT_CACHE", str(tmp_path / "cache"))
     torch.save(ReadersGPT(vocab_size=50257).state_dict(), tmp_path / "model.pth")
     message = refused(capsys, str(tmp_path / "model.pth"), str(tmp_path / "out"), "--heads", "3")
     assert "tokenizer 'gpt2'" in message

@@ -67,6 +67,7 @@ def test_gpt2_is_downloaded_with_a_time_limit(gpt2, tmp_path, monkeypatch):
         return SimpleNamespace(content=content, raise_for_status=lambda: None)
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "new"))
+    monkeypatch.setenv("HF_GPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})  # what this process has loaded
     monkeypatch.setattr("requests.get", answer)
     monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: True)
@@ -230,9 +231,23 @@ def test_long_texts_are_cut_for_training_without_changing_the_result():
     assert fingerprint(train_tokenizer([part * 1000], 320)) == fingerprint(train_tokenizer([part] * 1000, 320))
 
 
+def test_gpt2_is_read_from_tiktoken_once(gpt2, tmp_path, monkeypatch):
+    """Then it is in the cache, and the same: also its fingerprint, which is kept too."""
+    monkeypatch.setenv("HF_GPT_CACHE", str(tmp_path / "cache"))
+    first = load_tokenizer("gpt2")
+    prints = fingerprint(first), fingerprint(first)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    again = load_tokenizer("gpt2")
+    assert again.backend_tokenizer.to_str() == first.backend_tokenizer.to_str() == gpt2.backend_tokenizer.to_str()
+    monkeypatch.setenv("HF_GPT_CACHE", str(tmp_path / "other"))
+    assert {*prints, fingerprint(again)} == {fingerprint(gpt2)}
+
+
 def test_without_network_and_cache_the_refusal_is_one_line_with_the_ways_out(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("HF_GPT_CACHE", str(tmp_path))
     for proxy in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     with pytest.raises(UserError) as refused:
@@ -245,6 +260,7 @@ def test_offline_means_that_no_download_is_tried(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("HF_GPT_CACHE", str(tmp_path))
     monkeypatch.setattr("socket.socket.connect", None)  # a connection would now be a TypeError
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set.* TIKTOKEN_CACHE_DIR"):
         load_tokenizer("gpt2")

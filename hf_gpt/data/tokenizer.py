@@ -24,6 +24,7 @@ from ..errors import HubError, UserError
 from ..loading import quiet
 from ..network import hub_requests
 from ..storage import local_path, read_json, write_bytes, write_json
+from .cache import cache_get, cache_put
 from .cutting import cut, repair_surrogates
 
 if TYPE_CHECKING:  # imported where they are used: `hf-gpt --help` needs none of them
@@ -58,7 +59,7 @@ _CHOICES = "use gpt2, bytes, a tokenizer.json, a directory that holds one, a Hub
 def load_tokenizer(name_or_path: str, revision: str | None = None) -> "PreTrainedTokenizerFast":
     """The tokenizer called `name_or_path`.
 
-    - `"gpt2"`: tiktoken's encoding, downloaded by tiktoken unless its cache has it.
+    - `"gpt2"`: tiktoken's encoding, downloaded unless tiktoken's cache has it, and then kept in ours.
     - `"bytes"`: one token per byte, whose id is the byte; then `<|endoftext|>`, id 256.
     - Anything else: a `tokenizer.json`, a directory as `save_pretrained` writes it, or the id of a Hub repository (at
       `revision`). `./gpt2` means a directory of that name. Code that comes with a tokenizer is never run.
@@ -77,10 +78,9 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> "PreTraine
     if revision is not None and not is_remote:
         raise UserError(f"tokenizer '{name}' has no revisions (got {revision!r}): only a Hub id does")
     if name == "gpt2":
-        encoding = _gpt2_encoding()
-        return _byte_level_bpe(map(encoding.decode_single_token_bytes, range(encoding.eot_token)))
+        return _as_fast_tokenizer(_gpt2_backend())
     if name == "bytes":
-        return _byte_level_bpe(bytes([byte]) for byte in range(256))
+        return _as_fast_tokenizer(_byte_level_bpe(bytes([byte]) for byte in range(256)))
     if path.is_file():
         return _load_file(path)
     if path.is_dir():
@@ -175,7 +175,13 @@ def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     It is the same in every process and after saving and loading. Padding, truncation, decoding, `model_max_length` and
     what is added around a text (BOS, EOS) are left out: they do not affect the ids of ordinary text.
     """
-    return hashlib.sha256(f"{separator_id(tokenizer)} {content_of(tokenizer)}".encode()).hexdigest()
+    separator, backend_json = separator_id(tokenizer), tokenizer.backend_tokenizer.to_str()
+    key = f"fingerprint-1-{hashlib.sha256(f'{separator} {backend_json}'.encode()).hexdigest()}"
+    known = cache_get(key)
+    if known is None:  # parsing GPT-2's takes a third of a second
+        known = {"sha256": hashlib.sha256(f"{separator} {content_of(tokenizer)}".encode()).hexdigest()}
+        cache_put(key, known)
+    return known["sha256"]
 
 
 def content_of(tokenizer: "PreTrainedTokenizerFast") -> str:
@@ -183,7 +189,7 @@ def content_of(tokenizer: "PreTrainedTokenizerFast") -> str:
     return _content(tokenizer.backend_tokenizer.to_str())
 
 
-@functools.lru_cache(maxsize=4)  # parsing GPT-2's takes a fifth of a second
+@functools.lru_cache(maxsize=4)
 def _content(backend_json: str) -> str:
     content = json.loads(backend_json)
     content.update(dict.fromkeys(("truncation", "padding", "post_processor", "decoder")))
@@ -229,8 +235,8 @@ def last_merges(tokens: tuple[bytes, ...]) -> list[tuple[bytes, bytes] | None]:
     return merges
 
 
-def _byte_level_bpe(tokens: Iterable[bytes]) -> "PreTrainedTokenizerFast":
-    """The tokenizer in which the place of a token is its id. The merges follow from the order of the tokens.
+def _byte_level_bpe(tokens: Iterable[bytes]) -> "Tokenizer":
+    """The backend in which the place of a token is its id. The merges follow from the order of the tokens.
 
     For `gpt2` they come out as the list that OpenAI published. (transformers' `TikTokenConverter` instead lists every
     pair of tokens that makes a token: about six times as many, most of which can never apply.)
@@ -246,7 +252,21 @@ def _byte_level_bpe(tokens: Iterable[bytes]) -> "PreTrainedTokenizerFast":
     merges = [(as_text(left), as_text(right)) for left, right in last_merges(tokens)]
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bool(merges))
-    return _as_fast_tokenizer(backend)
+    return backend
+
+
+def _gpt2_backend() -> "Tokenizer":
+    """From the cache, since the vocabulary takes a second to read and to find the merges of."""
+    from tokenizers import Tokenizer
+
+    key = "gpt2-backend-1"
+    known = cache_get(key)
+    if known is not None:
+        return Tokenizer.from_str(known["json"])
+    encoding = _gpt2_encoding()
+    backend = _byte_level_bpe(map(encoding.decode_single_token_bytes, range(encoding.eot_token)))
+    cache_put(key, {"json": backend.to_str()})
+    return backend
 
 
 def _as_fast_tokenizer(backend: "Tokenizer") -> "PreTrainedTokenizerFast":

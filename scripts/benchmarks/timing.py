@@ -32,6 +32,10 @@ class Result:
         return json.dumps({**fields, "target": self.target, **self.more})
 
 
+class NotMeasured(Exception):
+    """What a benchmark needs is not here."""
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
