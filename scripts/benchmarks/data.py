@@ -22,8 +22,8 @@ def tokens(runs: int = 3) -> Result:
     """MB of text a second: ours from rows of WikiText to the first batch, the peer tiktoken alone.
 
     The peer has the text in memory, in pieces, and two threads; it reads, checks and writes nothing.
-    `second_run_seconds` is what ours takes in a new process once everything is imported, `run_clm` the rate of transformers'
-    example, on a tenth.
+    `second_run_seconds` is what ours takes in a new process once everything is imported, `run_clm` the rate of
+    transformers' example, on a tenth.
     """
     import datasets
 
