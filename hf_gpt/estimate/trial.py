@@ -4,7 +4,7 @@ For memory it runs with fake tensors: two updates and an evaluation take seconds
 model. For time it runs some real steps on this machine. The run's own folder is neither read nor written.
 
 Fake tensors are always on the CPU, and stand in for those of another device. There attention differs, since GPUs have
-kernels with dropout, and the loss, which is computed in chunks only for more logits (`loss.tokens_per_chunk`).
+kernels with dropout, and so does the number of logits from which the loss goes by chunks (`loss.tokens_per_chunk`).
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, fused_dropout: bo
             job = prepare_run(recipe)
             job.max_steps = _UPDATES + 1
             job.accelerator.device_placement = False  # the model is there, and fake weights cannot be moved
-            run(job, until=_UPDATES)
+            run(job, [_OnAGpu()] if fused_dropout else [], until=_UPDATES)
     return job.model, tracker.memory()
 
 
@@ -83,6 +83,15 @@ def seconds_of_steps(recipe: Recipe) -> list[float]:
             raise KeyboardInterrupt("interrupted; nothing was kept") from None
     seconds = [end - start for start, end in itertools.pairwise(clock.times)]
     return seconds[1:] or seconds
+
+
+class _OnAGpu(Observer):
+    """Lets the loss make as many logits at once as on a GPU."""
+
+    required = True
+
+    def began(self, training: TrainingRun) -> None:
+        training.loss.stands_for = "cuda"
 
 
 class _Clock(Observer):
