@@ -14,10 +14,15 @@ def multiplies_bf16(device_type: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device_type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that serves here
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return bool(_units())
 
 
 def describe_cpu() -> str:
     """What decides the last digits of sums and products on this CPU: its vector instructions, and bf16 units."""
-    return torch.backends.cpu.get_cpu_capability() + (", bf16" if multiplies_bf16("cpu") else "")
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *_units()])
+
+
+def _units() -> list[str]:
+    """This CPU's units for bf16; none where an earlier torch cannot tell."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return [name for name in ("avx512_bf16", "amx_bf16", "bf16") if capabilities.get(name, False)]

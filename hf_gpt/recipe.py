@@ -307,7 +307,7 @@ class TrainRecipe:
     )
     max_grad_norm: Positive | None = _doc(1.0, "gradients are clipped to this norm; null: never")
     mixed_precision: Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(_yaml_no)] = _doc(
-        "auto", "auto: bf16 where the hardware has it and (on a CPU) hidden_size is 256 or more, else no"
+        "auto", "auto: bf16 where a GPU has it, or a CPU if hidden_size is 256 or more, else no"
     )
     compile: AutoOrBool = _doc("auto", "torch.compile the model; auto: where the run is long enough for it to pay")
     device: Literal["auto", "cuda", "mps", "cpu"] = _doc("auto", "auto: cuda, else mps, else cpu")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -524,3 +525,16 @@ def test_a_run_whose_stderr_is_gone_trains_and_saves(recipe, tiny, monkeypatch, 
 def test_debug_shows_the_traceback():
     with pytest.raises(hf_gpt.UserError):
         main(["train", "missing.yaml", "--debug"])
+
+
+@pytest.mark.parametrize(("variable", "told"), [(None, 3), ("MALLOC_ARENA_MAX", 0), ("GLIBC_TUNABLES", 0)])
+def test_malloc_keeps_what_a_step_freed_unless_the_environment_says_otherwise(variable, told, monkeypatch, capsys):
+    calls = []
+    library = SimpleNamespace(mallopt=lambda parameter, value: calls.append((parameter, value)))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+    for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    assert main(["train", "no-such.yaml"]) == 2
+    assert len(calls) == told

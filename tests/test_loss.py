@@ -158,7 +158,7 @@ def test_bf16(kernel, how, has_units, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         plain = loss_and_gradients(model, ids, ids)
         found = loss_and_gradients(loss, ids, ids)
-    assert_agree(found, plain, loss=3e-4, gradient=1e-2)
+    assert_agree(found, plain, loss=3e-4 if has_units else 1e-4, gradient=1e-2)
 
 
 def test_the_rounding_of_bf16_cancels_out(kernel):
@@ -169,7 +169,7 @@ def test_the_rounding_of_bf16_cancels_out(kernel):
     targets = torch.randint(0, VOCABULARY, (4096,), generator=generator)
     plain = nn.functional.cross_entropy(nn.functional.linear(hidden, weight).float(), targets, reduction="sum")
     expected = plain.detach(), list(torch.autograd.grad(plain / 4096, (hidden, weight)))
-    found = loss_module.chunked_cross_entropy(hidden, weight, targets, 512)
+    found = loss_module.chunked_cross_entropy(hidden, weight, targets, 16)
     found = found.detach(), list(torch.autograd.grad(found / 4096, (hidden, weight)))
     assert_agree(found, expected, loss=3e-4, gradient=1e-2)
 

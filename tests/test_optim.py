@@ -1,5 +1,7 @@
 """The learning rate is a function of the step; weight decay falls where the recipe says."""
 
+import copy
+
 import pytest
 import torch
 
@@ -109,6 +111,13 @@ def test_muon_is_torchs_but_for_bf16():
     ours, theirs = updates_of(ours, optimizer), updates_of(theirs, reference)
     for name in (name for name, update in theirs.items() if update.any()):
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0.1 * float(theirs[name].abs().max()))
+
+
+def test_a_copied_muon_updates_as_the_original_does():
+    model = small_model()
+    pair = model, build_optimizer(model, OptimizerRecipe(name="muon"), "bf16")
+    copied, original = updates_of(*copy.deepcopy(pair)), updates_of(*pair)
+    assert all(torch.equal(copied[name], original[name]) for name in original)
 
 
 @pytest.mark.parametrize(("has_units", "precision"), [(True, "bf16"), (True, "no"), (False, "bf16")])

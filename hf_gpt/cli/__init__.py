@@ -30,7 +30,7 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the r
 EXIT_INTERRUPTED = 130
 
 # What glibc is told (malloc.h, mallopt(3)), in bytes: it returns no less of its heap, asks for no less, and maps only
-# larger blocks, as it would decide itself after some steps.
+# larger blocks.
 _MALLOC = {"M_TRIM_THRESHOLD": (-1, 2**28), "M_TOP_PAD": (-2, 2**24), "M_MMAP_THRESHOLD": (-3, 2**25)}
 
 # Seconds that the other processes of a run wait for the first one, which prints for all of them.
@@ -71,8 +71,10 @@ def _keep_freed_memory() -> None:
     """Where malloc is glibc's, let it keep what a step has freed for the next one.
 
     Otherwise it returns the memory to the system and faults it in again, which can take an eighth of a small model's
-    step. This holds for the whole process, so it is for the command line alone.
+    step. This holds for the whole process, so it is for the command line alone; what the environment says wins.
     """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, another system
         for parameter, value in _MALLOC.values():
             ctypes.CDLL(None).mallopt(parameter, value)

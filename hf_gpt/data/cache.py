@@ -107,7 +107,10 @@ def seal(folder: Path, key: str, **facts: Any) -> None:
 
 def cache_get(key: str) -> dict[str, Any] | None:
     """What :func:`cache_put` stored under `key`; None if there is nothing, or it is not what was stored."""
-    path = _note(key)
+    try:
+        path = _note(key)
+    except UserError:  # there is no place for a cache
+        return None
     facts, wrong = _look(path, path, key)
     if wrong and wrong != _EARLIER:  # of which there may be thousands
         _say(path, wrong)
@@ -119,7 +122,10 @@ def cache_put(key: str, facts: dict[str, Any]) -> None:
 
     So they are not forced to disk either, which would take long for a folder of thousands of files.
     """
-    path = _note(key)
+    try:
+        path = _note(key)
+    except UserError:
+        return
     entry = {"key": key, "facts": facts, "files": {}}
     temporary = temporary_path(path)
     with contextlib.suppress(OSError):

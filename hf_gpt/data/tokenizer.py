@@ -257,9 +257,9 @@ def _byte_level_bpe(tokens: Iterable[bytes]) -> "Tokenizer":
 
 def _gpt2_backend() -> "Tokenizer":
     """From the cache, since the vocabulary takes a second to read and to find the merges of."""
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, __version__
 
-    key = "gpt2-backend-1"
+    key = f"gpt2-backend-{__version__}"  # which writes the JSON
     known = cache_get(key)
     if known is not None:
         return Tokenizer.from_str(known["json"])

@@ -64,6 +64,9 @@ class Muon(torch.optim.AdamW):
                 self._update(group)
         return loss
 
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_bf16_on_cpu": self._bf16_on_cpu}
+
     def __setstate__(self, state: dict) -> None:
         torch.optim.Optimizer.__setstate__(self, state)  # AdamW's looks for its own state in every group
 

@@ -187,6 +187,7 @@ def _on_wikitext(corpus: Path, optimizer: dict, steps: int) -> tuple[float, floa
     """Steps a second, from the third on, and the last validation loss."""
     from hf_gpt import train
 
+    fp32 = {"device": "cpu", "mixed_precision": "no"}
     shape = {"context_length": 128, "emb_dim": 288, "n_layers": 4, "n_heads": 6, "drop_rate": 0.0}
     with tempfile.TemporaryDirectory() as folder:
         run = train(
@@ -202,7 +203,13 @@ def _on_wikitext(corpus: Path, optimizer: dict, steps: int) -> tuple[float, floa
                 },
                 "optimizer": optimizer,
                 "schedule": {"name": "linear", "warmup_steps": max(1, steps // 20), "min_lr_ratio": 0.0},
-                "train": {"max_steps": steps, "batch_size": 16, "log_every": 1, "device": "cpu"},
+                "train": {
+                    "max_steps": steps,
+                    "batch_size": 16,
+                    "log_every": 1,
+                    "device": "cpu",
+                    "mixed_precision": "no",
+                },
                 "evaluation": {"first": steps, "tokens": 100_000, "prompts": []},
                 "checkpoint": {"every": None},
             }
