@@ -187,7 +187,6 @@ def _on_wikitext(corpus: Path, optimizer: dict, steps: int) -> tuple[float, floa
     """Steps a second, from the third on, and the last validation loss."""
     from hf_gpt import train
 
-    fp32 = {"device": "cpu", "mixed_precision": "no"}
     shape = {"context_length": 128, "emb_dim": 288, "n_layers": 4, "n_heads": 6, "drop_rate": 0.0}
     with tempfile.TemporaryDirectory() as folder:
         run = train(
