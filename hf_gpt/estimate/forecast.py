@@ -64,7 +64,7 @@ def estimate(
     on_cpu = is_here and recipe.train.device == "cpu"
     data = prepare_data(recipe, pretrained)
     batches = batch_plan(data.recipe, data.windows, devices)
-    model, memory = memory_of_run(recipe, data, batches, fused_dropout=not on_cpu)
+    model, memory = memory_of_run(recipe, data, batches, on_gpu=not on_cpu)
     steps = num_steps(recipe.train, batches)
     found = Estimate(
         parameters=parameters_by_part(model),

@@ -32,7 +32,7 @@ _TIMED_STEPS = 20
 MOST_SECONDS = 30
 
 
-def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, fused_dropout: bool) -> tuple[GPTForCausalLM, Memory]:
+def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, on_gpu: bool) -> tuple[GPTForCausalLM, Memory]:
     """The model and the memory of the run, from fake tensors on the CPU."""
     config = {name: getattr(data.config, name) for name in GPTConfig._own_names() - set(GPTConfig.attribute_map)}
     train = dataclasses.replace(
@@ -42,7 +42,7 @@ def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, fused_dropout: bo
         global_batch_size=None,
         gradient_accumulation_steps=min(2, plan.accumulation),  # further micro-batches are like the second
     )
-    if fused_dropout:
+    if on_gpu:
         if train.mixed_precision == "fp16":  # of the same size
             train.mixed_precision = "bf16"
         if train.attn_implementation != "eager":  # a GPU's kernels do not keep the weights that dropout is drawn for
@@ -59,7 +59,7 @@ def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, fused_dropout: bo
             job = prepare_run(recipe)
             job.max_steps = _UPDATES + 1
             job.accelerator.device_placement = False  # the model is there, and fake weights cannot be moved
-            run(job, [_OnAGpu()] if fused_dropout else [], until=_UPDATES)
+            run(job, [_OnAGpu()] if on_gpu else [], until=_UPDATES)
     return job.model, tracker.memory()
 
 

@@ -38,7 +38,7 @@ def describe_environment(run_dir: Path, accelerator: Accelerator, data: Data) ->
         "device_name": name,
         "processes": accelerator.num_processes,
         "cpu_threads": torch.get_num_threads(),
-        "cpu": describe_cpu() if device.type == "cpu" else None,
+        **({"cpu": describe_cpu()} if device.type == "cpu" else {}),
         "text": {name: windows.store.path.name for name, windows in data.evaluated.items()},
         "sources": describe_sources(data),
     }
@@ -58,8 +58,7 @@ def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[s
     compared = [key for key in environment if key not in ("run_id", "versions", "text", "sources", "parent")]
     flat = [(key, before.get(key, environment[key]), environment[key]) for key in compared]
     flat += [(key, before.get("versions", {}).get(key), value) for key, value in environment["versions"].items()]
-    known = [(key, old, new) for key, old, new in flat if key != "cpu" or (old and new)]  # not of a GPU's run
-    changed = [f"{key} was {old}, is {new}" for key, old, new in known if old != new]
+    changed = [f"{key} was {old}, is {new}" for key, old, new in flat if old != new]
     if not changed:
         return []
     return [f"not where this run began, so the last digits may differ: {'; '.join(changed)}"]
