@@ -118,9 +118,9 @@ class HubError(_OneLineError):
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """``"; did you mean 'hidden_size'?"`` for the valid name nearest to `name`, or all of them if none is near."""
+    """``"; did you mean 'hidden_size'?"`` for the valid name nearest to `name`; if none is, all, up to 50."""
     valid = sorted(valid)
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
     if near:
         return f"; did you mean '{near[0]}'?"
-    return f"; valid names: {', '.join(valid)}" if valid else ""
+    return f"; valid names: {', '.join(valid)}" if 0 < len(valid) < 50 else ""

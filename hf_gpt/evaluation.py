@@ -30,6 +30,7 @@ from .data.progress import WorkProgress
 from .data.token_store import tokenize
 from .display import Shown
 from .errors import UserError, one_line
+from .loading import context_length, num_positions
 from .loss import CausalLMLoss, evaluating
 from .recipe import DataRecipe
 
@@ -142,8 +143,9 @@ def evaluate_corpus(
     if len(taken) < 2:
         raise UserError(f"{corpus.name}: {len(taken)} tokens; at least 2 are needed, one to predict from")
     num_bytes = scored_bytes(store, corpus, tokenizer, len(taken))
+    window = context_length(loaded.config, tokenizer)
     with WorkProgress(f"evaluating {model}", "tokens", len(taken) - 1) as progress:
-        return evaluate_tokens(loaded, taken, num_bytes, stride, progress)
+        return evaluate_tokens(loaded, taken, num_bytes, stride, progress, window)
 
 
 def evaluate_tokens(
@@ -152,23 +154,20 @@ def evaluate_tokens(
     num_bytes: int,
     stride: int | None = None,
     progress: Callable[[int], None] = lambda num_scored: None,
+    context: int | None = None,
 ) -> Evaluation:
     """Score every token of a text but the first, each once, by a window that slides by `stride`.
 
     Args:
-        model: a causal language model with `config.max_position_embeddings`.
+        model: a causal language model.
         tokens: the text, (num_tokens,).
         num_bytes: UTF-8 bytes of the text that the scored tokens stand for.
         stride: how far the window moves. The context length (the default) is fastest; a smaller one gives each token
             at least `context_length - stride` tokens of context, as in Hugging Face's guide to perplexity.
         progress: called with the number of tokens scored since its last call.
-
-    Raises:
-        UserError: the model has no limit of positions.
+        context: the context length, by default all of the model's positions.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is None:
-        raise UserError(f"a {model.config.model_type} model has no max_position_embeddings, which is the window here")
+    context = context or num_positions(model.config)
     stride = min(stride or context, context)
     device = next(model.parameters()).device
     num_targets = len(tokens) - 1

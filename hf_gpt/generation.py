@@ -170,14 +170,25 @@ def try_out(
     requests = [_request(model, tokenizer, prompt, seed=seed, **settings) for prompt in prompts]
     for input_ids, options in requests[:1]:
         one = {**options, "max_new_tokens": 1, "attention_mask": options["attention_mask"][:, -1:]}
-        attention = model.config._attn_implementation
-        model.config._attn_implementation = "eager"
-        try:
-            with evaluating(model), own_random_stream(seed, model.device), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that one token is fewer than the model wants to write
-                generate(model, input_ids[:, -1:], **one)
-        finally:
-            model.config._attn_implementation = attention
+        with (
+            plain_attention(model),
+            evaluating(model),
+            own_random_stream(seed, model.device),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # that one token is fewer than the model wants to write
+            generate(model, input_ids[:, -1:], **one)
+
+
+@contextlib.contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Attention that runs on any device, for a trial."""
+    attention = model.config._attn_implementation
+    model.config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = attention
 
 
 def plain_options(tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Building a skeleton takes a millisecond a layer. No model that was published has more than a few hundred.
 _MOST_LAYERS = 10_000
 _SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
 _LONGEST_REASON = 300
+_NO_LENGTH = 10**9  # where there is none, transformers says 10**30
 
 
 def skeleton(
@@ -50,6 +51,48 @@ def skeleton(
     if must_fit:
         _refuse_larger_than_memory(model, name)
     return model
+
+
+def own_fields(kind: "type[PreTrainedConfig]") -> set[str]:
+    """The fields of a type of model, without those that all configurations of transformers have."""
+    from transformers import PreTrainedConfig
+
+    return kind.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
+
+
+def num_positions(config: "PreTrainedConfig") -> int | None:
+    """How many tokens a model takes at once; None without a limit, such as that of a Mamba or a BLOOM."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def context_length(config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The window of a model in its own checkpoint: what its tokenizer was saved with, at most its positions.
+
+    Raises:
+        UserError: neither has a limit.
+    """
+    length = min(num_positions(config) or _NO_LENGTH, tokenizer.model_max_length)
+    if length >= _NO_LENGTH:
+        what = f"a {config.model_type} model takes texts of any length; say how long windows are to be"
+        raise UserError(f"{what}, as model_max_length in its tokenizer_config.json")
+    return length
+
+
+def refuse_other_models(config: "PreTrainedConfig", name: str) -> None:
+    """Refuse what is not a causal language model of text alone.
+
+    Raises:
+        UserError: it is not; it names the type.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise UserError(f"{name}: a {kind} model is an encoder with a decoder, and no causal language model")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{name}: transformers has no causal language model of the type {kind}")
+    if config.get_text_config(decoder=True) is not config or hasattr(config, "vision_config"):
+        raise UserError(f"{name}: a {kind} model takes more than text; name a causal language model")
 
 
 def with_weights(

@@ -22,7 +22,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -33,6 +33,9 @@ from .display import whole_number
 from .errors import UserError, did_you_mean
 from .storage import local_path
 from .yaml_text import load_yaml
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # What torch and numpy take as a size, a seed or a number of steps.
 _TOO_LARGE = 2**63
@@ -192,14 +195,18 @@ def _doc(default: Any, text: str, **kwargs) -> Any:
     return field(metadata={"help": text}, **kwargs)
 
 
-@_section(one_of=[("preset", "from_pretrained")], needs={"revision": "from_pretrained"})
+@_section(
+    one_of=[("preset", "from_pretrained"), ("preset", "model_type"), ("model_type", "from_pretrained")],
+    needs={"revision": "from_pretrained"},
+)
 class ModelRecipe:
-    """Where the model comes from. Every other key is a `GPTConfig` field, or the book's name for one."""
+    """Where the model comes from. Every other key is a field of its configuration, such as `GPTConfig`'s."""
 
     preset: Name | None = _doc(None, "gpt2-124m, gpt2-355m, gpt2-774m or gpt2-1558m; the other keys then change it")
-    from_pretrained: Name | None = _doc(None, "directory or Hub id of a model to continue")
+    model_type: Name | None = _doc(None, "llama, qwen3, gpt2 or any other of transformers; default: our GPT")
+    from_pretrained: Name | None = _doc(None, "directory or Hub id of a causal language model to continue")
     revision: Name | None = _doc(None, "branch, tag or commit of that Hub id")
-    config: dict[str, Any] = _doc(dict, "GPTConfig fields; in YAML they stand directly in the section")
+    config: dict[str, Any] = _doc(dict, "fields of its configuration; in YAML they stand directly in the section")
 
     @model_validator(mode="before")
     @classmethod
@@ -221,6 +228,24 @@ class ModelRecipe:
 
     def __post_init__(self) -> None:
         _refuse_both(self)
+
+
+def config_class(model_type: str | None) -> "type[PreTrainedConfig]":
+    """The configuration of a type of transformers, by its name, or that of our GPT.
+
+    Raises:
+        UserError: transformers has no causal language model of this name.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from .configuration_gpt import GPTConfig
+
+    if model_type is None:
+        return GPTConfig
+    if model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return CONFIG_MAPPING[model_type]
+    near = did_you_mean(model_type, CONFIG_MAPPING)
+    raise UserError(f"model.model_type: transformers has no causal language model {_shown(model_type)}{near}")
 
 
 @_section()
@@ -260,6 +285,7 @@ class DataRecipe:
     separator: AutoOrBool = _doc("auto", "<|endoftext|> between rows; auto: unless rows are lines of one text")
     drop_blank_lines: bool = _doc(False, "leave lines without a visible character out")
     isolate_documents: bool = _doc(False, "stop attention and positions at document boundaries")
+    context_length: PositiveInt | None = _doc(None, "length of a window, in tokens; default: the model's positions")
     stride: PositiveInt | None = _doc(None, "distance between window starts, in tokens; default: the context length")
     shuffle: bool = _doc(True, "a new order of windows each epoch; false: in the order of the text")
     drop_last: bool = _doc(False, "leave out an epoch's last global batch when it is short")
@@ -311,7 +337,7 @@ class TrainRecipe:
     )
     compile: AutoOrBool = _doc("auto", "torch.compile the model; auto: where the run is long enough for it to pay")
     device: Literal["auto", "cuda", "mps", "cpu"] = _doc("auto", "auto: cuda, else mps, else cpu")
-    attn_implementation: Name = _doc("sdpa", "eager, sdpa, flash_attention_2, flex_attention")
+    attn_implementation: Name = _doc("auto", "eager, sdpa, flash_attention_2, flex_attention; auto: sdpa if it can")
     gradient_checkpointing: bool = _doc(False, "recompute activations in the backward pass to save memory")
     log_every: PositiveInt = _doc(10, "steps between train lines in metrics.jsonl")
     skip_nonfinite: Count = _doc(0, "updates to skip, not stop at, when the gradient is not finite; waits each step")
@@ -529,10 +555,12 @@ def _let_flags_win(values: dict[str, Any], given: Sequence[tuple[Sequence[str], 
         UserError: two flags exclude each other.
     """
     flags = {tuple(keys[:2]): value for keys, value in given if len(keys) > 1 and keys[0] in _SECTIONS}
+    in_file = values["model"].get("model_type") if isinstance(values.get("model"), dict) else None
+    model_type = flags.get(("model", "model_type"), in_file if isinstance(in_file, str) else None)
     if flags.get(("optimizer", "name"), "muon") != "muon" and isinstance(values.get("optimizer"), dict):
         values["optimizer"].pop("muon_lr", None)
     for section, key in sorted(flags):
-        for other in sorted(_excluded_by(section, key)):
+        for other in sorted(_excluded_by(section, key, model_type)):
             if (section, other) in flags:
                 raise UserError(f"--{section}.{key} and --{section}.{other} exclude each other; give one")
             if isinstance(values.get(section), dict) and values[section].pop(other, None) is not None:
@@ -541,13 +569,11 @@ def _let_flags_win(values: dict[str, Any], given: Sequence[tuple[Sequence[str], 
                         values[section].pop(dependent, None)
 
 
-def _excluded_by(section: str, key: str) -> set[str]:
+def _excluded_by(section: str, key: str, model_type: Any) -> set[str]:
     """The other fields of the section that must not be given beside `key`."""
     others = {other for pair in _SECTIONS[section].one_of if key in pair for other in pair}
     if section == "model":  # the names of one field
-        from .configuration_gpt import GPTConfig
-
-        alias_of = GPTConfig.attribute_map
+        alias_of = config_class(model_type).attribute_map
         names = {*alias_of, *alias_of.values()}
         others |= {name for name in names if alias_of.get(name, name) == alias_of.get(key, key)}
     return others - {key}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from . import checkpoint
 from .configuration_gpt import GPTConfig
@@ -22,7 +22,7 @@ from .errors import UserError
 from .hub.background import BackgroundPush
 from .hub.card import CardWriter
 from .hub.fetch import fetch_run
-from .loading import reading_model
+from .loading import reading_model, refuse_other_models
 from .recipe import CheckpointRecipe, HubRecipe, ModelRecipe, Recipe, TrackingRecipe
 from .report.notebook import Picture
 from .report.page import ReportWriter
@@ -30,6 +30,7 @@ from .storage import local_path, refuse_unwritable
 from .training.loop import run
 from .training.model import Pretrained
 from .training.observers import Observer
+from .training.resume import run_and_step
 from .training.run_log import RunLog, read_lines
 from .training.setup import Job, prepare
 from .training.signals import exit_on_preemption, lost_process_ends_run
@@ -71,14 +72,19 @@ def train(
     )
 
 
-def prepare_run(recipe: Recipe, parent: str | None = None) -> Job:
-    """`training.setup.prepare`, after what needs a satellite: fetching a run from the Hub, converting a GPT-2."""
+def prepare_run(recipe: Recipe, parent: str | None = None, like: Path | None = None) -> Job:
+    """`training.setup.prepare`, after what needs a satellite: fetching a run from the Hub, converting a GPT-2.
+
+    Args:
+        like: a checkpoint of the run that is repeated.
+    """
+    run_dir = local_path(recipe.output_dir, "output_dir")
+    refuse_unwritable(run_dir, "output_dir")
     if recipe.checkpoint.resume == "hub":
-        run_dir = local_path(recipe.output_dir, "output_dir")
-        refuse_unwritable(run_dir, "output_dir")
         fetch_run(recipe.hub.repo_id, recipe.hub.branch, run_dir)
     refuse_missing_trackers(recipe.tracking.to)
-    return prepare(recipe, parent, find_pretrained(recipe.model))
+    earlier = [*checkpoint.checkpoints(run_and_step(parent)[0] if parent else run_dir), *([like] if like else [])]
+    return prepare(recipe, parent, find_pretrained(recipe.model, earlier[-1] if earlier else None))
 
 
 def scratch_recipe(recipe: Recipe, folder: str) -> Recipe:
@@ -92,24 +98,34 @@ def scratch_recipe(recipe: Recipe, folder: str) -> Recipe:
     )
 
 
-def find_pretrained(recipe: ModelRecipe) -> Pretrained | None:
-    """The model that `model.from_pretrained` names; a GPT-2 is converted once and kept in the cache.
+def find_pretrained(recipe: ModelRecipe, like: Path | None = None) -> Pretrained | None:
+    """The model that `model.from_pretrained` names.
+
+    Args:
+        like: a checkpoint of the run that goes on. Earlier versions converted a GPT-2 to our GPT, and it stays one.
 
     Raises:
-        UserError: it is not there, or neither ours nor a GPT-2 that can be converted.
+        UserError: it is not there, or is no causal language model of transformers.
     """
     if not recipe.from_pretrained:
         return None
     source = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
     folder = checkpoint.opened(source)
     with reading_model("model", f"{recipe.from_pretrained} cannot be continued"):
-        kind = GPTConfig.get_config_dict(folder)[0].get("model_type")
-    if kind not in (GPTConfig.model_type, "gpt2"):
-        continued = f"{GPTConfig.model_type} and gpt2 models can be continued"
-        raise UserError(f"model: {recipe.from_pretrained} is a {kind} model; {continued}")
-    in_our_layout = folder if kind == GPTConfig.model_type else convert_into_cache(folder)
+        found = PreTrainedConfig.get_config_dict(folder)[0]
+        kind = found.get("model_type")
+        if kind not in CONFIG_MAPPING and "auto_map" in found:
+            raise UserError(
+                f"model: {recipe.from_pretrained} is a {kind} model, which transformers does not have; the code that"
+                " comes with it is never run"
+            )
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        refuse_other_models(config, f"model: {recipe.from_pretrained}")
+        converted = kind == "gpt2" and like is not None and isinstance(AutoConfig.from_pretrained(like), GPTConfig)
     commit = source.name if source.parent.name == "snapshots" else None  # of the Hub's cache
-    return Pretrained(in_our_layout, commit, folder)
+    if converted:
+        return Pretrained(convert_into_cache(folder), GPTConfig, commit, folder)
+    return Pretrained(folder, type(config), commit, folder)
 
 
 def default_observers(job: Job) -> list[Observer]:

@@ -69,9 +69,9 @@ def test_windows_are_a_dataset_for_torch(isolate):
 
 
 def test_a_store_shorter_than_a_window_says_what_to_lower():
-    with pytest.raises(UserError, match=r"a corpus: 256 tokens, and a window takes 257; lower model.context_length"):
+    with pytest.raises(UserError, match=r"a corpus: 256 tokens, and a window takes 257; lower data.context_length"):
         windows_of(256, 256)
-    with pytest.raises(UserError, match=r"model.context_length or give more text$"):  # it may be the training text
+    with pytest.raises(UserError, match=r"data.context_length or give more text$"):  # it may be the training text
         windows_of(256, 256)
     with pytest.raises(UserError, match=r"or raise data\.validation_fraction$"):
         windows_of(256, 256, remedy="raise data.validation_fraction")

@@ -212,7 +212,7 @@ def test_the_separator_has_the_name_that_the_tokenizer_gives_it_and_text_shows_i
     words = ["--tokenizer.name", str(tmp_path / "words"), "--data.source", str(tmp_path / "rows.jsonl")]
     assert main(["tokenize", recipe, *words]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert "read as    documents, </s> between them; stride 32; vocabulary 5" in lines
+    assert "read as    documents, </s> (0) between them; stride 32; vocabulary 5" in lines
     assert "input      'a \u3000 \\u202e a" in next(line for line in lines if line.startswith("input"))
     assert main(["tokenize", recipe, *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["separator"] == "</s>"
@@ -311,9 +311,9 @@ def test_importing_loads_nothing_heavy():
         (["--data.source", "missing.txt"], "missing.txt: no such file"),
         (["--data.source", "EMPTY"], "empty"),
         (["--data.source", "LATIN"], "byte 3"),
-        (["--data.source", "SHORT"], "lower model.context_length"),
+        (["--data.source", "SHORT"], "lower data.context_length"),
         (["--data.source", "ROWS", "--data.text_column", "story"], "title"),
-        (["--data.validation_fraction", "0.001"], "lower model.context_length"),
+        (["--data.validation_fraction", "0.001"], "lower data.context_length"),
         (["--train.max_step", "3"], "did you mean 'max_steps'?"),
         (["--train.max_steps", "soon"], "--train.max_steps: must be a whole number, found soon"),
         (["--model.emb_dims", "3"], "did you mean 'emb_dim'?"),

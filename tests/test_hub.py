@@ -787,7 +787,13 @@ def test_training_continues_from_a_gpt2(hub, commands, recipe, step, tmp_path):
 def test_the_wikitext_recipe_runs_by_the_datasets_id(hub, commands, data_dir, tmp_path):
     hub.add_repo("Salesforce/wikitext", wikitext_files(data_dir), kind="dataset")
     smaller = {"model.preset": "null", "model.emb_dim": 16, "model.n_layers": 1, "model.n_heads": 2}
-    smaller |= {"model.context_length": 64, "train.max_steps": 2, "train.batch_size": 2, "evaluation.tokens": 256}
+    smaller |= {
+        "model.context_length": 64,
+        "train.max_steps": 2,
+        "train.global_batch_size": 2,
+        "train.batch_size": 2,
+        "evaluation.tokens": 256,
+    }
     flags = [str(word) for name, value in smaller.items() for word in (f"--{name}", value)]
     recipe = Path(__file__).parent.parent / "configs" / "wikitext2-124m.yaml"
     environment = {"TIKTOKEN_CACHE_DIR": os.environ["TIKTOKEN_CACHE_DIR"]}

@@ -125,5 +125,5 @@ class Parser(argparse.ArgumentParser):
         from ..recipe import fields_help
 
         lines = [f"  --{name} VALUE\n      {help} (default: {default})" for name, default, help in fields_help()]
-        heading = "recipe fields (null unsets a field; --model.KEY sets any field of GPTConfig):"
+        heading = "recipe fields (null unsets a field; --model.KEY sets any field of the model's configuration):"
         return "\n".join([text, heading, *lines, ""])

@@ -30,8 +30,8 @@ class Windows:
     """The windows of a store: inputs `tokens[i : i + T]` and targets `tokens[i + 1 : i + T + 1]`, for every `stride`.
 
     As in the book, they start at `range(0, num_tokens - context_length, stride)`; `stride` defaults to the context
-    length. With `isolate_documents` batches also have positions, which restart at 0 on every separator. A document
-    begins at the separator before it: the last token of a document predicts the separator, and the separator, without
+    length. With `isolate_documents` batches also have positions, which restart at 0 on every document's beginning: its
+    BOS, else the separator before it. The last token of a document predicts the separator, and the separator, without
     any context, predicts the first token of the next document.
 
     Raises:
@@ -48,7 +48,7 @@ class Windows:
         if len(self) == 0:
             raise UserError(
                 f"{self.store.name}: {self.store.num_tokens} tokens, and a window takes {self.context_length + 1}; "
-                f"lower model.context_length or {self.remedy}"
+                f"lower data.context_length or {self.remedy}"
             )
 
     def __len__(self) -> int:
@@ -78,7 +78,8 @@ class Windows:
             input_ids[row], shift_labels[row] = self.window(int(index))
         batch = {"input_ids": torch.from_numpy(input_ids), "shift_labels": torch.from_numpy(shift_labels)}
         if self.isolate_documents:
-            batch["position_ids"] = _positions(batch["input_ids"], self.store.separator_id)
+            begin, separator = self.store.begin_id, self.store.separator_id
+            batch["position_ids"] = _positions(batch["input_ids"], separator if begin is None else begin)
         return batch
 
 
@@ -182,10 +183,10 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _positions(input_ids: torch.Tensor, separator_id: int | None) -> torch.Tensor:
-    """Positions that restart at 0 on each separator and at the start of each window. (batch, time) -> same shape."""
+def _positions(input_ids: torch.Tensor, begin_id: int | None) -> torch.Tensor:
+    """Positions that restart at 0 on each `begin_id` and at the start of each window. (batch, time) -> same shape."""
     places = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-    if separator_id is None:
+    if begin_id is None:
         return places.contiguous()
-    starts = torch.where(input_ids == separator_id, places, torch.zeros_like(places)).cummax(dim=1).values
+    starts = torch.where(input_ids == begin_id, places, torch.zeros_like(places)).cummax(dim=1).values
     return places - starts

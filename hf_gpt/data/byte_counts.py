@@ -24,8 +24,7 @@ def byte_sizes(store: TokenStore, tokenizer: "PreTrainedTokenizerFast") -> np.nd
     """The bytes that each token of a byte-level vocabulary stands for, (vocabulary,); None for other vocabularies."""
     names = tokenizer.convert_ids_to_tokens(range(vocab_size(tokenizer)))
     sizes = np.array([len(name or "") for name in names], np.int64)
-    if store.separator_id is not None:
-        sizes[store.separator_id] = 0  # no text of the corpus
+    sizes[[i for i in (store.separator_id, store.begin_id) if i is not None]] = 0  # no text of the corpus
     return sizes if num_bytes(store.tokens, sizes) == store.num_bytes else None
 
 
@@ -39,7 +38,7 @@ def scored_bytes(store: TokenStore, corpus: Corpus, tokenizer: "PreTrainedTokeni
     sizes = byte_sizes(store, tokenizer)
     if sizes is not None:
         return num_bytes(store.tokens[1:stop], sizes)
-    first = _bytes_before_second_token(corpus, tokenizer)
+    first = _bytes_before_second_token(corpus, tokenizer) if store.begin_id is None else 0
     if stop == len(store.tokens):
         return store.num_bytes - first
     return len(tokenizer.decode(store.tokens[:stop].tolist(), skip_special_tokens=True).encode()) - first

@@ -8,7 +8,7 @@ atomically, and its checksum is compared before it is used.
   ids are those of each document encoded at once.
 - **Separators are ids.** Between documents stands the *id* of the separator; `<|endoftext|>` written in a text stays
   text. It stands between them only: one document is exactly its text (the book's 5,145 tokens), and a store of n
-  documents has n - 1 separators.
+  documents has n - 1 separators. Where the tokenizer puts BOS before a text, each document begins with its id.
 - **Making it can be resumed.** The store grows in shards of some 8 million characters, in a `.part` folder. A finished
   shard is forced to disk and then entered in `shards.jsonl` with its checksum. After a crash the next process checks
   the shards, skips the text up to the end of the last good one, and continues to the same bytes.
@@ -44,7 +44,7 @@ from .cache import cache_folder, digest, kept, seal
 from .corpus import Corpus, Pieces
 from .cutting import repair_surrogates
 from .encoding import Encoder, encoder_of
-from .tokenizer import fingerprint, separator_id
+from .tokenizer import begin_id, fingerprint, separator_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -57,7 +57,7 @@ class TokenStore:
     """A tokenised corpus. `tokens` is a read-only memory map of shape (num_tokens,), of the smallest type that fits.
 
     `num_characters` and `num_bytes` (UTF-8) count the text without separators. `separator_id` is what stands between
-    documents, None if nothing does. `origin` is that of the corpus.
+    documents, `begin_id` what each begins with, None if nothing does. `origin` is that of the corpus.
     """
 
     name: str
@@ -67,6 +67,7 @@ class TokenStore:
     num_characters: int
     num_bytes: int
     num_documents: int
+    begin_id: int | None = None
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -93,12 +94,13 @@ def tokenize(
     Raises:
         UserError: no text in the corpus, no separator in the tokenizer for several documents, no place for the cache.
     """
-    separator = separator_id(tokenizer) if corpus.separated else None
-    key = hashlib.sha256(f"{_FORMAT} {corpus.identity} {fingerprint(tokenizer)} {separator}".encode()).hexdigest()
+    separator, begin = separator_id(tokenizer) if corpus.separated else None, begin_id(tokenizer)
+    marks = str(separator) if begin is None else f"{separator} {begin}"
+    key = hashlib.sha256(f"{_FORMAT} {corpus.identity} {fingerprint(tokenizer)} {marks}".encode()).hexdigest()
     folder = cache_folder() / "tokens" / key[:32]
 
     def make() -> None:
-        _make(folder, key, corpus, encoder_of(tokenizer), separator, progress)
+        _make(folder, key, corpus, encoder_of(tokenizer), separator, begin, progress)
 
     facts = kept(folder, key, make, fits=lambda facts: corpus.has_characters(facts["num_characters"]))
     tokens = np.memmap(folder / "tokens.bin", dtype=np.dtype(facts.pop("dtype")), mode="r")
@@ -129,7 +131,13 @@ _SHARD = 1 << 23  # characters, at least, of a shard
 
 
 def _make(
-    folder: Path, key: str, corpus: Corpus, encoder: Encoder, separator: int | None, progress: Callable[[int], None]
+    folder: Path,
+    key: str,
+    corpus: Corpus,
+    encoder: Encoder,
+    separator: int | None,
+    begin: int | None,
+    progress: Callable[[int], None],
 ) -> None:
     """Make the store at `folder`, resuming from an earlier attempt. The caller holds the lock."""
     part = folder.with_suffix(".part")
@@ -140,14 +148,18 @@ def _make(
     try:
         with contextlib.closing(_Shards(part, key, dtype)) as shards:
             texts = _texts(corpus, encoder, shards.counts["num_characters"], progress)
-            encode = partial(_encode, corpus.name, encoder, separator, dtype)
+            if begin is not None and not shards.counts["num_tokens"]:
+                shards.append(np.array([begin], dtype).tobytes(), {"num_tokens": 1})
+            between = [i for i in (separator, None if begin == separator else begin) if i is not None]
+            encode = partial(_encode, corpus.name, encoder, between if separator is not None else [], dtype)
             for ids, counts in _in_background(encode, _batches(texts)):
                 shards.append(ids, counts)
                 progress(counts["num_characters"])
             shards.finish()
-        if not shards.counts["num_tokens"]:
+        if not shards.counts["num_characters"]:
             raise UserError(f"{corpus.name}: has no text; there is nothing to train on")
         counts = {name: count for name, count in shards.counts.items() if name != "num_tokens"}
+        counts |= {} if begin is None else {"begin_id": begin}
         seal(part, key, dtype=dtype.str, separator_id=separator, **counts)
         flush_tree(part)
         part.rename(folder)
@@ -184,7 +196,7 @@ class _Shards:
         self._hash.update(ids)
         if not self.counts["num_documents"]:
             self.counts["num_documents"] = 1  # the first, which has no separator before it
-        self.counts = {name: self.counts[name] + counts[name] for name in self.counts}
+        self.counts = {name: self.counts[name] + counts.get(name, 0) for name in self.counts}
         if self.counts["num_characters"] - self._num_finished >= _SHARD:
             self._finish_shard()
 
@@ -230,18 +242,18 @@ class _Shards:
 
 
 def _encode(
-    name: str, encoder: Encoder, separator: int | None, dtype: np.dtype, batch: list[str | None]
+    name: str, encoder: Encoder, between: list[int], dtype: np.dtype, batch: list[str | None]
 ) -> tuple[bytes, dict[str, int]]:
     """The ids of a batch as they stand in the file, and what they add to the counts of a store."""
     texts = [text for text in batch if text is not None]
-    if separator is None and len(texts) < len(batch):
+    if not between and len(texts) < len(batch):
         raise UserError(
             f"{name}: the tokenizer has no <|endoftext|> or EOS token to put between documents; "
             "set data.separator to false or choose another tokenizer"
         )
     encoded = iter(encoder.encode(texts))
-    between = np.array([separator or 0], dtype)
-    ids = np.concatenate([between if text is None else next(encoded) for text in batch])
+    marks = np.array(between, dtype)
+    ids = np.concatenate([marks if text is None else next(encoded) for text in batch])
     return ids.astype(dtype, copy=False).tobytes(), {
         "num_tokens": len(ids),
         "num_characters": sum(map(len, texts)),

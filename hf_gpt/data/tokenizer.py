@@ -159,9 +159,16 @@ def _cut_long_words(text: str) -> Iterator[str]:
 
 
 def separator_id(tokenizer: "PreTrainedTokenizerFast") -> int | None:
-    """The id that goes between documents: `<|endoftext|>`, else EOS, else None."""
-    end_of_text = tokenizer.backend_tokenizer.token_to_id(END_OF_TEXT)
-    return tokenizer.eos_token_id if end_of_text is None else end_of_text
+    """The id that ends a document before the next: EOS, else `<|endoftext|>`, else None."""
+    if tokenizer.eos_token_id is not None:
+        return tokenizer.eos_token_id
+    return tokenizer.backend_tokenizer.token_to_id(END_OF_TEXT)
+
+
+def begin_id(tokenizer: "PreTrainedTokenizerFast") -> int | None:
+    """The id of BOS where the tokenizer puts it before a text, as Llama's does, else None."""
+    ids = tokenizer.backend_tokenizer.encode("a").ids
+    return ids[0] if ids[:1] == [tokenizer.bos_token_id] else None
 
 
 def vocab_size(tokenizer: "PreTrainedTokenizerFast") -> int:

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from .. import checkpoint
-from ..configuration_gpt import GPTConfig
 from ..data.batches import BatchPlan, Windows
 from ..data.cache import cache_folder, kept, seal
 from ..data.corpus import Corpus, load_corpora
@@ -20,14 +19,14 @@ from ..data.token_store import TokenStore, fraction_of_split_characters, tokeniz
 from ..data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer, vocab_size
 from ..display import escape_unprintable
 from ..errors import UserError
-from ..loading import memory_of_machine
+from ..loading import memory_of_machine, num_positions
 from ..recipe import Recipe, TokenizerRecipe, TrainRecipe
 from ..storage import local_path, replacing_directory
-from .model import Pretrained, model_config
-from .resume import canonical_field_names
+from .model import Pretrained, canonical_field_names, model_config
 
 # Of English under gpt2 almost no token is part of a character, of Chinese more than half are.
 _MANY_SPLIT = 0.2
+_LONGEST_WINDOW = 8192  # that is taken unasked
 _BYTES_OF_TOKEN = 16  # in a batch: an input and a target, both int64
 
 
@@ -37,7 +36,7 @@ class Data:
 
     recipe: Recipe  # with the `auto`s of `model`, `tokenizer` and `data` resolved
     tokenizer: PreTrainedTokenizerFast
-    config: GPTConfig
+    config: PreTrainedConfig
     windows: Windows  # what training sees
     evaluated: dict[str, Windows]  # "eval_train" and, if there is any, "validation": windows that do not overlap
     pretrained: Pretrained | None  # the model to continue
@@ -46,14 +45,17 @@ class Data:
     def facts(self) -> dict[str, Any]:
         """What a person should know before training, as `hf-gpt tokenize --json` prints it."""
         validation = self.evaluated.get("validation")
-        separator_id = self.windows.store.separator_id
-        separator = None if separator_id is None else self.tokenizer.convert_ids_to_tokens(separator_id)
+        marks = {"separator": self.windows.store.separator_id, "begin": self.windows.store.begin_id}
         plan = batch_plan(self.recipe, self.windows)
         inputs, targets = self.windows.window(0)
         return {
             "training": text_facts(self.windows),
             "validation": text_facts(validation) if validation else None,
-            "separator": separator,
+            **{f"{name}_id": mark for name, mark in marks.items()},
+            **{
+                name: None if mark is None else self.tokenizer.convert_ids_to_tokens(mark)
+                for name, mark in marks.items()
+            },
             "vocabulary": vocab_size(self.tokenizer),
             "context_length": self.windows.context_length,
             "stride": self.windows.stride,
@@ -77,9 +79,13 @@ class Data:
                 )
         if not facts["validation"]:
             yield "validation none; data.validation_fraction: 0.1 would keep a tenth of the text for it"
-        joined = "lines of one text, joined as they are"
-        if facts["separator"]:
-            joined = f"documents, {escape_unprintable(facts['separator'], one_line=True)} between them"
+        begin, separator = (
+            facts[name] and f"{escape_unprintable(facts[name], one_line=True)} ({facts[f'{name}_id']})"
+            for name in ("begin", "separator")
+        )
+        joined = f"documents, {separator} between them" if separator else "lines of one text, joined as they are"
+        if begin:
+            joined = f"documents, each from {begin} to {separator}" if separator else f"{joined}, after {begin}"
         yield f"read as    {joined}; stride {facts['stride']}; vocabulary {facts['vocabulary']:,}"
         yield f"an epoch   {facts['batches_per_epoch']:,} steps on one process"
         for name in ("input", "target"):
@@ -112,10 +118,11 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
         named = dataclasses.replace(named, name=checkpoint.resolve_model(named.name))
     tokenizer = _tokenizer(named, corpus)
     pretrained = pretrained and pretrained.with_tokenizer(tokenizer)
-    config = model_config(recipe.model, tokenizer, pretrained)
-    context_length = tokenizer.model_max_length = config.max_position_embeddings
-    data = dataclasses.replace(recipe.data, stride=recipe.data.stride or context_length, separator=corpus.separated)
-    fields = canonical_field_names(recipe.model.config)
+    config = model_config(recipe.model, tokenizer, pretrained, recipe.data.context_length)
+    context_length = tokenizer.model_max_length = _context_length(recipe.data.context_length, config)
+    stride = recipe.data.stride or context_length
+    data = dataclasses.replace(recipe.data, context_length=context_length, stride=stride, separator=corpus.separated)
+    fields = canonical_field_names(recipe.model.config, type(config))
     model = dataclasses.replace(recipe.model, config={**fields, "vocab_size": config.vocab_size})
 
     def windows(store: TokenStore, stride: int, **options: str) -> Windows:
@@ -130,11 +137,23 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
         recipe=dataclasses.replace(recipe, data=data, model=model, tokenizer=named),
         tokenizer=tokenizer,
         config=config,
-        windows=windows(store, data.stride),
+        windows=windows(store, stride),
         evaluated=evaluated,
         pretrained=pretrained,
         notes=tuple(dict.fromkeys(note for text in (corpus, validation) if text for note in text.notes)),
     )
+
+
+def _context_length(given: int | None, config: PreTrainedConfig) -> int:
+    """How long windows are."""
+    positions = num_positions(config)
+    if given is None and (positions is None or positions > _LONGEST_WINDOW):
+        limit = "any length" if positions is None else f"up to {positions:,} tokens"
+        what = f"is missing: a {config.model_type} model takes texts of {limit}; say how long windows are to be"
+        raise UserError(f"data.context_length: {what}, such as 1024")
+    if given is not None and positions is not None and given > positions:
+        raise UserError(f"data.context_length: {given:,}, and the model has {positions:,} positions")
+    return given or positions
 
 
 def batch_plan(recipe: Recipe, windows: Windows, num_processes: int = 1) -> BatchPlan:

@@ -9,10 +9,10 @@ import os
 import shutil
 
 from accelerate.utils import parse_flag_from_env
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .. import checkpoint
-from ..configuration_gpt import GPTConfig
 from ..errors import UserError
 from ..precision import multiplies_bf16
 from ..recipe import Recipe, TrainRecipe
@@ -38,7 +38,7 @@ def resolve_hardware(recipe: Recipe, earlier: Recipe | None, pretrained: Pretrai
     return dataclasses.replace(recipe, train=resolved)
 
 
-def pays_in_bf16(config: GPTConfig) -> bool:
+def pays_in_bf16(config: PreTrainedConfig) -> bool:
     """Whether a step on a CPU with units for bf16 is shorter in it.
 
     Products shrink, to between a half and a fifth; casting makes everything else take two to three times as long. The
@@ -51,15 +51,18 @@ def pays_in_bf16(config: GPTConfig) -> bool:
     return config.hidden_size >= 256
 
 
-def refuse_attention(train: TrainRecipe, config: GPTConfig) -> None:
-    """Refuse an attention that cannot train this model on this device; `train` is resolved.
+def resolve_attention(train: TrainRecipe, config: PreTrainedConfig) -> TrainRecipe:
+    """`train`, otherwise resolved, with an attention that can train this model on this device.
 
     Raises:
         UserError: it has no backward pass here, no dropout, or no such precision, or it is code from the Hub.
     """
     name = train.attn_implementation
+    if name == "auto":
+        name = "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
     problem = None
-    dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
+    dropout = getattr(config, "attention_dropout", 0.0)
+    dropout = config.dropout if dropout is None else dropout
     if name not in {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}:  # such as a kernel on the Hub, which is code
         problem = "there is no such attention; use eager, sdpa, flash_attention_2 or flex_attention"
     elif name == "flex_attention" and train.device != "cuda":
@@ -72,9 +75,10 @@ def refuse_attention(train: TrainRecipe, config: GPTConfig) -> None:
         problem = "it computes in bf16 or fp16, and train.mixed_precision is no; use sdpa"
     if problem is not None:
         raise UserError(problem, field="train.attn_implementation", value=name)
+    return dataclasses.replace(train, attn_implementation=name)
 
 
-def pays_to_compile(device: str, config: GPTConfig, steps: int, tokens_per_step: int) -> bool:
+def pays_to_compile(device: str, config: PreTrainedConfig, steps: int, tokens_per_step: int) -> bool:
     """`train.compile: auto`, by a rule on device, size of the model and length of the run; never by a clock.
 
     On two cores compiling took half a minute, and then saved 4% of the step of a model of 2 layers x 128, 14% at 4 x

@@ -1,4 +1,8 @@
-"""The model of a run: from its configuration, or from weights that were trained already."""
+"""The model of a run: any causal language model of transformers, from its configuration or from trained weights.
+
+Nothing here knows a type of model: a type's own configuration class says which fields a recipe may give and what a new
+model is like, and `AutoModelForCausalLM` makes it. Our GPT is one of these types.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -7,27 +11,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch._guards import detect_fake_mode
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import content_of, load_tokenizer, vocab_size
 from ..errors import UserError, did_you_mean
 from ..generation import try_out
-from ..loading import reading_model, say_unused, skeleton, with_weights
-from ..modeling_gpt import GPTForCausalLM
-from ..recipe import EvaluationRecipe, ModelRecipe, Recipe
+from ..loading import own_fields, reading_model, refuse_other_models, say_unused, skeleton, with_weights
+from ..recipe import EvaluationRecipe, ModelRecipe, Recipe, config_class
+from .causality import refuse_unfit
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What `model.from_pretrained` names: a folder in our layout, and for a Hub id the commit.
+    """What `model.from_pretrained` names: its folder, and for a Hub id the commit.
 
     It is looked up once for a run: the branch that it names may move in the meantime. `origin` is the folder as it was
     named, with its tokenizer. What the run's tokenizer is, is known once that is loaded (`with_tokenizer`).
     """
 
     folder: Path
+    config_class: type[PreTrainedConfig]
     commit: str | None
     origin: Path
     special_ids: Mapping[str, int | None] = field(default_factory=dict)
@@ -41,13 +53,13 @@ class Pretrained:
             another = True
         return replace(self, special_ids=_special_ids(tokenizer), has_another_tokenizer=another)
 
-    def follow_tokenizer(self, config: GPTConfig | GenerationConfig, given: Mapping[str, Any]) -> None:
+    def follow_tokenizer(self, config: PreTrainedConfig | GenerationConfig, given: Mapping[str, Any]) -> None:
         """Name the special tokens of the run's tokenizer in a configuration, or those that the recipe has `given`.
 
         A model may know more than its own tokenizer does: several ends of a text, or a token for padding.
         """
         for name, new in self.special_ids.items():
-            earlier = getattr(config, name)
+            earlier = getattr(config, name, None)
             known = [None, *(earlier if isinstance(earlier, list) else [earlier])]
             if name in given:
                 setattr(config, name, given[name])
@@ -75,37 +87,54 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
-def named_config(recipe: ModelRecipe, pretrained: Pretrained | None, **of_tokenizer: int | None) -> GPTConfig:
-    """The configuration that a recipe names; a new model has what the recipe leaves open from its tokenizer.
+def canonical_field_names(fields: Mapping[str, Any], kind: type[PreTrainedConfig]) -> dict[str, Any]:
+    """One name for each field, so that a recipe with the book's names is the same run as one with the Hub's."""
+    return {kind.attribute_map.get(name, name): value for name, value in fields.items()}
+
+
+def named_config(recipe: ModelRecipe, pretrained: Pretrained | None, **of_run: Any) -> PreTrainedConfig:
+    """The configuration that a recipe names; a new model has what the recipe leaves open from `of_run`.
 
     Raises:
-        UserError: an impossible shape, an unknown field or preset.
+        UserError: an impossible shape, an unknown field, type or preset.
     """
-    known = GPTConfig._own_names()
+    kind = pretrained.config_class if pretrained else config_class(recipe.model_type)
+    known = own_fields(kind) | set(kind.attribute_map)
+    if "rope_parameters" in known and not pretrained:
+        known |= {"rope_theta", "rope_scaling"}  # its names before transformers 5
     for name in recipe.config:
         if name not in known:
-            raise UserError(f"model.{name}: unknown key{did_you_mean(name, known | {'preset', 'from_pretrained'})}")
+            others = {"preset", "model_type", "from_pretrained"}
+            raise UserError(f"model.{name}: unknown key{did_you_mean(name, known | others)}")
     with reading_model("model", "no model can have its configuration"):
         if pretrained:
-            return GPTConfig.from_pretrained(pretrained.folder, **recipe.config)
-        fields = {**of_tokenizer, **recipe.config}
-        return GPTConfig.from_preset(recipe.preset, **fields) if recipe.preset else GPTConfig(**fields)
+            return AutoConfig.from_pretrained(pretrained.folder, trust_remote_code=False, **recipe.config)
+        left_open = {name: value for name, value in of_run.items() if name.endswith("_id") or name in known}
+        fields = canonical_field_names(left_open, kind) | canonical_field_names(recipe.config, kind)
+        config = kind.from_preset(recipe.preset, **fields) if recipe.preset else kind(**fields)
+    refuse_other_models(config, "model")
+    return config
 
 
-def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretrained: Pretrained | None) -> GPTConfig:
-    """The configuration a recipe names, with the tokenizer's vocabulary unless a size is given.
+def model_config(
+    recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretrained: Pretrained | None, positions: int | None
+) -> PreTrainedConfig:
+    """The configuration a recipe names, with the tokenizer's vocabulary and `positions` unless it gives others.
 
     Raises:
-        UserError: an impossible shape, an unknown field or preset, or a vocabulary smaller than the tokenizer's.
+        UserError: an impossible shape, an unknown field, type or preset, or a vocabulary smaller than the tokenizer's.
     """
     size = vocab_size(tokenizer)
     given = recipe.config.get("vocab_size")
     if isinstance(given, int) and given < size:
         raise _too_small(given, size, pretrained is not None)
-    config = named_config(recipe, pretrained, vocab_size=size, **_special_ids(tokenizer))
+    of_run = {"vocab_size": size, **_special_ids(tokenizer)}
+    if positions and not recipe.preset:
+        of_run["max_position_embeddings"] = positions
+    config = named_config(recipe, pretrained, **of_run)
     if pretrained:
         pretrained.follow_tokenizer(config, recipe.config)
-    skeleton(lambda: GPTForCausalLM(copy.deepcopy(config)), config, "model", must_fit=False)
+    skeleton(lambda: _untrained(copy.deepcopy(config)), config, "model", must_fit=False)
     for name in _special_ids(tokenizer):
         ids = getattr(config, name) if name in recipe.config else None
         for given in ids if isinstance(ids, list) else [] if ids is None else [ids]:
@@ -116,15 +145,15 @@ def model_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, pretra
     return config
 
 
-def build_model(recipe: Recipe, config: GPTConfig, pretrained: Pretrained | None) -> GPTForCausalLM:
+def build_model(recipe: Recipe, config: PreTrainedConfig, pretrained: Pretrained | None) -> PreTrainedModel:
     """The model of a recipe, in fp32, with new weights or those of `pretrained`.
 
     Raises:
-        UserError: it cannot be built or its weights cannot be read.
+        UserError: it cannot be built, its weights cannot be read, or a token's logits depend on later tokens.
     """
     attention = recipe.train.attn_implementation
     if detect_fake_mode() is None:  # an estimate tries out models that other machines are to train
-        skeleton(lambda: GPTForCausalLM(copy.deepcopy(config)), config, "model")
+        skeleton(lambda: _untrained(copy.deepcopy(config)), config, "model")
     with reading_model("model" if pretrained is None else f"model: {recipe.model.from_pretrained}"):
         if pretrained:
             name, options = recipe.model.from_pretrained, {"attn_implementation": attention, "dtype": torch.float32}
@@ -136,14 +165,22 @@ def build_model(recipe: Recipe, config: GPTConfig, pretrained: Pretrained | None
                 model.generation_config = GenerationConfig.from_model_config(config)
             pretrained.follow_tokenizer(model.generation_config, recipe.model.config)
         else:
-            model = GPTForCausalLM._from_config(config, attn_implementation=attention)
+            model = _untrained(config, attn_implementation=attention)
+    if isinstance(embeddings := model.get_input_embeddings(), nn.Embedding):
+        embeddings.padding_idx = None  # nothing is padded here, and that token's row would never learn
+    if detect_fake_mode() is None:
+        refuse_unfit(model, recipe.data.isolate_documents)
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
 
 
+def _untrained(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+
+
 def refuse_prompts(
-    evaluation: EvaluationRecipe, model: GPTForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
+    evaluation: EvaluationRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> None:
     """Refuse now what the first evaluation would refuse after hours.
 

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from .. import checkpoint
-from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import fingerprint, load_tokenizer
 from ..errors import UserError
+from ..loading import own_fields
 from ..recipe import Recipe, differences
 from ..storage import local_path, read_file, read_json
+from .model import canonical_field_names
 
 if TYPE_CHECKING:
     from .setup import Job
@@ -92,16 +93,17 @@ def read_environment(path: Path) -> dict[str, Any]:
     return found
 
 
-def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe) -> list[Change]:
-    """What is different from the recipe of the run in `run_dir`.
+def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe, config: PreTrainedConfig) -> list[Change]:
+    """What is different from the recipe of the run in `run_dir`; `config` is that of the recipe's model.
 
     Raises:
         UserError: what must not be different.
     """
     if recipe.checkpoint.resume == "never" and checkpoint.checkpoints(run_dir):
         raise UserError(f"checkpoint.resume: never, but {run_dir} holds checkpoints; give another output_dir")
-    names = canonical_field_names(earlier.model.config)
-    earlier = dataclasses.replace(earlier, model=dataclasses.replace(earlier.model, config=names))
+    model = dataclasses.replace(earlier.model, config=canonical_field_names(earlier.model.config, type(config)))
+    data = dataclasses.replace(earlier.data, context_length=earlier.data.context_length or recipe.data.context_length)
+    earlier = dataclasses.replace(earlier, model=model, data=data)
     changes = [Change(field, old, new) for field, (old, new) in differences(earlier, recipe).items()]
     changeable = _CHANGEABLE + _OF_TEXT if read_environment(run_dir / "environment.json").get("text") else _CHANGEABLE
     different = [str(change) for change in changes if not change.field.startswith(changeable)]
@@ -176,7 +178,7 @@ def find_checkpoint(name: str) -> Path:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    run, step = _run_and_step(name)
+    run, step = run_and_step(name)
     found = checkpoint.checkpoints(run)
     if not found:
         raise UserError(f"{run}: no run with a checkpoint there; name one as RUN@STEP")
@@ -190,7 +192,7 @@ def find_checkpoint(name: str) -> Path:
     return chosen
 
 
-def _run_and_step(name: str) -> tuple[str, str]:
+def run_and_step(name: str) -> tuple[str, str]:
     """`RUN@STEP` in its parts; STEP is a number, `best` or `latest`, which is also what RUN alone means."""
     found = re.fullmatch(r"(.+)@(\d+|latest|best)", name)
     run, step = (found[1], found[2]) if found else (name, "latest")
@@ -199,7 +201,7 @@ def _run_and_step(name: str) -> tuple[str, str]:
 
 def _is_the_same(asked: str, recorded: Mapping[str, Any]) -> bool:
     """Whether `asked` means the parent that a branch wrote down; `best` and `latest` may have moved since."""
-    run, step = _run_and_step(asked)
+    run, step = run_and_step(asked)
     return Path(run).absolute() == Path(recorded["run"]) and (not step.isdigit() or int(step) == recorded["step"])
 
 
@@ -214,7 +216,7 @@ def describe_parent(parent: Path) -> dict[str, Any]:
 
 
 def find_parent(
-    run_dir: Path, asked: str | None, config: GPTConfig, tokenizer: PreTrainedTokenizerFast, optimizer: str
+    run_dir: Path, asked: str | None, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, optimizer: str
 ) -> Path | None:
     """The checkpoint to branch off from: as asked for, else as the run in `run_dir` once was.
 
@@ -252,9 +254,9 @@ def find_parent(
             field="parent",
             value=asked,
         )
-    theirs = GPTConfig.from_pretrained(parent)
-    for name in sorted(GPTConfig._own_names() - set(GPTConfig.attribute_map)):
-        if getattr(theirs, name) != getattr(config, name) and not name.endswith(("dropout", "_id")):
+    theirs = AutoConfig.from_pretrained(parent, trust_remote_code=False)
+    for name in ("model_type", *sorted(own_fields(type(config)))):
+        if getattr(theirs, name) != getattr(config, name) and not name.endswith(("dropout", "_pdrop", "_id")):
             raise UserError(
                 f"model.{name} is {getattr(theirs, name)!r} there and {getattr(config, name)!r} in the recipe;"
                 " a branch continues with the same model",
@@ -262,8 +264,3 @@ def find_parent(
                 value=asked,
             )
     return parent
-
-
-def canonical_field_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The Hub's name for each field, so that a recipe with the book's names is the same run as one with the Hub's."""
-    return {GPTConfig.attribute_map.get(name, name): value for name, value in fields.items()}

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from transformers import PreTrainedModel
 
 from ..data.batches import BatchPlan
-from ..modeling_gpt import GPTForCausalLM
 from ..recipe import Recipe
 from ..storage import local_path, refuse_unwritable
 from . import deepspeed
 from .data import Data, batch_plan, num_steps, prepare_data
 from .distributed import start_accelerator, together
-from .hardware import pays_to_compile, refuse_attention, resolve_hardware
+from .hardware import pays_to_compile, resolve_attention, resolve_hardware
 from .model import Pretrained, build_model, refuse_prompts
 from .provenance import changes_of_environment, describe_environment
 from .resume import Change, changes_of_recipe, describe_parent, earlier_recipe, find_parent
@@ -36,7 +36,7 @@ class Job:
     accelerator: Accelerator
     data: Data
     plan: BatchPlan
-    model: GPTForCausalLM
+    model: PreTrainedModel
     max_steps: int
     environment: dict[str, Any]
     changes: list[Change]  # of the recipe of the run in `run_dir`
@@ -50,13 +50,13 @@ class Job:
         train, processes = self.recipe.train, self.accelerator.num_processes
         precision = {"no": "fp32"}.get(train.mixed_precision, train.mixed_precision)
         yield (
-            f"model      {self.model.num_parameters():,} parameters, {precision} on {processes} x {train.device}"
-            f", {'compiled' if train.compile else 'not compiled'}"
+            f"model      {type(self.model).__name__}, {self.model.num_parameters():,} parameters, {precision} on"
+            f" {processes} x {train.device}, {'compiled' if train.compile else 'not compiled'}"
         )
-        yield (
-            f"training   {self.max_steps:,} steps of {self.plan.global_batch_size} windows,"
-            f" {self.max_steps / self.plan.steps_per_epoch:.2f} epochs, into {self.run_dir}"
-        )
+        windows, epochs = self.plan.global_batch_size, self.max_steps / self.plan.steps_per_epoch
+        each = f" ({windows // processes} on each of {processes} devices)" if processes > 1 else ""
+        steps = f"{self.max_steps:,} steps of {windows} windows{each}"
+        yield f"training   {steps}, {epochs:.2f} epochs, into {self.run_dir}"
 
 
 def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | None = None) -> Job:
@@ -76,7 +76,7 @@ def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | 
     accelerator = start_accelerator(recipe)
     with together(accelerator):
         data = prepare_data(recipe, pretrained)
-    refuse_attention(recipe.train, data.config)
+    recipe = dataclasses.replace(recipe, train=resolve_attention(recipe.train, data.config))
     plan = batch_plan(data.recipe, data.windows, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = plan.accumulation
     if deepspeed.asked_for():
@@ -90,7 +90,7 @@ def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | 
         sharded = accelerator.distributed_type == DistributedType.FSDP  # where it was not tried
         train = dataclasses.replace(train, compile=pays and not sharded)
     recipe = dataclasses.replace(data.recipe, train=train)
-    changes = changes_of_recipe(run_dir, earlier, recipe) if earlier is not None else []
+    changes = changes_of_recipe(run_dir, earlier, recipe, data.config) if earlier is not None else []
     environment = describe_environment(run_dir, accelerator, data)
     branched_from = find_parent(run_dir, parent, data.config, data.tokenizer, recipe.optimizer.name)
     if branched_from is not None:
