@@ -2,20 +2,26 @@
 
 import contextlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from any_model import TYPES, WINDOW, save, tiny
+from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from hf_gpt import UserError, generate_text, load_tokenizer
+import hf_gpt
+from hf_gpt import UserError, checkpoint, generate_text, load_tokenizer
 from hf_gpt.checkpoint import load_model
 from hf_gpt.cli import main
 from hf_gpt.demo.answers import Answers
 from hf_gpt.explain.decoding import next_token_logits
 from hf_gpt.explain.scores import explain
 from hf_gpt.generation import stream_text, token_ids, try_out
+from hf_gpt.hub.card import write_card
+from hf_gpt.storage import write_json
 
 PROMPT = "Every effort moves"
 any_type = pytest.mark.parametrize("name", TYPES)
@@ -182,3 +188,123 @@ def test_the_space_before_the_first_new_word_stays(streamed):
         assert all(pieces[-1].startswith(piece) for piece in pieces)
     else:
         assert generate_text(model, tokenizer, "go w", max_new_tokens=4) == "go w w w"
+
+
+# The card
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    """A short run, whose checkpoint the tests exchange for one of another type."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "text.txt").write_text("".join(f"Line {i}: {i * i} lazy dogs.\n" for i in range(100)))
+    run = hf_gpt.train(
+        {
+            "output_dir": str(folder / "run"),
+            "model": {"context_length": 16, "emb_dim": 16, "n_layers": 1, "n_heads": 2},
+            "tokenizer": {"name": "bytes"},
+            "data": {"source": str(folder / "text.txt"), "validation_fraction": 0.1},
+            "train": {"max_steps": 2, "batch_size": 2, "device": "cpu"},
+            "evaluation": {"tokens": 64, "prompts": ["Line"], "sample_tokens": 4},
+        }
+    )
+    return run.output_dir
+
+
+def exchanged(run_dir: Path, tmp_path: Path, model) -> tuple[Path, Path]:
+    """A copy of the run with the checkpoint that a run of such a model would have: the run and the checkpoint."""
+    run_dir = shutil.copytree(run_dir, tmp_path / "run")
+    (saved,) = checkpoint.checkpoints(run_dir)
+    kept = {"loss.png", "tokenizer.json", "tokenizer_config.json", "training_state"}
+    for path in saved.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    model.save_pretrained(saved)
+    (saved / checkpoint.MANIFEST).unlink()
+    write_json(saved / checkpoint.MANIFEST, checkpoint._describe(saved))
+    return run_dir, saved
+
+
+SHOWN = {
+    "llama": ["heads per layer | 2", "key-value heads | 1", "RoPE theta | 10,000", "activation | silu", "layers | 2"],
+    "qwen3": ["width of a head | 8", "RoPE theta | 10,000", "width | 16"],
+    "gpt2": [
+        "heads per layer | 2",
+        "width | 16",
+        "layers | 2",
+        "activation | gelu_new",
+        "output head | the token emb",
+    ],
+    "gemma2": ["attention window | 16", "activation | gelu_pytorch_tanh", "RoPE theta | 10,000"],
+    "granite": ["width inside the feed-forward layers | 32", "key-value heads | 1"],
+    "mixtral": ["experts | 4, 2 for a token", "RoPE theta | 1,000,000"],
+    "mamba": ["size of the state | 4", "width inside the feed-forward layers | 32", "layers | 2"],
+}
+
+
+@any_type
+def test_the_card_of_a_stock_type_names_it_and_needs_no_code(run_dir, tmp_path, name, capsys):
+    model = tiny(name)
+    card = write_card(*exchanged(run_dir, tmp_path, model)[::-1]).read_text()
+    data = ModelCard(card).data.to_dict()
+    assert (data["library_name"], data["pipeline_tag"], data["tags"]) == (
+        "transformers",
+        "text-generation",
+        ["hf_gpt", name],
+    )
+    assert f"A language model (`{type(model).__name__}`) with " in card
+    for row in SHOWN.get(name, []):
+        assert f"\n| {row}" in card
+    for other in (
+        "GPT-2's kind",
+        "trust_remote_code",
+        "modeling_gpt",
+        "import hf_gpt",
+        "hf-gpt convert",
+        "GPT language",
+    ):
+        assert other not in card
+    (code,) = [part.partition("```")[0] for part in card.split("```python\n")[1:]]
+    path = str(checkpoint.checkpoints(tmp_path / "run")[0])
+    torch.manual_seed(0)
+    exec(code.replace("path/to/this/model", path), {})
+    assert capsys.readouterr().out.startswith("Line")
+
+    used = model.num_parameters()
+    if name == "mixtral":  # two of the four experts of each layer
+        used -= sum(weight.numel() for key, weight in model.named_parameters() if ".experts." in key) // 2
+        assert f"| Parameters | {model.num_parameters():,}, of which {used:,} work on a token |" in card
+    else:
+        assert f"| Parameters | {used:,} |" in card
+    context = (
+        "32 tokens, trained on windows of 16" if name != "mamba" else "no limit of positions, trained on windows of 16"
+    )
+    assert f"| Context | {context}" in card
+
+
+def test_a_card_names_what_was_continued_and_its_licence(run_dir, tmp_path, tiny):
+    run_dir, saved = exchanged(run_dir, tmp_path, globals()["tiny"]("qwen3"))
+    environment = json.loads((run_dir / "environment.json").read_text())
+    base = {"hub": "owner/base", "revision": "0123abcd" * 5, "license": "other", "license_name": "its-own"}
+    write_json(run_dir / "environment.json", {**environment, "sources": {**environment["sources"], "model": base}})
+    recipe = (run_dir / "recipe.yaml").read_text()
+    (run_dir / "recipe.yaml").write_text(recipe.replace("from_pretrained: null", "from_pretrained: owner/base"))
+    card = write_card(saved, run_dir).read_text()
+    data = ModelCard(card).data.to_dict()
+    assert [data[key] for key in ("base_model", "license", "license_name")] == ["owner/base", "other", "its-own"]
+    assert "| Licence | `other`, that of the model it was trained from |" in card
+    assert "It was not tuned to follow instructions" not in card  # who knows what its base was tuned to
+    (run_dir / "recipe.yaml").write_text(
+        (run_dir / "recipe.yaml").read_text().replace("license: null", "license: mit")
+    )
+    data = ModelCard(write_card(saved, run_dir).read_text()).data.to_dict()
+    assert (data["license"], data.get("license_name")) == ("mit", None)
+
+
+def test_a_run_records_the_licence_of_the_model_it_continues(tiny, tmp_path):
+    base = hf_gpt.train({**tiny, "hub": {"license": "cc-by-4.0"}, "train": {**tiny["train"], "max_steps": 1}})
+    recipe = {**tiny, "output_dir": str(tmp_path / "more"), "tokenizer": {}}
+    recipe |= {"model": {"from_pretrained": str(base.checkpoints[-1])}, "train": {**tiny["train"], "max_steps": 1}}
+    more = hf_gpt.train(recipe)
+    card = ModelCard((more.checkpoints[-1] / "README.md").read_text())
+    assert card.data.license == "cc-by-4.0"
