@@ -282,8 +282,8 @@ def test_the_card_of_a_stock_type_names_it_and_needs_no_code(run_dir, tmp_path, 
     assert f"| Context | {context}" in card
 
 
-def test_a_card_names_what_was_continued_and_its_licence(run_dir, tmp_path, tiny):
-    run_dir, saved = exchanged(run_dir, tmp_path, globals()["tiny"]("qwen3"))
+def test_a_card_names_what_was_continued_and_its_licence(run_dir, tmp_path):
+    run_dir, saved = exchanged(run_dir, tmp_path, tiny("qwen3").bfloat16())
     environment = json.loads((run_dir / "environment.json").read_text())
     base = {"hub": "owner/base", "revision": "0123abcd" * 5, "license": "other", "license_name": "its-own"}
     write_json(run_dir / "environment.json", {**environment, "sources": {**environment["sources"], "model": base}})
@@ -293,6 +293,7 @@ def test_a_card_names_what_was_continued_and_its_licence(run_dir, tmp_path, tiny
     data = ModelCard(card).data.to_dict()
     assert [data[key] for key in ("base_model", "license", "license_name")] == ["owner/base", "other", "its-own"]
     assert "| Licence | `other`, that of the model it was trained from |" in card
+    assert "| weights in | bfloat16, trained in float32 |" in card
     assert "It was not tuned to follow instructions" not in card  # who knows what its base was tuned to
     (run_dir / "recipe.yaml").write_text(
         (run_dir / "recipe.yaml").read_text().replace("license: null", "license: mit")

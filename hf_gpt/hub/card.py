@@ -197,7 +197,8 @@ def _shape(config: PreTrainedConfig, has_code: bool, dtypes: set[str]) -> dict[s
         "biases of query, key and value": biases if biases is None else "yes" if biases else "no",
         "output head": "the token embedding" if value("tie_word_embeddings") else "its own",
         "dropout in training": value("dropout", "resid_pdrop"),
-        "weights in": ", ".join(sorted(_DTYPES.get(dtype, dtype) for dtype in dtypes)),
+        "weights in": ", ".join(sorted(_DTYPES.get(dtype, dtype) for dtype in dtypes))
+        + ", trained in float32" * (dtypes != {"F32"}),
     }
     return {label: value for label, value in rows.items() if value is not None}
 
