@@ -20,7 +20,7 @@ from hf_gpt.demo.answers import Answers
 from hf_gpt.explain.decoding import next_token_logits
 from hf_gpt.explain.scores import explain
 from hf_gpt.generation import stream_text, token_ids, try_out
-from hf_gpt.hub.card import write_card
+from hf_gpt.hub.card import _shape, write_card
 from hf_gpt.storage import write_json
 
 PROMPT = "Every effort moves"
@@ -280,6 +280,15 @@ def test_the_card_of_a_stock_type_names_it_and_needs_no_code(run_dir, tmp_path, 
         "32 tokens, trained on windows of 16" if name != "mamba" else "no limit of positions, trained on windows of 16"
     )
     assert f"| Context | {context}" in card
+
+
+def test_sizes_that_differ_between_layers_are_shown_once_or_left_out():
+    config = AutoConfig.for_model("gemma3n_text")
+    assert _shape(config, False, {"F32"})["width inside the feed-forward layers"] == "16384"
+    assert _shape(config, False, {"F32"})["RoPE theta"] == "10,000 sliding_attention, 1,000,000 full_attention"
+    several = AutoConfig.for_model("gemma4_text")  # transformers refuses to name one width of a head
+    assert "width of a head" not in _shape(several, False, {"F32"})
+    assert _shape(several, False, {"F32"})["layers"] == several.num_hidden_layers
 
 
 def test_a_card_names_what_was_continued_and_its_licence(run_dir, tmp_path):

@@ -9,6 +9,7 @@ published card.
 """
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -97,7 +98,7 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     sources = environment.get("sources", {})
     model = sources.get("model", {})
     training, validation = sources.get("training", {}), sources.get("validation", {})
-    num_parameters, num_in_experts, dtypes = _parameters(checkpoint)
+    num_parameters, num_used, dtypes = _parameters(checkpoint, config.get_text_config())
     shape = _shape(config.get_text_config(), has_code, dtypes)
     positions = shape.get("positions", shape.get("context, learned positions"))
     length, is_finished = _length(train, step, max((line.get("epoch", 0.0) for line in metrics), default=0.0))
@@ -127,7 +128,7 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
         "hashes": dict([*training.get("files", []), *validation.get("files", [])]),
         "num_files": max(training.get("num_files", 0), validation.get("num_files", 0)),
         "num_parameters": num_parameters,
-        "num_used": num_parameters - round(num_in_experts * (1 - _share_of_experts(config.get_text_config()))),
+        "num_used": num_used,
         "shape": shape,
         "metrics": metrics,
         "evaluation": evaluation,
@@ -153,31 +154,45 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     }
 
 
-def _parameters(checkpoint: Path) -> tuple[int, int, set[str]]:
-    """The number of parameters, how many are in experts, and their dtypes: from the safetensors files' headers."""
+def _parameters(checkpoint: Path, config: PreTrainedConfig) -> tuple[int, int, set[str]]:
+    """The number of parameters, how many work on a token, and their dtypes: from the safetensors files' headers."""
     from safetensors import safe_open
 
-    count, in_experts, dtypes = 0, 0, set()
+    experts, chosen = _experts(config)
+    count, of_experts, dtypes = 0, 0, set()
     for path in weight_files(checkpoint):
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 - it is not a dictionary
                 tensor = file.get_slice(name)
                 size = math.prod(tensor.get_shape())
-                count, in_experts = count + size, in_experts + size * (".experts." in name)
+                count, of_experts = count + size, of_experts + size * (".experts." in name)
                 dtypes.add(str(tensor.get_dtype()))
-    return count, in_experts, dtypes
+    idle = of_experts - of_experts * chosen // experts if experts and chosen else 0
+    return count, count - idle, dtypes
+
+
+def _experts(config: PreTrainedConfig) -> tuple[int | None, int | None]:
+    """Of a mixture: how many experts a layer has, and how many of them work on a token."""
+    return _value(config, "num_experts", "num_local_experts"), _value(config, "num_experts_per_tok")
+
+
+def _value(config: PreTrainedConfig, *names: str) -> Any:
+    """What a configuration says under the first of some names; of a list with a value for each layer, each once."""
+    for name in names:
+        with contextlib.suppress(Exception):  # transformers refuses fields that differ between the layers
+            if (found := getattr(config, name, None)) is not None:
+                return ", ".join(map(str, dict.fromkeys(found))) if isinstance(found, list) else found
+    return None
 
 
 def _shape(config: PreTrainedConfig, has_code: bool, dtypes: set[str]) -> dict[str, Any]:
     """The table of the model's sizes, without what the config does not say. Its names are those of most types."""
-
-    def value(*names: str) -> Any:
-        return next((found for name in names if (found := getattr(config, name, None)) is not None), None)
-
+    value = functools.partial(_value, config)
     heads, biases, rope = map(value, ("num_attention_heads", "qkv_bias", "rope_parameters"))
-    experts = value("num_experts", "num_local_experts")
-    ropes = {"": rope} if rope and "rope_type" in rope else rope or {}  # one for each kind of layer
-    thetas = [f"{one['rope_theta']:,.0f} {kind}".strip() for kind, one in ropes.items() if "rope_theta" in one]
+    experts, chosen = _experts(config)
+    of_layers = {"": rope} if rope and "rope_type" in rope else rope or {}  # or one for each kind of layer
+    ropes = {kind: one for kind, one in of_layers.items() if one and one.get("rope_theta")}
+    thetas = [f"{one['rope_theta']:,.0f} {kind}".strip() for kind, one in ropes.items()]
     rows = {
         "layers": value("num_hidden_layers"),
         "heads per layer": heads,
@@ -185,13 +200,13 @@ def _shape(config: PreTrainedConfig, has_code: bool, dtypes: set[str]) -> dict[s
         "width": value("hidden_size"),
         "width of a head": value("head_dim"),
         "width inside the feed-forward layers": value("intermediate_size", "n_inner"),
-        "experts": experts and f"{experts}, {value('num_experts_per_tok')} for a token",
+        "experts": experts and (f"{experts}, {chosen} for a token" if chosen else experts),
         "width inside an expert": value("moe_intermediate_size"),
         "size of the state": value("state_size"),
         "activation": value("hidden_act", "hidden_activation", "activation_function"),
         "context, learned positions" if has_code else "positions": value("max_position_embeddings"),
         "RoPE theta": ", ".join(thetas) or None,
-        "RoPE scaling": ", ".join({one["rope_type"] for one in ropes.values()} - {"default"}) or None,
+        "RoPE scaling": ", ".join({one.get("rope_type", "default") for one in ropes.values()} - {"default"}) or None,
         "attention window": value("sliding_window"),
         "vocabulary": value("vocab_size"),
         "biases of query, key and value": biases if biases is None else "yes" if biases else "no",
@@ -201,13 +216,6 @@ def _shape(config: PreTrainedConfig, has_code: bool, dtypes: set[str]) -> dict[s
         + ", trained in float32" * (dtypes != {"F32"}),
     }
     return {label: value for label, value in rows.items() if value is not None}
-
-
-def _share_of_experts(config: PreTrainedConfig) -> float:
-    """Which part of a layer's experts works on a token."""
-    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
-    used = getattr(config, "num_experts_per_tok", None)
-    return used / experts if experts and used else 1.0
 
 
 def _length(train: Any, step: int, epoch: float) -> tuple[str, bool]:
