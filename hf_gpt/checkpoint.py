@@ -405,7 +405,7 @@ def model_folder(model: str, revision: str | None = None) -> Path:
         files = {"allow_patterns": patterns, "ignore_patterns": ["*/*"]}
         return Path(snapshot_download(repo_id, revision=revision or named or None, **files))
 
-    small = ["*.json", "*.txt", "*.model", "*.jinja"]
+    small = ["*.json", "*.txt", "*.model", "*.jinja", _CARD]
     try:
         with hub_requests(f"{model}: neither a directory here nor found on the Hub"):
             folder = download([*small, "model.safetensors", "model-*.safetensors"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer
 
 from .configuration_gpt import GPTConfig
@@ -44,8 +45,7 @@ def generate_text(
     input_ids, options = _request(model, tokenizer, prompt, seed=seed, **settings)
     with evaluating(model), own_random_stream(seed, model.device):
         output = generate(model, input_ids, **options)
-    continuation = tokenizer.decode(output[0, input_ids.shape[1] :], skip_special_tokens=True)
-    return prompt + continuation
+    return prompt + _continuation(tokenizer, output[0], input_ids.shape[1])
 
 
 @dataclass(frozen=True)
@@ -108,22 +108,32 @@ def stream_text(
         thread.join()
     if isinstance(result[0], BaseException):
         raise result[0]
-    new_ids = result[0][0, input_ids.shape[1] :]
-    yield Piece(tokenizer.decode(new_ids, skip_special_tokens=True), len(new_ids))
+    num_prompt, ids = input_ids.shape[1], result[0][0]
+    yield Piece(_continuation(tokenizer, ids, num_prompt), len(ids) - num_prompt)
 
 
 _ONE_STREAM = threading.Lock()
 
 
 class _CountingStreamer(TextIteratorStreamer):
-    """Counts the tokens of the continuation."""
+    """Counts the tokens of the continuation, and decodes them after the last one of the prompt (`_continuation`)."""
 
     num_tokens = 0
 
     def put(self, value: torch.Tensor) -> None:
-        if not self.next_tokens_are_prompt:
+        if self.next_tokens_are_prompt:
+            self.token_cache = value.flatten()[-1:].tolist()
+            self.print_len = len(self.tokenizer.decode(self.token_cache, **self.decode_kwargs))
+        else:
             self.num_tokens += value.numel()
         super().put(value)
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, num_prompt: int) -> str:
+    """The text of the tokens after a prompt's. Decoded alone, SentencePiece's would lose the space before a word."""
+    before, whole = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:num_prompt], ids))
+    alone = tokenizer.decode(ids[num_prompt:], skip_special_tokens=True)
+    return whole[len(before) :] if whole.startswith(before) else alone
 
 
 def _request(
@@ -270,14 +280,16 @@ def encode_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
 
 
 def token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of a text.
+    """The ids of a text, as those of a document begin: after the BOS, where the tokenizer adds one. No EOS follows.
 
     Raises:
         UserError: the model does not have some of them.
     """
-    # Not verbose: a prompt longer than the window needs no warning, the window slides.
+    # Not verbose: a prompt longer than the window needs no warning.
     with reading_model("the model's tokenizer", "cannot read this text"):
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        whole, ids = (tokenizer(text, add_special_tokens=added, verbose=False)["input_ids"] for added in (True, False))
+    if ids and whole[:1] == [tokenizer.bos_token_id] != ids[:1]:
+        ids = [*whole[:1], *ids]
     num_known = model.get_input_embeddings().num_embeddings
     if max(ids, default=0) >= num_known:
         raise UserError(
@@ -297,9 +309,9 @@ def refuse_past_window(
     field: str = "max_new_tokens",
     what: str = "prompt and continuation make",
 ) -> None:
-    """Refuse more tokens than a window that does not slide can hold. The window of our GPT slides."""
+    """Refuse more tokens than a model has positions for. What it can compute beyond its window it may."""
     window = context_length(model)
-    if window is None or model.config.model_type == GPTConfig.model_type:
+    if window is None or window_slides(model) or not _has_table_of_positions(model, window):
         return
     if num_tokens > window + 1:  # the last token is generated, and not read
         raise UserError(
@@ -307,6 +319,22 @@ def refuse_past_window(
             f" to {window + 1:,}",
             field=field,
         )
+
+
+def window_slides(model: PreTrainedModel) -> bool:
+    """Whether `generate()` goes on with the end of the text once the window is full, as our GPT's does."""
+    return model.config.model_type == GPTConfig.model_type
+
+
+def _has_table_of_positions(model: PreTrainedModel, window: int) -> bool:
+    """Whether positions are looked up, so that there are none after the last row; RoPE and ALiBi compute them.
+
+    A table is an embedding of as many rows, or two more (OPT's), or a buffer of some dimensions (GPT-J's sines).
+    """
+    words = model.get_input_embeddings()
+    tables = [one.weight[:, 0] for one in model.modules() if isinstance(one, nn.Embedding) and one is not words]
+    tables += [buffer for buffer in model.buffers() if buffer.ndim > 1]
+    return any(window <= size <= window + 2 for table in tables for size in table.shape)
 
 
 @contextlib.contextmanager

@@ -196,7 +196,7 @@ def test_where_stdout_lacks_characters_they_are_spelled_out(folder, monkeypatch)
     [
         ("", "^text: it is 0 tokens; give at least 2"),
         ("a", "it is 1 token; give at least 2"),
-        ("ab" * 40, r"it is 80 tokens, and the model sees 64 at once; give about its first 64 characters"),
+        ("ab" * 40, r"it is 80 tokens, and the model has 64 positions; give about its first 64 characters"),
         ("\udcff", "not UTF-8"),
     ],
 )

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from any_model import TYPES, save, tiny
 from forking import ForkServer, recipe_file
 from hub_repos import wikitext_files
 from hub_server import Fault, HubServer
@@ -207,6 +209,41 @@ print(json.dumps([type(stock).__name__, float((stock.eval()(ids).logits - ours.e
     card = hub.files("someone/stock")["README.md"].decode()
     assert "trust_remote_code" not in card
     assert "someone/stock" in card
+
+
+def test_a_stock_type_needs_nothing_but_transformers(hub, commands, step, tmp_path):
+    """Also where our GPT was: its code leaves with it. What generates and chats comes along, no training state."""
+    ids, repo = torch.arange(20).unsqueeze(0), "someone/types"
+    code, printed = commands.run("push", step(12), repo)
+    assert code == 0, printed
+    for name in TYPES:
+        folder, model = tmp_path / name, tiny(name)
+        model.generation_config.update(do_sample=True, temperature=0.6)
+        save(model, folder)
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
+        shutil.copytree(step(12) / "training_state", folder / "training_state")
+        (folder / checkpoint.MANIFEST).unlink()
+        code, printed = commands.run("push", folder, repo, "--tag", name)
+        assert code == 0, printed
+        files = {"config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"}
+        files |= {"tokenizer.json", "tokenizer_config.json", "README.md", ".gitattributes"}
+        assert files - {".gitattributes"} <= set(hub.files(repo)) <= files
+        assert b"auto_map" not in hub.files(repo)["config.json"]
+        torch.save(model(ids).logits.detach(), folder / "logits.pt")
+    code = f"""
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+found = {{}}
+for name in {[*TYPES]}:
+    model = AutoModelForCausalLM.from_pretrained({repo!r}, revision=name)
+    difference = model.eval()(torch.arange(20).unsqueeze(0)).logits - torch.load(f"{tmp_path}/{{name}}/logits.pt")
+    found[name] = float(difference.abs().max()), AutoTokenizer.from_pretrained({repo!r}, revision=name)("é").input_ids
+assert "hf_gpt" not in sys.modules
+print(json.dumps(found))"""
+    found = in_a_fresh_process(code, hub.environment(tmp_path / "home"))
+    for name, (difference, tokens) in found.items():
+        assert difference < 1e-6, name
+        assert tokens == [195, 169]
 
 
 def test_a_persons_words_in_the_card_stay(hub, commands, step):

@@ -8,7 +8,11 @@ HELP = "continue a prompt"
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.epilog = "Decoding is greedy unless --temperature, --top-k or --top-p is given."
+    parser.epilog = (
+        "Decoding is greedy unless --temperature, --top-k or --top-p is given. Past its context length our GPT"
+        " continues the end of the text. Others do as transformers does: with computed positions (RoPE) they go on,"
+        " with learned ones prompt and new tokens must fit."
+    )
     parser.add_shared("model", "--prompt")
     parser.add_argument(
         "--max-new-tokens", type=whole, default=50, metavar="N", help="tokens to add at most (default: 50)"

@@ -245,7 +245,8 @@ def _config(folder: Path, source: str, config_class: type[PreTrainedConfig], wha
     with reading_model(source, "config.json cannot be used"):
         content, _ = config_class.get_config_dict(folder)
         if content.get("model_type", config_class.model_type) != config_class.model_type:
-            raise UserError(f"{source}: config.json has model_type={content['model_type']!r}, which is not {what}")
+            found = f"config.json has model_type={content['model_type']!r}, which is not {what}"
+            raise UserError(f"{source}: {found}; every command takes transformers' types as they are, unconverted")
         if content.get("quantization_config"):
             raise UserError(f"{source}: config.json has a quantization_config; convert the model it was made from")
         return config_class.from_dict(content)

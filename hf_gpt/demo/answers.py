@@ -20,7 +20,7 @@ from ..checkpoint import checkpoints, load_model, pointed, resolve_model, step_o
 from ..errors import UserError
 from ..explain.decoding import distribution, next_token_logits
 from ..explain.token_text import show_token
-from ..generation import check_request, context_length, encode_prompt, stream_text
+from ..generation import check_request, context_length, encode_prompt, stream_text, window_slides
 from ..report.html import render
 from ..storage import local_path
 
@@ -230,7 +230,7 @@ def _length_in_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     words = [f"{num_tokens:,} token{'s' * (num_tokens != 1)}"]
     if context is not None:
         words.append(f"context length {context:,}")
-        if num_tokens > context:  # and its window slides: others were refused
+        if num_tokens > context and window_slides(model):
             words.append(f"the model sees the last {context:,} of them")
     return "; ".join(words)
 

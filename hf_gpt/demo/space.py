@@ -117,8 +117,8 @@ def _card(title: str, gradio_version: str, hub_id: str | None) -> str:
         metadata["models"] = [hub_id.partition("@")[0]]
     return (
         f"---\n{yaml.safe_dump(metadata, allow_unicode=True, sort_keys=False)}---\n\n# {title}\n\n"
-        "A GPT trained with hf_gpt: type a prompt, move the decoding controls, see what they do to the distribution of"
-        " the next token, and let it write.\n\n"
+        "A language model trained with hf_gpt: type a prompt, move the decoding controls, see what they do to the"
+        " distribution of the next token, and let it write.\n\n"
         "`app.py` is the page, `hf_gpt/` the source of the package that makes it"
         f"{'' if hub_id else ', `model/` the model'}. Elsewhere: `pip install -r requirements.txt && python app.py`.\n"
     )

@@ -166,7 +166,7 @@ def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, id
     if window is not None and len(ids) > window:
         fits = len(tokenizer.decode(ids[:window]))
         raise UserError(
-            f"it is {len(ids):,} tokens, and the model sees {window:,} at once; give about its first {fits:,}"
+            f"it is {len(ids):,} tokens, and the model has {window:,} positions; give about its first {fits:,}"
             " characters, or evaluate the whole text",
             field="text",
         )

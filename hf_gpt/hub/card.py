@@ -9,6 +9,7 @@ published card.
 """
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..checkpoint import TRAINING_STATE, weight_files
 from ..configuration_gpt import TRANSFORMERS
@@ -82,7 +84,10 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     recipe = earlier_recipe(run_dir)
     if recipe is None:
         raise UserError(f"{run_dir}: has no recipe.yaml, which a card is made from")
-    environment, config = read_json(run_dir / "environment.json"), read_json(checkpoint / "config.json")
+    environment = read_json(run_dir / "environment.json")
+    has_code = "auto_map" in read_json(checkpoint / "config.json")
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    tokenizer = read_json(checkpoint / "tokenizer_config.json")
     state = read_json(checkpoint / _STATE)
     if not state:
         raise UserError(f"{checkpoint}: has no {_STATE}, which holds its step; its card cannot be made")
@@ -91,8 +96,11 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     metrics = [line for line in read_lines(run_dir / "metrics.jsonl") if line["step"] <= step]
     evaluation = next((line for line in reversed(metrics) if "eval_train_loss" in line), {})
     sources = environment.get("sources", {})
+    model = sources.get("model", {})
     training, validation = sources.get("training", {}), sources.get("validation", {})
-    num_parameters, dtypes = _parameters(checkpoint)
+    num_parameters, num_used, dtypes = _parameters(checkpoint, config.get_text_config())
+    shape = _shape(config.get_text_config(), has_code, dtypes)
+    positions = shape.get("positions", shape.get("context, learned positions"))
     length, is_finished = _length(train, step, max((line.get("epoch", 0.0) for line in metrics), default=0.0))
     prompt, samples = _samples(read_lines(run_dir / "samples.jsonl"), step, recipe.evaluation.prompts)
     parent = environment.get("parent")
@@ -106,16 +114,22 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
         "environment": environment,
         "versions": environment.get("versions", {}),
         "transformers_needed": TRANSFORMERS,
-        "config": config,
+        "architecture": (config.architectures or [config.model_type])[0],
+        "model_type": config.model_type,
+        "has_code": has_code,
+        "positions": positions,
+        "context": min(filter(None, (positions, tokenizer.get("model_max_length"))), default=None),
+        "license": recipe.hub.license or model.get("license"),
         "training": training,
         "validation": validation,
         "tokenizer": sources.get("tokenizer", {}),
-        "model": sources.get("model", {}),
+        "model": model,
         "trained_on": training.get("source", "").removesuffix(" (training text)"),
         "hashes": dict([*training.get("files", []), *validation.get("files", [])]),
         "num_files": max(training.get("num_files", 0), validation.get("num_files", 0)),
         "num_parameters": num_parameters,
-        "shape": _shape(config, dtypes),
+        "num_used": num_used,
+        "shape": shape,
         "metrics": metrics,
         "evaluation": evaluation,
         "is_evaluated": evaluation.get("step") == step,  # these weights, not earlier ones
@@ -140,35 +154,66 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     }
 
 
-def _parameters(checkpoint: Path) -> tuple[int, set[str]]:
-    """The number of parameters and their dtypes, from the headers of the safetensors files."""
+def _parameters(checkpoint: Path, config: PreTrainedConfig) -> tuple[int, int, set[str]]:
+    """The number of parameters, how many work on a token, and their dtypes: from the safetensors files' headers."""
     from safetensors import safe_open
 
-    count, dtypes = 0, set()
+    experts, chosen = _experts(config)
+    count, of_experts, dtypes = 0, 0, set()
     for path in weight_files(checkpoint):
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 - it is not a dictionary
                 tensor = file.get_slice(name)
-                count += math.prod(tensor.get_shape())
+                size = math.prod(tensor.get_shape())
+                count, of_experts = count + size, of_experts + size * (".experts." in name)
                 dtypes.add(str(tensor.get_dtype()))
-    return count, dtypes
+    idle = of_experts - of_experts * chosen // experts if experts and chosen else 0
+    return count, count - idle, dtypes
 
 
-def _shape(config: Mapping[str, Any], dtypes: set[str]) -> dict[str, Any]:
-    """The table of the model's sizes, without what the config does not say."""
-    width = config.get("hidden_size")
+def _experts(config: PreTrainedConfig) -> tuple[int | None, int | None]:
+    """Of a mixture: how many experts a layer has, and how many of them work on a token."""
+    return _value(config, "num_experts", "num_local_experts"), _value(config, "num_experts_per_tok")
+
+
+def _value(config: PreTrainedConfig, *names: str) -> Any:
+    """What a configuration says under the first of some names; of a list with a value for each layer, each once."""
+    for name in names:
+        with contextlib.suppress(Exception):  # transformers refuses fields that differ between the layers
+            if (found := getattr(config, name, None)) is not None:
+                return ", ".join(map(str, dict.fromkeys(found))) if isinstance(found, list) else found
+    return None
+
+
+def _shape(config: PreTrainedConfig, has_code: bool, dtypes: set[str]) -> dict[str, Any]:
+    """The table of the model's sizes, without what the config does not say. Its names are those of most types."""
+    value = functools.partial(_value, config)
+    heads, biases, rope = map(value, ("num_attention_heads", "qkv_bias", "rope_parameters"))
+    experts, chosen = _experts(config)
+    of_layers = {"": rope} if rope and "rope_type" in rope else rope or {}  # or one for each kind of layer
+    ropes = {kind: one for kind, one in of_layers.items() if one and one.get("rope_theta")}
+    thetas = [f"{one['rope_theta']:,.0f} {kind}".strip() for kind, one in ropes.items()]
     rows = {
-        "layers": config.get("num_hidden_layers"),
-        "heads per layer": config.get("num_attention_heads"),
-        "width": width,
-        "width inside the feed-forward layers": config.get("intermediate_size") or (4 * width if width else None),
-        "activation": config.get("hidden_act"),
-        "context, learned positions": config.get("max_position_embeddings"),
-        "vocabulary": config.get("vocab_size"),
-        "biases of query, key and value": "yes" if config.get("qkv_bias") else "no",
-        "output head": "the token embedding" if config.get("tie_word_embeddings") else "its own",
-        "dropout in training": config.get("dropout"),
-        "weights in": ", ".join(sorted(_DTYPES.get(dtype, dtype) for dtype in dtypes)),
+        "layers": value("num_hidden_layers"),
+        "heads per layer": heads,
+        "key-value heads": None if value("num_key_value_heads") == heads else value("num_key_value_heads"),
+        "width": value("hidden_size"),
+        "width of a head": value("head_dim"),
+        "width inside the feed-forward layers": value("intermediate_size", "n_inner"),
+        "experts": experts and (f"{experts}, {chosen} for a token" if chosen else experts),
+        "width inside an expert": value("moe_intermediate_size"),
+        "size of the state": value("state_size"),
+        "activation": value("hidden_act", "hidden_activation", "activation_function"),
+        "context, learned positions" if has_code else "positions": value("max_position_embeddings"),
+        "RoPE theta": ", ".join(thetas) or None,
+        "RoPE scaling": ", ".join({one.get("rope_type", "default") for one in ropes.values()} - {"default"}) or None,
+        "attention window": value("sliding_window"),
+        "vocabulary": value("vocab_size"),
+        "biases of query, key and value": biases if biases is None else "yes" if biases else "no",
+        "output head": "the token embedding" if value("tie_word_embeddings") else "its own",
+        "dropout in training": value("dropout", "resid_pdrop"),
+        "weights in": ", ".join(sorted(_DTYPES.get(dtype, dtype) for dtype in dtypes))
+        + ", trained in float32" * (dtypes != {"F32"}),
     }
     return {label: value for label, value in rows.items() if value is not None}
 
@@ -204,13 +249,14 @@ def _metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
 
     results = [*_eval_results(facts)]
     datasets = [text["dataset"] for text in (facts["training"], facts["validation"]) if text.get("dataset")]
+    recipe, model, named = facts["recipe"], facts["model"], ("license", "license_name", "license_link")
     return ModelCardData(
-        license=facts["recipe"].hub.license,
+        **({"license": recipe.hub.license} if recipe.hub.license else {name: model.get(name) for name in named}),
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["hf_gpt", "gpt"],
+        tags=["hf_gpt", "gpt" if facts["has_code"] else facts["model_type"]],
         datasets=[*dict.fromkeys(datasets)] or None,
-        base_model=facts["model"].get("hub"),
+        base_model=model.get("hub"),
         model_name=facts["name"] if results else None,  # a part of `model-index`
         eval_results=results or None,
     ).to_dict()

@@ -207,6 +207,6 @@ def _commit(
 
 
 def _belongs_to_a_model(name: str) -> bool:
-    if name.startswith(f"{checkpoint.TRAINING_STATE}/"):
+    if name.startswith((f"{checkpoint.TRAINING_STATE}/", "additional_chat_templates/")):
         return True
     return "/" not in name and any(fnmatch(name, pattern) for pattern in _MODEL_FILES)

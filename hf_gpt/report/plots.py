@@ -43,6 +43,7 @@ _WATCHED = (  # column, title, label, unit, noisy
     ("grad_norm", "Gradient norm, before clipping", "norm of the gradient", 1, True),
     ("tokens_per_second", "Speed", "tokens per second", 1, True),
     ("mfu", "Model FLOPs utilisation", "% of the measured peak", 0.01, True),
+    ("aux_loss", "Auxiliary loss, of the experts' balance", "auxiliary loss", 1, True),
     ("peak_memory_bytes", "Peak memory of the process", "memory (MiB)", 2**20, False),
 )
 

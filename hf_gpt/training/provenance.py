@@ -4,6 +4,7 @@ It is written to `environment.json`. A resumed run compares: another text is ref
 warned of, since the last digits may differ.
 """
 
+import contextlib
 import importlib.metadata
 import platform
 import uuid
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from huggingface_hub import metadata_load
 
 from .. import checkpoint
 from ..data.tokenizer import vocab_size
@@ -86,7 +88,16 @@ def describe_sources(data: Data) -> dict[str, Any]:
     sources["tokenizer"]["entries"] = vocab_size(data.tokenizer)
     if model.from_pretrained:
         sources["model"] = _named(checkpoint.resolve_model(model.from_pretrained), data.pretrained.commit)
+        sources["model"] |= _license(data.pretrained.origin)
     return sources
+
+
+def _license(folder: Path) -> dict[str, str]:
+    """What the card of a model says of its licence."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(Exception):  # there is none, or not of the Hub's format: people write it
+        found = metadata_load(folder / "README.md") or {}
+    return {name: str(found[name]) for name in ("license", "license_name", "license_link") if found.get(name)}
 
 
 def _named(name: str, revision: str | None) -> dict[str, Any]:
@@ -95,7 +106,8 @@ def _named(name: str, revision: str | None) -> dict[str, Any]:
         return {"name": name}
     path = local_path(name)
     if not path.exists():
-        return {"hub": name, "revision": revision}
+        repo_id, _, named = name.partition("@")
+        return {"hub": repo_id, "revision": revision or named or None}
     path = path.absolute()
     if path.parent.name != "checkpoints":
         return {"local": path.name}
