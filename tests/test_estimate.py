@@ -8,12 +8,15 @@ import sys
 import pytest
 import torch
 import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from hf_gpt import GPTConfig, GPTForCausalLM, Recipe, UserError
 from hf_gpt.cli import main
 from hf_gpt.estimate.devices import DEVICES, find_device
 from hf_gpt.estimate.forecast import estimate, parameters_by_part
+from hf_gpt.estimate.memory import MemoryTracker
 from hf_gpt.training.utilization import flops_per_token
 
 # Trains in a process of its own and says how much memory it ever had, in bytes.
@@ -126,6 +129,20 @@ def test_a_gpu_makes_more_logits_at_once(tiny):
     here, there = (estimate(recipe, device, measure=False).memory.largest["activations"] for device in (None, "H100"))
     assert there > 4 * 2048 * 70_000
     assert there > 1.5 * here
+
+
+def test_experts_are_tried_out_without_contents():
+    """In fp32, in which torch does not know the shapes of their product."""
+    sizes = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(**sizes, num_key_value_heads=2, intermediate_size=48, num_local_experts=4)
+    with FakeTensorMode() as fake, MemoryTracker():
+        model = AutoModelForCausalLM.from_config(config)
+        ids = torch.zeros(2, 16, dtype=torch.long)
+        model(ids, labels=ids).loss.backward()
+    assert model.config._experts_implementation == "grouped_mm"
+    for parameter in model.parameters():
+        assert parameter.grad.fake_mode is fake
+        assert parameter.grad.shape == parameter.shape
 
 
 def test_documents_apart_and_models_to_go_on_from_are_forecast(tiny, tmp_path):

@@ -9,14 +9,17 @@ import os
 import shutil
 
 from accelerate.utils import parse_flag_from_env
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .. import checkpoint
-from ..configuration_gpt import GPTConfig
 from ..errors import UserError
 from ..precision import multiplies_bf16
-from ..recipe import Recipe, TrainRecipe
+from ..recipe import Recipe
 from .model import Pretrained, named_config
+
+# What configurations call the rate of dropout on attention weights.
+ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop")
 
 
 def resolve_hardware(recipe: Recipe, earlier: Recipe | None, pretrained: Pretrained | None) -> Recipe:
@@ -38,7 +41,7 @@ def resolve_hardware(recipe: Recipe, earlier: Recipe | None, pretrained: Pretrai
     return dataclasses.replace(recipe, train=resolved)
 
 
-def pays_in_bf16(config: GPTConfig) -> bool:
+def pays_in_bf16(config: PreTrainedConfig) -> bool:
     """Whether a step on a CPU with units for bf16 is shorter in it.
 
     Products shrink, to between a half and a fifth; casting makes everything else take two to three times as long. The
@@ -48,41 +51,53 @@ def pays_in_bf16(config: GPTConfig) -> bool:
         layers x width    4 x 128        4 x 192        4 x 288        6 x 384        8 x 512
                           1.32 (1.49)    1.10 (1.29)    0.76 (0.96)    0.69 (0.91)    0.59 (0.82)
     """
-    return config.hidden_size >= 256
+    return config.get_text_config().hidden_size >= 256
 
 
-def refuse_attention(train: TrainRecipe, config: GPTConfig) -> None:
-    """Refuse an attention that cannot train this model on this device; `train` is resolved.
+def resolve_attention(recipe: Recipe, config: PreTrainedConfig) -> Recipe:
+    """`train.attn_implementation`: `sdpa`, the default, is `eager` in a type that has no other; `train` is resolved.
 
     Raises:
-        UserError: it has no backward pass here, no dropout, or no such precision, or it is code from the Hub.
+        UserError: it is none that this model has, it has no backward pass here, no dropout, or no such precision.
     """
-    name = train.attn_implementation
+    train, name = recipe.train, recipe.train.attn_implementation
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    usable = "sdpa" if model_class._supports_sdpa else "eager"
+    supported = {"flex_attention": model_class._supports_flex_attn, "flash_": model_class._supports_flash_attn}
+    rates = (getattr(config.get_text_config(), field, None) for field in (*ATTENTION_DROPOUT, "dropout"))
+    dropout = next((rate for rate in rates if rate is not None), 0)  # in our GPT, the first may stand for the last
     problem = None
-    dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
     if name not in {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}:  # such as a kernel on the Hub, which is code
         problem = "there is no such attention; use eager, sdpa, flash_attention_2 or flex_attention"
+    elif not all(has_it for kind, has_it in supported.items() if name.startswith(kind)):
+        problem = f"transformers' {model_class.__name__} has no such attention; use {usable}"
     elif name == "flex_attention" and train.device != "cuda":
-        problem = f"it cannot be trained on {train.device}; use sdpa"
+        problem = f"it cannot be trained on {train.device}; use {usable}"
     elif name == "flex_attention" and dropout:
-        problem = f"it has no dropout, and the model has {dropout:g}; use sdpa, or set model.attention_dropout to 0"
+        problem = f"it has no dropout, and the model has {dropout:g}; use {usable}, or set that of attention to 0"
     elif name.startswith("flash_attention") and train.device != "cuda":
-        problem = f"it needs a GPU, and train.device is {train.device}; use sdpa"
+        problem = f"it needs a GPU, and train.device is {train.device}; use {usable}"
     elif name.startswith("flash_attention") and train.mixed_precision == "no":
-        problem = "it computes in bf16 or fp16, and train.mixed_precision is no; use sdpa"
+        problem = f"it computes in bf16 or fp16, and train.mixed_precision is no; use {usable}"
     if problem is not None:
         raise UserError(problem, field="train.attn_implementation", value=name)
+    name = usable if name == "sdpa" else name
+    return dataclasses.replace(recipe, train=dataclasses.replace(train, attn_implementation=name))
 
 
-def pays_to_compile(device: str, config: GPTConfig, steps: int, tokens_per_step: int) -> bool:
+def pays_to_compile(device: str, config: PreTrainedConfig, steps: int, tokens_per_step: int) -> bool:
     """`train.compile: auto`, by a rule on device, size of the model and length of the run; never by a clock.
 
     On two cores compiling took half a minute, and then saved 4% of the step of a model of 2 layers x 128, 14% at 4 x
     192 and 9% at 6 x 384: it pays for itself within 10^14 operations, and larger models were not measured. It needs a
-    C++ compiler. On a GPU, where it was not measured, it takes about a minute.
+    C++ compiler. On a GPU, where it was not measured, it takes about a minute. Types of which transformers does not
+    say that they compile as a whole, such as Mamba with its loop over tokens, are not compiled.
     """
+    if not MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._can_compile_fullgraph:
+        return False
     if device == "cuda":
         return steps >= 500
+    config = config.get_text_config()
     block_parameters = 12 * config.num_hidden_layers * config.hidden_size**2
     operations = 6 * block_parameters * tokens_per_step * steps
     has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None

@@ -21,7 +21,7 @@ from ..storage import local_path, refuse_unwritable
 from . import deepspeed
 from .data import Data, batch_plan, num_steps, prepare_data
 from .distributed import start_accelerator, together
-from .hardware import pays_to_compile, refuse_attention, resolve_hardware
+from .hardware import pays_to_compile, resolve_attention, resolve_hardware
 from .model import Pretrained, build_model, refuse_prompts
 from .provenance import changes_of_environment, describe_environment
 from .resume import Change, changes_of_recipe, describe_parent, earlier_recipe, find_parent
@@ -59,12 +59,15 @@ class Job:
         )
 
 
-def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | None = None) -> Job:
+def prepare(
+    recipe: Recipe, parent: str | None = None, pretrained: Pretrained | None = None, data: Data | None = None
+) -> Job:
     """Resolve `recipe` and build what it names. Nothing is written but the caches.
 
     Args:
         parent: `RUN@STEP` (or `RUN`, for its latest checkpoint): the run to branch off from.
         pretrained: the model that `recipe.model.from_pretrained` names.
+        data: what `prepare_data` found for `recipe`, if it was asked already.
 
     Raises:
         UserError: anything in the recipe that cannot work here, including an output folder that holds another run.
@@ -75,8 +78,8 @@ def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | 
     recipe = resolve_hardware(recipe, earlier, pretrained)
     accelerator = start_accelerator(recipe)
     with together(accelerator):
-        data = prepare_data(recipe, pretrained)
-    refuse_attention(recipe.train, data.config)
+        data = data or prepare_data(recipe, pretrained)
+    recipe = resolve_attention(recipe, data.config)
     plan = batch_plan(data.recipe, data.windows, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = plan.accumulation
     if deepspeed.asked_for():
