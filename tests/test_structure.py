@@ -223,29 +223,31 @@ def test_every_parameter_has_a_part(model_type):
 def resolved(model_type: str, attention: str, device: str = "cuda", precision: str = "bf16", **fields) -> str:
     train = {"device": device, "mixed_precision": precision, "attn_implementation": attention}
     config = AutoConfig.for_model(model_type, **fields)
-    return resolve_attention(Recipe.from_dict({"train": train}), config).train.attn_implementation
+    return resolve_attention(Recipe.from_dict({"train": train}).train, config).attn_implementation
 
 
 @pytest.mark.parametrize(
     ("model_type", "asked", "found"),
     [
-        ("hf_gpt", "sdpa", "sdpa"),
+        ("hf_gpt", "auto", "sdpa"),
+        ("llama", "auto", "sdpa"),
         ("llama", "sdpa", "sdpa"),
         ("llama", "eager", "eager"),
         ("llama", "flex_attention", "flex_attention"),
         ("gpt2", "flash_attention_2", "flash_attention_2"),
-        ("gemma2", "sdpa", "eager"),  # which caps its scores
+        ("gemma2", "auto", "eager"),  # which caps its scores
         ("gemma2", "flex_attention", "flex_attention"),
-        ("mamba", "sdpa", "eager"),  # has no attention
+        ("mamba", "auto", "eager"),  # has no attention
     ],
 )
-def test_sdpa_is_eager_attention_where_a_type_has_no_other(model_type, asked, found):
+def test_attention_is_sdpa_where_a_type_has_it(model_type, asked, found):
     assert resolved(model_type, asked) == found
 
 
 @pytest.mark.parametrize(
     ("model_type", "asked", "fields", "words"),
     [
+        ("gemma2", "sdpa", {}, "transformers' Gemma2ForCausalLM has no such attention; use eager"),
         ("mamba", "flash_attention_2", {}, "transformers' MambaForCausalLM has no such attention; use eager"),
         ("gpt2", "flex_attention", {}, "transformers' GPT2LMHeadModel has no such attention; use sdpa"),
         ("llama", "flex_attention", {"attention_dropout": 0.1}, "it has no dropout, and the model has 0.1; use sdpa"),

@@ -48,7 +48,7 @@ def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, on_gpu: bool) -> 
         if train.mixed_precision == "fp16":  # of the same size
             train.mixed_precision = "bf16"
         if train.attn_implementation != "eager":  # a GPU's kernels do not keep the weights that dropout is drawn for
-            train.attn_implementation = "sdpa"
+            train.attn_implementation = "auto"
             text_config = config.get_text_config()
             for name in ATTENTION_DROPOUT:
                 if hasattr(text_config, name):

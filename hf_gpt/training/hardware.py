@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .. import checkpoint
 from ..errors import UserError
 from ..precision import multiplies_bf16
-from ..recipe import Recipe
+from ..recipe import Recipe, TrainRecipe
 from .model import Pretrained, named_config
 
 # What configurations call the rate of dropout on attention weights.
@@ -54,35 +54,37 @@ def pays_in_bf16(config: PreTrainedConfig) -> bool:
     return config.get_text_config().hidden_size >= 256
 
 
-def resolve_attention(recipe: Recipe, config: PreTrainedConfig) -> Recipe:
-    """`train.attn_implementation`: `sdpa`, the default, is `eager` in a type that has no other; `train` is resolved.
+def resolve_attention(train: TrainRecipe, config: PreTrainedConfig) -> TrainRecipe:
+    """`train`, otherwise resolved, with an attention that can train this model on this device.
+
+    `auto` is sdpa, or eager attention in a type that has no other, such as Gemma 2, which caps its scores.
 
     Raises:
-        UserError: it is none that this model has, it has no backward pass here, no dropout, or no such precision.
+        UserError: it has no backward pass here, no dropout, or no such precision, the type has it not, or it is code
+            from the Hub.
     """
-    train, name = recipe.train, recipe.train.attn_implementation
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    usable = "sdpa" if model_class._supports_sdpa else "eager"
-    supported = {"flex_attention": model_class._supports_flex_attn, "flash_": model_class._supports_flash_attn}
+    has = {"sdpa": model_class._supports_sdpa, "flex_attention": model_class._supports_flex_attn}
+    other = "sdpa" if has["sdpa"] else "eager"
+    name = other if train.attn_implementation == "auto" else train.attn_implementation
     rates = (getattr(config.get_text_config(), field, None) for field in (*ATTENTION_DROPOUT, "dropout"))
     dropout = next((rate for rate in rates if rate is not None), 0)  # in our GPT, the first may stand for the last
     problem = None
     if name not in {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}:  # such as a kernel on the Hub, which is code
         problem = "there is no such attention; use eager, sdpa, flash_attention_2 or flex_attention"
-    elif not all(has_it for kind, has_it in supported.items() if name.startswith(kind)):
-        problem = f"transformers' {model_class.__name__} has no such attention; use {usable}"
+    elif not has.get(name, model_class._supports_flash_attn or not name.startswith("flash_attention")):
+        problem = f"transformers' {model_class.__name__} has no such attention; use {other}"
     elif name == "flex_attention" and train.device != "cuda":
-        problem = f"it cannot be trained on {train.device}; use {usable}"
+        problem = f"it cannot be trained on {train.device}; use {other}"
     elif name == "flex_attention" and dropout:
-        problem = f"it has no dropout, and the model has {dropout:g}; use {usable}, or set that of attention to 0"
+        problem = f"it has no dropout, and the model has {dropout:g}; use {other}, or set model.attention_dropout to 0"
     elif name.startswith("flash_attention") and train.device != "cuda":
-        problem = f"it needs a GPU, and train.device is {train.device}; use {usable}"
+        problem = f"it needs a GPU, and train.device is {train.device}; use {other}"
     elif name.startswith("flash_attention") and train.mixed_precision == "no":
-        problem = f"it computes in bf16 or fp16, and train.mixed_precision is no; use {usable}"
+        problem = f"it computes in bf16 or fp16, and train.mixed_precision is no; use {other}"
     if problem is not None:
         raise UserError(problem, field="train.attn_implementation", value=name)
-    name = usable if name == "sdpa" else name
-    return dataclasses.replace(recipe, train=dataclasses.replace(train, attn_implementation=name))
+    return dataclasses.replace(train, attn_implementation=name)
 
 
 def pays_to_compile(device: str, config: PreTrainedConfig, steps: int, tokens_per_step: int) -> bool:

@@ -79,7 +79,7 @@ def prepare(
     accelerator = start_accelerator(recipe)
     with together(accelerator):
         data = data or prepare_data(recipe, pretrained)
-    recipe = resolve_attention(recipe, data.config)
+    recipe = dataclasses.replace(recipe, train=resolve_attention(recipe.train, data.config))
     plan = batch_plan(data.recipe, data.windows, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = plan.accumulation
     if deepspeed.asked_for():
