@@ -76,7 +76,7 @@ def seconds_of_steps(recipe: Recipe) -> list[float]:
         recipe = dataclasses.replace(
             scratch_recipe(recipe, scratch),
             train=dataclasses.replace(recipe.train, log_every=1),  # which waits for the device in each step
-            evaluation=EvaluationRecipe(first=10**9),
+            evaluation=EvaluationRecipe(first=10**9, prompts=[]),
         )
         job = prepare_run(recipe)
         job.max_steps = max(job.max_steps, _TIMED_STEPS + 2)  # the last step would be saved
