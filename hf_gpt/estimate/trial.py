@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from ..data.batches import BatchPlan
+from ..loading import reading_model
 from ..recipe import EvaluationRecipe, ModelRecipe, Recipe
 from ..run import prepare_run, scratch_recipe
 from ..training.data import Data
@@ -61,7 +62,8 @@ def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, on_gpu: bool) -> 
             evaluation=EvaluationRecipe(first=_UPDATES, tokens=1, prompts=[]),
         )
         data = dataclasses.replace(data, recipe=recipe, config=config, pretrained=None)
-        with FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as tracker:
+        trying = reading_model("model", "cannot be tried without contents")  # where shapes follow from the tokens
+        with trying, FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as tracker:
             job = prepare(recipe, data=data)
             job.max_steps = _UPDATES + 1
             job.accelerator.device_placement = False  # the model is there, and fake weights cannot be moved
