@@ -5,15 +5,19 @@ import os
 import subprocess
 import sys
 
+import any_model
 import pytest
 import torch
 import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from hf_gpt import GPTConfig, GPTForCausalLM, Recipe, UserError
 from hf_gpt.cli import main
 from hf_gpt.estimate.devices import DEVICES, find_device
 from hf_gpt.estimate.forecast import estimate, parameters_by_part
+from hf_gpt.estimate.memory import MemoryTracker
 from hf_gpt.training.utilization import flops_per_token
 
 # Trains in a process of its own and says how much memory it ever had, in bytes.
@@ -67,6 +71,8 @@ def test_operations_are_those_that_torch_counts(tied):
     assert flops_per_token(model, 64) == pytest.approx(counter.get_total_flops() / ids.numel(), rel=1e-3)
 
 
+_WIDE = {"vocab_size": 32000, "hidden_size": 384, "num_hidden_layers": 4, "intermediate_size": 1024}
+_WIDE |= {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 256}
 _SIZES = {
     "adamw": {"model": {"vocab_size": 50257, "emb_dim": 384, "n_layers": 4, "n_heads": 6}},
     "muon": {
@@ -77,6 +83,8 @@ _SIZES = {
         "model": {"vocab_size": 32000, "emb_dim": 512, "n_layers": 6, "n_heads": 8, "tie_word_embeddings": False},
         "train": {"gradient_checkpointing": True},
     },
+    "llama": {"model": {"model_type": "llama", **_WIDE}},
+    "mixtral": {"model": {"model_type": "mixtral", **_WIDE, "num_local_experts": 4}},
 }
 
 
@@ -85,9 +93,10 @@ _SIZES = {
 def test_memory_is_forecast_within_15_percent(tiny, tmp_path, name):
     """Of the whole of `hf-gpt train`: two steps, an evaluation, a sample and a checkpoint."""
     change = _SIZES[name]
+    ours = {} if "model_type" in change["model"] else {"context_length": 256, "drop_rate": 0.0, "hidden_act": "gelu"}
     recipe = {
         **tiny,
-        "model": {"context_length": 256, "drop_rate": 0.0, "hidden_act": "gelu", **change["model"]},
+        "model": {**ours, **change["model"]},
         "optimizer": change.get("optimizer", {}),
         "train": {"max_steps": 2, "batch_size": 4, "device": "cpu", **change.get("train", {})},
         "evaluation": {"first": 2, "tokens": 256, "prompts": ["Line"], "sample_tokens": 2},
@@ -126,6 +135,44 @@ def test_a_gpu_makes_more_logits_at_once(tiny):
     here, there = (estimate(recipe, device, measure=False).memory.largest["activations"] for device in (None, "H100"))
     assert there > 4 * 2048 * 70_000
     assert there > 1.5 * here
+
+
+@pytest.mark.parametrize("name", any_model.TYPES)
+def test_any_type_is_forecast_from_scratch_and_to_go_on_from(name, tiny, tmp_path):
+    model = any_model.tiny(name)
+    any_model.save(model, tmp_path / "model")
+    scratch = {"model_type": name, **any_model.TYPES[name]}
+    for section, device in ((scratch, None), (scratch, "H100"), ({"from_pretrained": str(tmp_path / "model")}, None)):
+        data = {**tiny["data"], "context_length": any_model.WINDOW}
+        found = estimate(Recipe.from_dict({**tiny, "model": section, "data": data}), device, measure=False)
+        assert found.num_parameters == model.num_parameters()
+        assert found.flops_per_token == flops_per_token(model, any_model.WINDOW)
+        largest = found.memory.largest
+        assert largest["weights"] == largest["gradients"] == 4 * found.num_parameters
+        assert largest["optimizer"] == pytest.approx(8 * found.num_parameters, rel=0.01)
+
+
+def test_what_cannot_be_tried_without_contents_is_refused_in_one_line(tiny):
+    """JetMoE cuts a batch by how many tokens chose each expert."""
+    tiny["model"] = {"model_type": "jetmoe", "hidden_size": 16, "num_hidden_layers": 1, "kv_channels": 8}
+    tiny["model"] |= {"intermediate_size": 32, "num_local_experts": 4, "max_position_embeddings": 32}
+    with pytest.raises(UserError, match=r"^model: cannot be tried without contents: split") as refused:
+        estimate(Recipe.from_dict(tiny), measure=False)
+    assert "\n" not in str(refused.value)
+
+
+def test_experts_are_tried_out_without_contents():
+    """In fp32, in which torch does not know the shapes of their product."""
+    sizes = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(**sizes, num_key_value_heads=2, intermediate_size=48, num_local_experts=4)
+    with FakeTensorMode() as fake, MemoryTracker():
+        model = AutoModelForCausalLM.from_config(config)
+        ids = torch.zeros(2, 16, dtype=torch.long)
+        model(ids, labels=ids).loss.backward()
+    assert model.config._experts_implementation == "grouped_mm"
+    for parameter in model.parameters():
+        assert parameter.grad.fake_mode is fake
+        assert parameter.grad.shape == parameter.shape
 
 
 def test_documents_apart_and_models_to_go_on_from_are_forecast(tiny, tmp_path):

@@ -99,8 +99,9 @@ def plan_run(
         # FSDP2 divides the state among the devices. Not divided at the peak are the weights outside of the blocks and
         # those of two blocks: one is fetched while the other computes.
         state = sum(size for kind, size in memory.at_peak.items() if kind != "activations")
-        in_blocks = sum(parameters[part] for part in ("attention", "feed-forward", "norms"))
-        undivided = 4 * (sum(parameters.values()) - in_blocks + 2 * in_blocks // num_layers)
+        outside = sum(parameters.get(part, 0) for part in ("embeddings", "positions", "output head"))
+        in_blocks = sum(parameters.values()) - outside
+        undivided = 4 * (outside + 2 * in_blocks // num_layers)
         fsdp2 += undivided - state * (devices - 1) // devices
     return Plan(
         name,

@@ -12,15 +12,17 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from ..data.batches import BatchPlan
 from ..display import Shown, duration, short_number
 from ..errors import UserError
-from ..modeling_gpt import GPTForCausalLM
 from ..recipe import Recipe
 from ..run import find_pretrained
 from ..training.data import batch_plan, num_steps, prepare_data
 from ..training.hardware import resolve_hardware
+from ..training.structure import attention_classes, matrices
 from ..training.utilization import flops_per_token
 from .devices import Plan, check_plan, plan_run
 from .memory import HEAP_KEEPS, MIB, Memory
@@ -29,13 +31,7 @@ from .trial import MOST_SECONDS, memory_of_run, seconds_of_steps
 # A step of more operations than this may take too long: a step of one window is timed first.
 _LONG_STEP = 1e12
 
-_PARTS = {  # by what the names of their parameters contain
-    "embed_tokens": "embeddings",
-    "embed_positions": "positions",
-    "self_attn": "attention",
-    "mlp": "feed-forward",
-    "norm": "norms",
-}
+_PARTS = ("embeddings", "positions", "attention", "feed-forward", "norms", "other", "output head")
 
 
 def estimate(
@@ -68,7 +64,7 @@ def estimate(
     steps = num_steps(recipe.train, batches)
     found = Estimate(
         parameters=parameters_by_part(model),
-        tied=data.config.tie_word_embeddings,
+        tied=data.config.get_text_config().tie_word_embeddings,
         flops_per_token=flops_per_token(model, data.windows.context_length),
         memory=memory,
         # By now everything that a run needs is imported.
@@ -94,18 +90,44 @@ def estimate(
         flops=found.tokens * found.flops_per_token * passes,
         memory=memory,
         parameters=found.parameters,
-        num_layers=data.config.num_hidden_layers,
+        num_layers=data.config.get_text_config().num_hidden_layers,
     )
     return dataclasses.replace(found, plan=plan)
 
 
-def parameters_by_part(model: GPTForCausalLM) -> dict[str, int]:
-    """How many parameters each kind of part has; together `model.num_parameters()`, since a tied head has none."""
-    counts = dict.fromkeys((*_PARTS.values(), "output head"), 0)
+def parameters_by_part(model: PreTrainedModel) -> dict[str, int]:
+    """How many parameters each kind of part has; together `model.num_parameters()`, since a tied head has none.
+
+    A part that the model has not is left out. Experts and their routers are feed-forward, and a mixer that is no
+    attention, such as Mamba's, is other.
+    """
+    attention, multiplying = attention_classes(model), {id(module) for module, _ in matrices(model)}
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
+
+    def part_of(module: nn.Module) -> str | None:
+        """What all of `module` is, or None: see what its children are."""
+        children = list(module.children())
+        if isinstance(module, attention):
+            return "attention"
+        if module is head:
+            return "output head"
+        if isinstance(module, nn.Embedding):  # those of OPT and BART have two rows more than positions
+            is_positions = module is not embeddings and module.num_embeddings - positions in (0, 2)
+            return "positions" if is_positions else "embeddings"
+        if any(isinstance(child, nn.Conv1d) for child in children):
+            return "other"
+        if id(module) in multiplying:
+            return "feed-forward"
+        return "norms" if not children and all(parameter.ndim == 1 for parameter in module.parameters()) else None
+
+    parts: dict[str, str | None] = {}
+    for path, module in model.named_modules():  # parents before their children
+        parts[path] = parts.get(path.rpartition(".")[0]) or part_of(module)
+    counts = dict.fromkeys(_PARTS, 0)
     for name, parameter in model.named_parameters():  # which names a tied parameter once
-        part = next((part for key, part in _PARTS.items() if key in name), "output head")
-        counts[part] += parameter.numel()
-    return counts
+        counts[parts[name.rpartition(".")[0]] or "other"] += parameter.numel()
+    return {part: number for part, number in counts.items() if number or part == "output head"}
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,6 +7,7 @@ Fake tensors are always on the CPU, and stand in for those of another device. Th
 kernels with dropout, and so does the number of logits from which the loss goes by chunks (`loss.tokens_per_chunk`).
 """
 
+import copy
 import dataclasses
 import itertools
 import tempfile
@@ -14,15 +15,17 @@ import time
 from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
 
-from ..configuration_gpt import GPTConfig
 from ..data.batches import BatchPlan
-from ..modeling_gpt import GPTForCausalLM
+from ..loading import reading_model
 from ..recipe import EvaluationRecipe, ModelRecipe, Recipe
 from ..run import prepare_run, scratch_recipe
 from ..training.data import Data
+from ..training.hardware import ATTENTION_DROPOUT
 from ..training.loop import TrainingRun, run
 from ..training.observers import Observer
+from ..training.setup import prepare
 from .memory import Memory, MemoryTracker
 
 # Two updates, the second of which finds the optimizer's state; then an evaluation.
@@ -32,9 +35,9 @@ _TIMED_STEPS = 20
 MOST_SECONDS = 30
 
 
-def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, on_gpu: bool) -> tuple[GPTForCausalLM, Memory]:
+def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, on_gpu: bool) -> tuple[PreTrainedModel, Memory]:
     """The model and the memory of the run, from fake tensors on the CPU."""
-    config = {name: getattr(data.config, name) for name in GPTConfig._own_names() - set(GPTConfig.attribute_map)}
+    config = copy.deepcopy(data.config)
     train = dataclasses.replace(
         recipe.train,
         device="cpu",
@@ -46,17 +49,22 @@ def memory_of_run(recipe: Recipe, data: Data, plan: BatchPlan, on_gpu: bool) -> 
         if train.mixed_precision == "fp16":  # of the same size
             train.mixed_precision = "bf16"
         if train.attn_implementation != "eager":  # a GPU's kernels do not keep the weights that dropout is drawn for
-            train.attn_implementation = "sdpa"
-            config["attention_dropout"] = 0.0
+            train.attn_implementation = "auto"
+            text_config = config.get_text_config()
+            for name in ATTENTION_DROPOUT:
+                if hasattr(text_config, name):
+                    setattr(text_config, name, 0.0)
     with tempfile.TemporaryDirectory(prefix="hf_gpt-estimate-") as scratch:
         recipe = dataclasses.replace(
             scratch_recipe(data.recipe, scratch),
-            model=ModelRecipe(config=config),  # without the weights of a pretrained model
+            model=ModelRecipe(),  # it is built from `config`, also where weights are there to continue
             train=train,
             evaluation=EvaluationRecipe(first=_UPDATES, tokens=1, prompts=[]),
         )
-        with FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as tracker:
-            job = prepare_run(recipe)
+        data = dataclasses.replace(data, recipe=recipe, config=config, pretrained=None)
+        trying = reading_model("model", "cannot be tried without contents")  # where shapes follow from the tokens
+        with trying, FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as tracker:
+            job = prepare(recipe, data=data)
             job.max_steps = _UPDATES + 1
             job.accelerator.device_placement = False  # the model is there, and fake weights cannot be moved
             run(job, [_OnAGpu()] if on_gpu else [], until=_UPDATES)
@@ -70,7 +78,7 @@ def seconds_of_steps(recipe: Recipe) -> list[float]:
         recipe = dataclasses.replace(
             scratch_recipe(recipe, scratch),
             train=dataclasses.replace(recipe.train, log_every=1),  # which waits for the device in each step
-            evaluation=EvaluationRecipe(first=10**9),
+            evaluation=EvaluationRecipe(first=10**9, prompts=[]),
         )
         job = prepare_run(recipe)
         job.max_steps = max(job.max_steps, _TIMED_STEPS + 2)  # the last step would be saved

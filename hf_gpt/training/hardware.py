@@ -18,6 +18,9 @@ from ..precision import multiplies_bf16
 from ..recipe import Recipe, TrainRecipe
 from .model import Pretrained, named_config
 
+# What configurations call the rate of dropout on attention weights.
+ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop")
+
 
 def resolve_hardware(recipe: Recipe, earlier: Recipe | None, pretrained: Pretrained | None) -> Recipe:
     """Decide device, precision and compilation: as the earlier run in this folder did, else by what is here."""
@@ -48,31 +51,37 @@ def pays_in_bf16(config: PreTrainedConfig) -> bool:
         layers x width    4 x 128        4 x 192        4 x 288        6 x 384        8 x 512
                           1.32 (1.49)    1.10 (1.29)    0.76 (0.96)    0.69 (0.91)    0.59 (0.82)
     """
-    return config.hidden_size >= 256
+    return config.get_text_config().hidden_size >= 256
 
 
 def resolve_attention(train: TrainRecipe, config: PreTrainedConfig) -> TrainRecipe:
     """`train`, otherwise resolved, with an attention that can train this model on this device.
 
+    `auto` is sdpa, or eager attention in a type that has no other, such as Gemma 2, which caps its scores.
+
     Raises:
-        UserError: it has no backward pass here, no dropout, or no such precision, or it is code from the Hub.
+        UserError: it has no backward pass here, no dropout, or no such precision, the type has it not, or it is code
+            from the Hub.
     """
-    name = train.attn_implementation
-    if name == "auto":
-        name = "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    has = {"sdpa": model_class._supports_sdpa, "flex_attention": model_class._supports_flex_attn}
+    other = "sdpa" if has["sdpa"] else "eager"
+    name = other if train.attn_implementation == "auto" else train.attn_implementation
+    rates = (getattr(config.get_text_config(), field, None) for field in (*ATTENTION_DROPOUT, "dropout"))
+    dropout = next((rate for rate in rates if rate is not None), 0)  # in our GPT, the first may stand for the last
     problem = None
-    dropout = getattr(config, "attention_dropout", 0.0)
-    dropout = config.dropout if dropout is None else dropout
     if name not in {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}:  # such as a kernel on the Hub, which is code
         problem = "there is no such attention; use eager, sdpa, flash_attention_2 or flex_attention"
+    elif not has.get(name, model_class._supports_flash_attn or not name.startswith("flash_attention")):
+        problem = f"transformers' {model_class.__name__} has no such attention; use {other}"
     elif name == "flex_attention" and train.device != "cuda":
-        problem = f"it cannot be trained on {train.device}; use sdpa"
+        problem = f"it cannot be trained on {train.device}; use {other}"
     elif name == "flex_attention" and dropout:
-        problem = f"it has no dropout, and the model has {dropout:g}; use sdpa, or set model.attention_dropout to 0"
+        problem = f"it has no dropout, and the model has {dropout:g}; use {other}, or set model.attention_dropout to 0"
     elif name.startswith("flash_attention") and train.device != "cuda":
-        problem = f"it needs a GPU, and train.device is {train.device}; use sdpa"
+        problem = f"it needs a GPU, and train.device is {train.device}; use {other}"
     elif name.startswith("flash_attention") and train.mixed_precision == "no":
-        problem = "it computes in bf16 or fp16, and train.mixed_precision is no; use sdpa"
+        problem = f"it computes in bf16 or fp16, and train.mixed_precision is no; use {other}"
     if problem is not None:
         raise UserError(problem, field="train.attn_implementation", value=name)
     return dataclasses.replace(train, attn_implementation=name)
@@ -83,10 +92,14 @@ def pays_to_compile(device: str, config: PreTrainedConfig, steps: int, tokens_pe
 
     On two cores compiling took half a minute, and then saved 4% of the step of a model of 2 layers x 128, 14% at 4 x
     192 and 9% at 6 x 384: it pays for itself within 10^14 operations, and larger models were not measured. It needs a
-    C++ compiler. On a GPU, where it was not measured, it takes about a minute.
+    C++ compiler. On a GPU, where it was not measured, it takes about a minute. Types of which transformers does not
+    say that they compile as a whole, such as Mamba with its loop over tokens, are not compiled.
     """
+    if not MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._can_compile_fullgraph:
+        return False
     if device == "cuda":
         return steps >= 500
+    config = config.get_text_config()
     block_parameters = 12 * config.num_hidden_layers * config.hidden_size**2
     operations = 6 * block_parameters * tokens_per_step * steps
     has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None

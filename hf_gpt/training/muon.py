@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalised, for the matrices inside the blocks; AdamW for everything else.
+"""Muon: momentum, orthogonalised, for the matrices that hidden states go through; AdamW for everything else.
 
 Where AdamW scales each number of an update by its own history, Muon replaces the momentum of a weight matrix by the
 nearest orthogonal matrix, so that an update moves all directions of the matrix alike (Jordan et al. 2024,
@@ -29,7 +29,7 @@ _STACKED_NUMBERS = 2**24
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, whose groups with `orthogonal: True` hold matrices and are updated by Muon instead.
+    """AdamW, whose groups with `orthogonal: True` hold matrices, or stacks of them, and are updated by Muon instead.
 
     Args:
         momentum: of the orthogonalised groups, in Nesterov's form.
@@ -44,8 +44,11 @@ class Muon(torch.optim.AdamW):
         for group in groups:
             group.setdefault("orthogonal", False)
             group["momentum"] = momentum
-            if group["orthogonal"] and any(parameter.ndim != 2 for parameter in group["params"]):
-                raise ValueError("Muon orthogonalises matrices; give other parameters in a group without `orthogonal`")
+            if group["orthogonal"] and any(parameter.ndim not in (2, 3) for parameter in group["params"]):
+                raise ValueError(
+                    "Muon orthogonalises matrices and stacks of them; give other parameters in a group without"
+                    " `orthogonal`"
+                )
         super().__init__(groups, **adamw)
         # Fused AdamW would be left to find overflowing gradients by itself; the scaler does it for both.
         self._step_supports_amp_scaling = False
@@ -83,7 +86,8 @@ class Muon(torch.optim.AdamW):
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
         for stack in _stacks(updates):
-            directions = self._orthogonalized(torch.stack([_whole(updates[number]) for number in stack]))
+            together = torch.stack([_whole(updates[number]) for number in stack])
+            directions = self._orthogonalized(together.flatten(0, -3)).view_as(together)
             # the root mean square of AdamW's updates is about 0.2, that of an orthogonal matrix 1 / sqrt(longer side)
             size = 0.2 * max(directions.shape[-2:]) ** 0.5
             for number, direction in zip(stack, directions):
@@ -93,7 +97,8 @@ class Muon(torch.optim.AdamW):
     def _orthogonalized(self, matrices: Tensor) -> Tensor:
         device_type = matrices.device.type
         in_bf16 = multiplies_bf16(device_type) and (device_type != "cpu" or self._bf16_on_cpu)
-        return orthogonalized(matrices.bfloat16() if in_bf16 else matrices).to(matrices.dtype)
+        parts = matrices.split(max(1, _STACKED_NUMBERS // matrices[0].numel()))  # one parameter may stack many experts
+        return torch.cat([orthogonalized(x.bfloat16() if in_bf16 else x).to(matrices.dtype) for x in parts])
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -109,7 +114,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 def _stacks(matrices: list[Tensor]) -> Iterator[list[int]]:
-    """Numbers of matrices that can be stacked: of one shape, and not too many."""
+    """Numbers of matrices, or stacks of them, that can be stacked: of one shape, and not too many."""
     of_shape = defaultdict(list)
     for number, matrix in enumerate(matrices):
         of_shape[matrix.shape].append(number)

@@ -8,36 +8,37 @@ import math
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..recipe import OptimizerRecipe, ScheduleRecipe
 from .muon import Muon
+from .structure import is_bias_or_state, matrices
 
 
 def build_optimizer(model: nn.Module, recipe: OptimizerRecipe, mixed_precision: str = "no") -> torch.optim.Optimizer:
     """AdamW over the trainable parameters of `model`, in PyTorch's fused form where the device has one.
 
-    With `decay: matrices` weight decay spares biases and LayerNorm, as GPT-2 and nanoGPT do; `decay: all` is
-    `torch.optim.AdamW(model.parameters())`, which the book uses. With `name: muon` the matrices inside the blocks are
-    updated by :class:`Muon`; embeddings and an untied head stay with AdamW, which suits rows that are rarely used.
+    With `decay: matrices` weight decay spares norms, biases and the rates of state-space models, as GPT-2, nanoGPT and
+    Mamba do; `decay: all` is `torch.optim.AdamW(model.parameters())`, which the book uses. With `name: muon` the
+    matrices that hidden states are multiplied by are updated by :class:`Muon`, routers and each expert included, as in
+    Moonlight (Liu et al. 2025). Embeddings and the head stay with AdamW, which suits rows that are rarely used.
 
     Raises:
-        ValueError: `name: muon`, and a model without a matrix in `layers`.
+        ValueError: `name: muon`, and a model without such a matrix.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     muon_lr_ratio = (recipe.muon_lr or recipe.lr) / recipe.lr
-    orthogonal = [p for name, p in parameters.items() if recipe.name == "muon" and _is_matrix_of_a_block(name, p)]
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    of_muon = {id(matrix) for module, matrix in matrices(model) if recipe.name == "muon" and module is not head}
+    orthogonal = [parameter for parameter in parameters.values() if id(parameter) in of_muon]
     if recipe.name == "muon" and not orthogonal:
-        raise ValueError("Muon updates the matrices in the blocks of a model, its `layers`; this one has none")
-    of_muon = {id(parameter) for parameter in orthogonal}
-    rest = [parameter for parameter in parameters.values() if id(parameter) not in of_muon]
-    if recipe.decay == "all":
-        groups = [{"params": rest, "weight_decay": recipe.weight_decay}]
-    else:
-        groups = [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-        ]
-    fused = all(p.device.type in ("cpu", "cuda", "mps", "xpu") for p in rest)
+        raise ValueError("Muon updates the weights of linear layers and experts, the head apart; this model has none")
+    rest = {name: parameter for name, parameter in parameters.items() if id(parameter) not in of_muon}
+    spared = [] if recipe.decay == "all" else [n for n, p in rest.items() if p.ndim < 2 or is_bias_or_state(n)]
+    groups = [{"params": [p for n, p in rest.items() if n not in spared], "weight_decay": recipe.weight_decay}]
+    if recipe.decay != "all":
+        groups.append({"params": [rest[name] for name in spared], "weight_decay": 0.0})
+    fused = all(p.device.type in ("cpu", "cuda", "mps", "xpu") for p in rest.values())
     adamw = {"lr": recipe.lr, "betas": tuple(recipe.betas), "eps": recipe.eps, "fused": fused}
     if recipe.name == "adamw":
         return torch.optim.AdamW(groups, **adamw)
@@ -45,10 +46,6 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe, mixed_precision: 
         {"params": orthogonal, "orthogonal": True, "weight_decay": recipe.weight_decay, "lr_ratio": muon_lr_ratio}
     )
     return Muon(groups, momentum=recipe.muon_momentum, mixed_precision=mixed_precision, **adamw)
-
-
-def _is_matrix_of_a_block(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim == 2 and "layers." in name
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

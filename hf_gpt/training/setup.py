@@ -59,12 +59,15 @@ class Job:
         yield f"training   {steps}, {epochs:.2f} epochs, into {self.run_dir}"
 
 
-def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | None = None) -> Job:
+def prepare(
+    recipe: Recipe, parent: str | None = None, pretrained: Pretrained | None = None, data: Data | None = None
+) -> Job:
     """Resolve `recipe` and build what it names. Nothing is written but the caches.
 
     Args:
         parent: `RUN@STEP` (or `RUN`, for its latest checkpoint): the run to branch off from.
         pretrained: the model that `recipe.model.from_pretrained` names.
+        data: what `prepare_data` found for `recipe`, if it was asked already.
 
     Raises:
         UserError: anything in the recipe that cannot work here, including an output folder that holds another run.
@@ -75,7 +78,7 @@ def prepare(recipe: Recipe, parent: str | None = None, pretrained: Pretrained | 
     recipe = resolve_hardware(recipe, earlier, pretrained)
     accelerator = start_accelerator(recipe)
     with together(accelerator):
-        data = prepare_data(recipe, pretrained)
+        data = data or prepare_data(recipe, pretrained)
     recipe = dataclasses.replace(recipe, train=resolve_attention(recipe.train, data.config))
     plan = batch_plan(data.recipe, data.windows, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = plan.accumulation

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .observers import Observer
+from .structure import attention_classes, matrices
 
 if TYPE_CHECKING:
     from .loop import TrainingRun
@@ -103,12 +105,32 @@ def _wait(device: torch.device) -> None:
 def flops_per_token(model: PreTrainedModel, context_length: int) -> int:
     """Floating-point operations that training on one token takes, forward and backward.
 
-    As in PaLM (Chowdhery et al. 2022, appendix B): 6 for each parameter in a matrix product, and 12 * layers * hidden
-    * context for the products of queries, keys and values. Attention counts as if nothing were masked, recomputation
-    (gradient checkpointing) does not count.
+    As in PaLM (Chowdhery et al. 2022, appendix B): 6 for each parameter in a matrix product, a tied head included, and
+    12 * heads * head_dim * context for the products of queries, keys and values of each layer that attends. A token
+    goes through some of the experts alone, and looks no further than a sliding window. Within that attention counts as
+    if nothing were masked; recomputation (gradient checkpointing), convolutions and the scans of state-space models
+    do not count.
     """
-    config = model.config
-    in_products = sum(
-        m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)
-    )  # head, even if tied
-    return 6 * in_products + 12 * config.num_hidden_layers * config.hidden_size * context_length
+    config, classes = model.config.get_text_config(), attention_classes(model)
+    routed = (module.top_k for module in model.modules() if isinstance(getattr(module, "top_k", None), int))
+    experts_used = next(routed, getattr(config, "num_experts_per_tok", None))
+    total = 0
+    for _, weight in matrices(model):
+        stacked = weight.shape[0] if weight.ndim == 3 else 1
+        total += 6 * weight.numel() * min(stacked, experts_used or stacked) // stacked
+    for module in model.modules():
+        if isinstance(module, classes):
+            total += 6 * _width_of_attention(module, config) * _span_of_attention(module, config, context_length)
+    return total
+
+
+def _width_of_attention(module: nn.Module, config: PreTrainedConfig) -> int:
+    """Numbers of one token's query and value in all heads; 0 where there are none, as in RWKV."""
+    heads = getattr(module, "num_heads", None) or getattr(config, "num_attention_heads", 0)
+    head_dim = getattr(module, "head_dim", None) or config.hidden_size // max(heads, 1)
+    return heads * (getattr(module, "qk_head_dim", head_dim) + getattr(module, "v_head_dim", head_dim))
+
+
+def _span_of_attention(module: nn.Module, config: PreTrainedConfig, context_length: int) -> int:
+    window = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
+    return min(window or context_length, context_length)

@@ -1,0 +1,48 @@
+"""What a causal language model consists of, read from its modules: matrices and attention.
+
+Each of transformers' types has its own names for parameters. What a parameter is for, its module says. So the groups
+of the optimizer, the operations that a token takes and the table of parameters are made from these functions.
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+
+def matrices(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    """The parameters that hidden states are multiplied by, each with its module, in the order of the modules.
+
+    These are the weights of linear layers, among them GPT-2's `Conv1D` and the output head; routers of a mixture of
+    experts that are no linear layers; and stacks of matrices, such as experts: what has three dimensions and is in no
+    convolution. A tied head's weight is that of the input embeddings.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, Conv1D)):
+            yield module, module.weight
+        elif not isinstance(module, _ConvNd):
+            for name, parameter in module.named_parameters(recurse=False):
+                is_router = parameter.ndim == 2 and hasattr(module, "num_experts")
+                is_stack = parameter.ndim == 3 and min(parameter.shape[1:]) > 1
+                if (is_router or is_stack) and not is_bias_or_state(name):
+                    yield module, parameter
+
+
+def is_bias_or_state(name: str) -> bool:
+    """Whether a parameter called so is a bias, of any dimension, or one of a state-space model that decays a state."""
+    name = name.rpartition(".")[2]
+    return name.endswith("bias") or name in ("A_log", "D")
+
+
+def attention_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
+    """The classes of modules whose attention weights transformers captures; where it captures none, by their names."""
+    classes = []
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and (found := (part._can_record_outputs or {}).get("attentions")):
+            recorders = found if isinstance(found, list) else [found]
+            classes += [getattr(recorder, "target_class", recorder) for recorder in recorders]
+    by_name = (module for module in model.modules() if "Attention" in type(module).__name__)
+    projecting = (m for m in by_name if any(isinstance(child, (nn.Linear, Conv1D)) for child in m.children()))
+    return tuple(classes) or tuple({type(module) for module in projecting})
