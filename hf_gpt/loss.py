@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, nll_loss
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -32,7 +32,7 @@ except ImportError:  # torch before 2.13
     linear_cross_entropy = None
 
 # Without gradients, chunks are so small that their logits (32 MiB in fp32) come from glibc's heap, which keeps them:
-# mapping larger blocks took half of the time with a vocabulary of 50,257.
+# mapping larger blocks took half of the time with a vocabulary of 50,257. On a CPU log-probabilities take their place.
 _LOGITS_WITHOUT_GRADIENTS = 2**23
 
 
@@ -93,7 +93,9 @@ class CausalLMLoss(nn.Module):
             return _sum_without_logits(hidden_states, head.weight, targets, chunk)
         losses = torch.empty(len(targets), device=hidden_states.device)  # small tensors kept would fragment the heap
         for rows, of_rows, into in zip(hidden_states.split(chunk), targets.split(chunk), losses.split(chunk)):
-            into.copy_(_cross_entropy(head(rows), of_rows, "none"))
+            logits = head(rows).float()
+            found = torch.log_softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)
+            into.copy_(nll_loss(found, of_rows.to(found.device), ignore_index=IGNORED, reduction="none"))
         return losses
 
     def _tokens_per_chunk(self, targets: torch.Tensor) -> int | None:

@@ -255,6 +255,14 @@ def test_rows_are_lines_of_one_text_when_some_are_blank_and_all_end_in_a_newline
     assert separated([row.strip() for row in wikitext])
 
 
+def test_rows_that_are_lines_are_joined_however_many_are_blank(folder):
+    rows = [" first \n", *[""] * 900, " second \n", *[""] * 300, " third \n"]
+    (folder / "r.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    corpus = training(folder / "r.jsonl")
+    assert not corpus.separated
+    assert "".join(corpus.pieces()) == " first \n second \n third \n"
+
+
 def test_save_to_disk_folders_and_only_column_of_text(folder):
     from datasets import Dataset, DatasetDict
 

@@ -217,6 +217,19 @@ def test_the_losses_of_tokens_are_those_of_the_logits(chunk, monkeypatch):
     assert largest.elements <= max(16, min(chunk, BATCH * TIME)) * VOCABULARY  # the transposed weight has 16 rows
 
 
+def test_on_a_cpu_log_probabilities_take_the_place_of_logits_and_losses_keep_their_bits(monkeypatch):
+    monkeypatch.setattr(loss_module, "_LOGITS_WITHOUT_GRADIENTS", 5 * VOCABULARY)
+    model, ids, labels = small_model().eval(), random_ids(BATCH, TIME), random_ids(BATCH, TIME + 1)[:, 1:]
+    loss, made = CausalLMLoss(model), []
+    model.get_output_embeddings().register_forward_hook(lambda head, rows, out: made.append((out, out.clone())))
+    with torch.no_grad():
+        found = loss(ids, labels, reduction="none")
+    assert len(made) > 1
+    assert all(torch.equal(out, logits.log_softmax(-1)) for out, logits in made)
+    logits = torch.cat([logits for _, logits in made])
+    assert torch.equal(found, nn.functional.cross_entropy(logits, labels.flatten(), reduction="none"))
+
+
 # Where the logits are more than the head applied to hidden states
 
 

@@ -8,6 +8,8 @@ import random
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,6 +147,22 @@ def test_the_saved_tokenizer_equals_tiktoken_on_100_kb_without_a_break(saved_and
     ids = encoding.encode_ordinary(text)
     assert saved(text)["input_ids"] == ids == encoder.encode([text])[0].tolist()
     assert saved.decode(ids) == text
+
+
+def test_threads_encode_at_once_each_with_a_tiktoken_of_its_own(gpt2):
+    encoder, meet = encoder_of(gpt2), threading.Barrier(3)
+
+    def ids_and_encoding(text):
+        meet.wait()
+        ids = encoder.encode([text, text[1:]])
+        (tiktoken_of_thread, *_) = encoder._encode.args
+        return [some.tolist() for some in ids], tiktoken_of_thread.encoding
+
+    texts = [text * 500 for text in CORPUS]
+    with ThreadPoolExecutor(3) as pool:
+        ids, encodings = zip(*pool.map(ids_and_encoding, texts))
+    assert ids == tuple([ordinary(gpt2, text), ordinary(gpt2, text[1:])] for text in texts)
+    assert len({id(encoding) for encoding in encodings}) == 3
 
 
 def test_split_special_tokens_is_a_choice_at_loading_too(trained, tmp_path):

@@ -365,8 +365,13 @@ def _table_corpus(
             yield text
             yield None
 
+    def lines() -> Pieces:
+        found = rows(facts["column"])
+        while some := list(islice(found, 256)):
+            yield "".join(some)
+
     separated = not facts["lines"] if separator == "auto" else bool(separator)
-    return _corpus(name, ["table", content, facts["column"]], separated, documents, origin)
+    return _corpus(name, ["table", content, facts["column"]], separated, documents if separated else lines, origin)
 
 
 _NUM_NAMED = 8  # files of a corpus that are named: a person can compare a few hashes, not thousands

@@ -11,10 +11,10 @@ Loading and training tokenizers belong to tokenizer.py, the store of ids to toke
 import functools
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain, groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +23,10 @@ from .cutting import SafeCuts, cut, repair_surrogates
 from .tokenizer import byte_characters, content_of, last_merges
 
 if TYPE_CHECKING:
-    import tiktoken
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-_PIECE = 2**17  # characters of one job: 10 ms of work for a thread
+_PIECE = 2**17  # characters encoded in one call: 10 ms
 
 
 @dataclass(frozen=True)
@@ -37,23 +36,23 @@ class Encoder:
     The ids are those of `tokenizer(text, add_special_tokens=False, split_special_tokens=True)`. Surrogates, which no
     UTF-8 text can hold, are repaired as tiktoken does it. `safe_cuts` says where a text may be cut without changing
     its ids. `dtype` is the smallest type that holds every id: uint16 up to 65,536 ids (`gpt2`, `bytes`), else uint32.
+    `num_threads` is how many threads are to call `encode` at once: one for each CPU that this process may use, or two
+    for a tokenizer that tiktoken cannot repeat, since it has threads of its own (`RAYON_NUM_THREADS`).
     """
 
     safe_cuts: SafeCuts
     dtype: np.dtype
     _encode: Callable[[list[str]], list[np.ndarray]]  # one new array for each text
-    _has_own_threads: bool
+    num_threads: int
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, computed on all CPUs that this process may use; long texts are divided.
-
-        A tokenizer that tiktoken cannot repeat runs in the backend's own threads (`RAYON_NUM_THREADS`).
-        """
+        """The ids of each text, computed in the calling thread; long texts are divided."""
         pieces_of_texts = [[text] if len(text) <= _PIECE else list(self.cut([text], _PIECE)) for text in texts]
-        jobs = _grouped(chain(*pieces_of_texts), 8 * _PIECE if self._has_own_threads else _PIECE)
-        with ThreadPoolExecutor(1 if self._has_own_threads else _num_cpus()) as pool:
-            encoded = chain.from_iterable(pool.map(self._encode, jobs))
-            return [np.concatenate([next(encoded) for _ in pieces]) for pieces in pieces_of_texts]
+        pieces = [*chain(*pieces_of_texts)]
+        # Few at a time, since the backend's own encodings are large.
+        some = groupby(zip(accumulate(map(len, pieces), initial=0), pieces), lambda pair: pair[0] // (8 * _PIECE))
+        encoded = chain.from_iterable(self._encode([piece for _, piece in group]) for _, group in some)
+        return [np.concatenate([next(encoded) for _ in pieces]) for pieces in pieces_of_texts]
 
     def cut(self, texts: Iterable[str], size: int) -> Iterator[str]:
         """`texts`, joined, in pieces of about `size` characters with the same ids (see :func:`cutting.cut`)."""
@@ -77,11 +76,11 @@ def _encoder_of_content(content: str) -> Encoder:
     cuts = _safe_cuts(described)
     if cuts == "anywhere":
         id_of_byte = np.array([described["model"]["vocab"][char] for char in byte_characters()], dtype)
-        return Encoder(cuts, dtype, functools.partial(_encode_bytes, id_of_byte), False)
-    encoding = _as_tiktoken(described) if cuts == "before_whitespace" else None
-    if encoding is not None:
-        return Encoder(cuts, dtype, functools.partial(_encode_with_tiktoken, encoding, backend, dtype), False)
-    return Encoder(cuts, dtype, functools.partial(_encode_with_backend, backend, dtype), True)
+        return Encoder(cuts, dtype, functools.partial(_encode_bytes, id_of_byte), _num_threads())
+    tiktoken = _as_tiktoken(described) if cuts == "before_whitespace" else None
+    if tiktoken is not None:
+        return Encoder(cuts, dtype, functools.partial(_encode_with_tiktoken, tiktoken, backend, dtype), _num_threads())
+    return Encoder(cuts, dtype, functools.partial(_encode_with_backend, backend, dtype), 2)
 
 
 def _safe_cuts(described: dict[str, Any]) -> SafeCuts:
@@ -104,7 +103,19 @@ def _safe_cuts(described: dict[str, Any]) -> SafeCuts:
     return "before_whitespace" if pre_tokenizer["use_regex"] else "never"
 
 
-def _as_tiktoken(described: dict[str, Any]) -> "tiktoken.Encoding | None":
+class _Tiktoken(threading.local):
+    """A tiktoken encoding for each thread, made in 20 ms.
+
+    Only the first thread that uses one has its regular expressions' memory at hand; any other takes a third longer.
+    """
+
+    def __init__(self, **described: Any):
+        import tiktoken
+
+        self.encoding = tiktoken.Encoding("byte-level BPE", **described)
+
+
+def _as_tiktoken(described: dict[str, Any]) -> _Tiktoken | None:
     """The tiktoken encoding with the ids of this byte-level BPE (JSON of the backend), or None if there is no proof.
 
     Both start from bytes. The backend joins the pair that comes first in its list of merges. tiktoken joins the pair
@@ -134,10 +145,9 @@ def _as_tiktoken(described: dict[str, Any]) -> "tiktoken.Encoding | None":
     if len(set(ranks.values())) < len(ranks) or last_merges(tuple(sorted(ranks, key=ranks.get))) != merges:
         return None
 
-    import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str  # GPT-2's pattern, written so that it runs faster
 
-    return tiktoken.Encoding("byte-level BPE", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
+    return _Tiktoken(pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
 def _encode_bytes(id_of_byte: np.ndarray, texts: list[str]) -> list[np.ndarray]:
@@ -145,13 +155,13 @@ def _encode_bytes(id_of_byte: np.ndarray, texts: list[str]) -> list[np.ndarray]:
 
 
 def _encode_with_tiktoken(
-    encoding: "tiktoken.Encoding", backend: "Tokenizer", dtype: np.dtype, texts: list[str]
+    tiktoken: _Tiktoken, backend: "Tokenizer", dtype: np.dtype, texts: list[str]
 ) -> list[np.ndarray]:
-    encoded = []
-    for text in map(repair_surrogates, texts):
+    encoding, encoded = tiktoken.encoding, []
+    for text in texts:
         try:
             encoded.append(encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype))
-        except ValueError:  # a million line breaks in a row: more than its regular expressions can take
+        except ValueError:  # surrogates, or a million line breaks in a row: more than its regular expressions take
             encoded += _encode_with_backend(backend, dtype, [text])
     return encoded
 
@@ -161,18 +171,6 @@ def _encode_with_backend(backend: "Tokenizer", dtype: np.dtype, texts: list[str]
     return [np.array(encoding.ids, dtype) for encoding in encodings]
 
 
-def _grouped(pieces: Iterable[str], size: int) -> list[list[str]]:
-    """Consecutive pieces in lists of at least `size` characters, so that many short texts make one job."""
-    groups: list[list[str]] = []
-    room = 0
-    for piece in pieces:
-        if room <= 0:
-            groups.append([])
-            room = size
-        groups[-1].append(piece)
-        room -= len(piece)
-    return groups
-
-
-def _num_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _num_threads() -> int:
+    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(num_cpus, 16)  # one thread reads rows for so many

@@ -12,8 +12,8 @@ atomically, and its checksum is compared before it is used.
 - **Making it can be resumed.** The store grows in shards of some 8 million characters, in a `.part` folder. A finished
   shard is forced to disk and then entered in `shards.jsonl` with its checksum. After a crash the next process checks
   the shards, skips the text up to the end of the last good one, and continues to the same bytes.
-- **All cores are busy.** tiktoken and tokenizers release Python's lock. Two blocks are encoded at any time, while a
-  third is read and the one before is written.
+- **All cores are busy.** tiktoken and tokenizers release Python's lock. Each core encodes a block, while the next is
+  read and the one before is written.
 
 The trades: the whole corpus is tokenised before the first step, at tens of megabytes a second; in return, training
 never waits for text and can start at any position. And a store is read whole when it is opened, at 2 to 5 GB/s
@@ -126,7 +126,7 @@ def fraction_of_split_characters(
 # Making a store -----------------------------------------------------------------------------------------------------
 
 _CHUNK = 1 << 18  # characters of one text given to the tokenizer
-_BATCH = 1 << 22  # characters encoded at once, by all threads together
+_BATCH = 1 << 22  # characters that a thread encodes at once
 _SHARD = 1 << 23  # characters, at least, of a shard
 
 
@@ -152,7 +152,7 @@ def _make(
                 shards.append(np.array([begin], dtype).tobytes(), {"num_tokens": 1})
             between = [i for i in (separator, None if begin == separator else begin) if i is not None]
             encode = partial(_encode, corpus.name, encoder, between if separator is not None else [], dtype)
-            for ids, counts in _in_background(encode, _batches(texts)):
+            for ids, counts in _in_background(encode, _batches(texts), encoder.num_threads):
                 shards.append(ids, counts)
                 progress(counts["num_characters"])
             shards.finish()
@@ -262,13 +262,13 @@ def _encode(
     }
 
 
-def _in_background(function: Callable[[Any], Any], items: Iterator[Any], num_ahead: int = 2) -> Iterator[Any]:
-    """`map(function, items)`, with `num_ahead` calls running while an item is read or a result is used."""
-    with ThreadPoolExecutor(num_ahead) as pool:
+def _in_background(function: Callable[[Any], Any], items: Iterator[Any], num_threads: int) -> Iterator[Any]:
+    """`map(function, items)`, with `num_threads` calls running while an item is read or a result is used."""
+    with ThreadPoolExecutor(num_threads) as pool:
         ahead = deque()
         for item in items:
             ahead.append(pool.submit(function, item))
-            if len(ahead) > num_ahead:
+            if len(ahead) > num_threads:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -223,21 +223,21 @@ def byte_characters() -> tuple[str, ...]:
 def last_merges(tokens: tuple[bytes, ...]) -> list[tuple[bytes, bytes] | None]:
     """For each token of several bytes, the two parts that BPE joins last when the token is tokenised alone.
 
-    `tokens` come in the order of their ids. A token that BPE does not reach has None. 0.6 s for GPT-2.
+    `tokens` come in the order of their ids. A token that BPE does not reach has None. 0.4 s for GPT-2.
     """
-    ranks = {token: rank for rank, token in enumerate(tokens)}
+    ranks, none = {token: rank for rank, token in enumerate(tokens)}, len(tokens)
     merges: list[tuple[bytes, bytes] | None] = []
     for token in tokens:
         if len(token) < 2:
             continue
         parts = [token[i : i + 1] for i in range(len(token))]
-        while len(parts) > 2:
-            joined = [ranks.get(left + right) for left, right in itertools.pairwise(parts)]
-            best = min((rank for rank in joined if rank is not None), default=None)
-            if best is None:
-                break
+        joined = [ranks.get(left + right, none) for left, right in itertools.pairwise(parts)]
+        while len(parts) > 2 and (best := min(joined)) < none:
             at = joined.index(best)
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            parts[at : at + 2] = [tokens[best]]
+            del joined[at]
+            for pair in range(max(0, at - 1), min(at + 1, len(joined))):  # the two with the new part in them
+                joined[pair] = ranks.get(parts[pair] + parts[pair + 1], none)
         merges.append((parts[0], parts[1]) if len(parts) == 2 else None)
     return merges
 
