@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 from .configuration_gpt import GPTConfig
 from .errors import UserError
 from .loading import reading_model
-from .loss import evaluating
+from .probing import evaluating
 from .recipe import MAX_TEMPERATURE, MIN_TEMPERATURE, MOST_NEW_TOKENS
 
 

@@ -16,7 +16,7 @@ from ..display import Shown
 from ..errors import UserError
 from ..evaluation import perplexity
 from ..generation import context_length, refuse_broken_text, token_ids
-from ..loss import evaluating
+from ..probing import evaluating
 from .token_text import aligned, show, show_token, spelled_together, token_bytes
 
 
