@@ -1,4 +1,4 @@
-"""What a causal language model does beyond what its type says, found by running it on a few tokens before training.
+"""What a causal language model makes of its hidden states and its routers, found by running it on a few tokens.
 
 Nothing is drawn; modes and weights are put back.
 """
@@ -47,10 +47,12 @@ def head_makes_logits(model: PreTrainedModel) -> bool:
 
     def enlarge(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(hidden_states := getattr(output, "last_hidden_state", None), torch.Tensor):
-            seen["hidden_states"] = output.last_hidden_state = hidden_states * scale
+            seen["hidden_states"] = hidden_states * scale
+            output.last_hidden_state = seen["hidden_states"].clone()  # may be changed in place, as may logits
 
     def watch(module: nn.Module, args: Any, output: Any) -> None:
-        seen["into_head"], seen["out_of_head"] = args[0] if args else None, output
+        seen["into_head"] = args[0].clone() if args else None
+        seen["out_of_head"] = output if isinstance(output, FakeTensor) else output.clone()
 
     hooks = decoder.register_forward_hook(enlarge), head.register_forward_hook(watch)
     biases: list[tuple[torch.Tensor, torch.Tensor]] = []  # with their values
@@ -71,8 +73,8 @@ def head_makes_logits(model: PreTrainedModel) -> bool:
                 tensor.copy_(values)
         if not _equal(seen.get("into_head"), seen.get("hidden_states")):
             return False
-        made = seen["out_of_head"]
-        return logits is made if isinstance(logits, FakeTensor) else _equal(logits, made)  # which holds no numbers
+        made = seen["out_of_head"]  # a fake one holds no numbers to compare
+        return logits is made if isinstance(made, FakeTensor) else _equal(logits, made)
 
 
 def aux_loss_coefficient(model: PreTrainedModel) -> float:

@@ -7,11 +7,13 @@ import shutil
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hf_gpt import GPTConfig, GPTForCausalLM, Observer, Recipe, UserError
 from hf_gpt import loss as loss_module
+from hf_gpt.estimate.memory import MemoryTracker
 from hf_gpt.loss import CausalLMLoss
 from hf_gpt.probing import evaluating, head_makes_logits
 from hf_gpt.run import default_observers, prepare_run
@@ -298,7 +300,7 @@ def of_type(model_type: str, dtype: torch.dtype = torch.float32, **fields) -> Pr
     shape |= {"num_key_value_heads": 4, "intermediate_size": 48}
     special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
     config = AutoConfig.for_model(model_type, **{**shape, **special, **fields})
-    return AutoModelForCausalLM.from_config(config).to(dtype).train()
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).train()
 
 
 @pytest.mark.parametrize(
@@ -356,7 +358,11 @@ def with_a_padded_vocabulary(model, logits):
     return logits[..., :60]
 
 
-@pytest.mark.parametrize("change", [with_a_bias_outside, with_a_padded_vocabulary])
+def scaled_in_place(model, logits):
+    return logits.mul_(0.5)
+
+
+@pytest.mark.parametrize("change", [with_a_bias_outside, with_a_padded_vocabulary, scaled_in_place])
 def test_what_happens_outside_of_the_head_is_seen(change):
     class Changed(GPTForCausalLM):
         def forward(self, *args, **kwargs):
@@ -369,6 +375,12 @@ def test_what_happens_outside_of_the_head_is_seen(change):
     model.register_buffer("bias_of_logits", torch.zeros(VOCABULARY))
     assert not head_makes_logits(model)
     assert not model.bias_of_logits.any()
+
+
+def test_an_estimate_gets_the_answer_without_numbers():
+    with FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker():
+        assert head_makes_logits(of_type("llama"))
+        assert not head_makes_logits(of_type("gemma2", head_dim=8))
 
 
 def test_the_summed_loss_without_gradients_has_the_heads_bias(chunks, monkeypatch):
