@@ -31,7 +31,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from .data.tokenizer import TOKENIZER_FILES
 from .errors import HubError, UserError
-from .loading import quiet, reading_model, say_unused, skeleton, with_weights
+from .loading import quiet, reading_model, refuse_other_models, say_unused, skeleton, with_weights
 from .network import hub_requests
 from .storage import (
     entries,
@@ -313,11 +313,13 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from .configuration_gpt import WRAPPERS, forget_wrappers
+    from .probing import refuse_later_tokens
 
     device = find_device(device)
     source = opened(model_folder(model))
     with reading_model(model):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        refuse_other_models(config, model, text_alone=False)
         is_whole = getattr(config, "quantization_config", None) is None  # else weights are smaller than they look
         skeleton(lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False), config, model, is_whole)
         options = {"trust_remote_code": False, "key_mapping": {WRAPPERS: ""}}
@@ -327,7 +329,9 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
         if not any(list(source.glob(names)) for names in TOKENIZER_FILES):
             raise UserError(f"{model}: has no tokenizer; put the files of the one it was trained with into its folder")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    return loaded.to(device).eval(), tokenizer
+        loaded = loaded.to(device).eval()
+        refuse_later_tokens(loaded, model)
+    return loaded, tokenizer
 
 
 def find_device(name: str = "auto", field: str = "device") -> str:

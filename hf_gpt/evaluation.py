@@ -31,7 +31,8 @@ from .data.token_store import tokenize
 from .display import Shown
 from .errors import UserError, one_line
 from .loading import context_length, num_positions
-from .loss import CausalLMLoss, evaluating
+from .loss import CausalLMLoss
+from .probing import evaluating
 from .recipe import DataRecipe
 
 # Tokens a forward pass takes: fixed, so that a loss never depends on the batch size somebody trains with.

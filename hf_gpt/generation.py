@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 
 from .configuration_gpt import GPTConfig
 from .errors import UserError
-from .loading import reading_model
-from .loss import evaluating
+from .loading import num_positions, reading_model
+from .probing import evaluating, plain_attention
 from .recipe import MAX_TEMPERATURE, MIN_TEMPERATURE, MOST_NEW_TOKENS
 
 
@@ -190,17 +190,6 @@ def try_out(
             generate(model, input_ids[:, -1:], **one)
 
 
-@contextlib.contextmanager
-def plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Attention that runs on any device, for a trial."""
-    attention = model.config._attn_implementation
-    model.config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = attention
-
-
 def plain_options(tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -> dict[str, Any]:
     """Arguments of `model.generate` for one continuation, decoded by the settings given here and no others.
 
@@ -298,11 +287,6 @@ def token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: 
     return ids
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """In tokens; None for a model without a limit, such as a Mamba or a BLOOM."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def refuse_past_window(
     model: PreTrainedModel,
     num_tokens: int,
@@ -310,7 +294,7 @@ def refuse_past_window(
     what: str = "prompt and continuation make",
 ) -> None:
     """Refuse more tokens than a model has positions for. What it can compute beyond its window it may."""
-    window = context_length(model)
+    window = num_positions(model.config)
     if window is None or window_slides(model) or not _has_table_of_positions(model, window):
         return
     if num_tokens > window + 1:  # the last token is generated, and not read

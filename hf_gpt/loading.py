@@ -78,8 +78,8 @@ def context_length(config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBa
     return length
 
 
-def refuse_other_models(config: "PreTrainedConfig", name: str) -> None:
-    """Refuse what is not a causal language model of text alone.
+def refuse_other_models(config: "PreTrainedConfig", name: str, text_alone: bool = True) -> None:
+    """Refuse what is not a causal language model, and with `text_alone` one that takes images or sound too.
 
     Raises:
         UserError: it is not; it names the type.
@@ -91,7 +91,7 @@ def refuse_other_models(config: "PreTrainedConfig", name: str) -> None:
         raise UserError(f"{name}: a {kind} model is an encoder with a decoder, and no causal language model")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{name}: transformers has no causal language model of the type {kind}")
-    if config.get_text_config(decoder=True) is not config or hasattr(config, "vision_config"):
+    if text_alone and (config.get_text_config(decoder=True) is not config or hasattr(config, "vision_config")):
         raise UserError(f"{name}: a {kind} model takes more than text; name a causal language model")
 
 

@@ -7,21 +7,23 @@ forward pass. The parameters are those of the model inside, and checkpoints hold
 The logits of 4 x 1024 tokens over GPT-2's vocabulary take 800 MB, and the plain loss makes three tensors of that size.
 Where that is the case (`tokens_per_chunk`) the loss is computed from the decoder's hidden states and the output
 embeddings, a chunk of tokens at a time: make their logits, use them, forget them. That is right only where
-`head(decoder(ids))` is all there is to the logits. A model may do more (scale them, cap them), so the two are compared
-once, on three tokens, when the module is made; where they differ, the loss is computed from the model's own logits.
+`head(decoder(ids))` is all there is to the logits. A model may do more (scale them, cap them), which is found out when
+the module is made (`probing.py`); there the loss is computed from the model's own logits.
+
+A mixture of experts has an auxiliary loss, which training adds so that its routers use all of them. It is a mean over
+tokens, not a sum, and part of no loss that is reported as the model's.
 """
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import cross_entropy, linear, nll_loss
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from . import probing
 from .data.batches import IGNORED
 from .precision import multiplies_bf16
 
@@ -39,14 +41,16 @@ _LOGITS_WITHOUT_GRADIENTS = 2**23
 class CausalLMLoss(nn.Module):
     """The loss of `model` on given targets.
 
+    `head_makes_logits` is the answer of an earlier `CausalLMLoss` of the same model, which then is not asked again.
     Accelerate, FSDP2 and DeepSpeed ask a model for `config`, `_no_split_modules` and `tie_weights`; they get those of
     the model inside.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, head_makes_logits: bool | None = None):
         super().__init__()
         self.model = model
-        self.head_makes_logits = head_makes_logits(model)
+        self.head_makes_logits = probing.head_makes_logits(model) if head_makes_logits is None else head_makes_logits
+        self.aux_loss_coefficient = probing.aux_loss_coefficient(model)
         self.stands_for: str | None = None  # the device that an estimate's tensors on the CPU are in place of
 
     @property
@@ -65,17 +69,20 @@ class CausalLMLoss(nn.Module):
         input_ids: torch.LongTensor,
         shift_labels: torch.LongTensor,
         reduction: Literal["sum", "none"] = "sum",
+        with_aux: bool = False,
         **inputs: Any,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             input_ids: (batch, time).
             shift_labels: (batch, time), the target of each position; `IGNORED` counts for nothing.
+            with_aux: also return the auxiliary loss.
             inputs: what else the model takes, such as `position_ids`.
 
         Returns:
             The cross entropy in nats, in float32: the sum over all targets, or for `"none"` (batch * time,), 0 where
-            the target is ignored.
+            the target is ignored. The auxiliary loss is a float32 scalar, multiplied by the model's coefficient: of
+            the rows that have targets, and 0 if there are none or the model has no such loss.
 
         Raises:
             ValueError: `shift_labels` has another shape than `input_ids`.
@@ -84,19 +91,65 @@ class CausalLMLoss(nn.Module):
             raise ValueError(f"targets of shape {tuple(shift_labels.shape)} for input of {tuple(input_ids.shape)}")
         inputs = {"input_ids": input_ids, "use_cache": False, **inputs}
         chunk = self._tokens_per_chunk(shift_labels)
-        if chunk is None or (reduction == "none" and torch.is_grad_enabled()):
-            logits = self.model(**inputs).logits
-            return _cross_entropy(logits.flatten(0, 1), shift_labels.flatten(), reduction)
-        hidden_states = self.model.get_decoder()(**inputs).last_hidden_state.flatten(0, 1)
-        head, targets = self.model.get_output_embeddings(), shift_labels.flatten().to(hidden_states.device)
-        if reduction == "sum":
-            return _sum_without_logits(hidden_states, head.weight, targets, chunk)
-        losses = torch.empty(len(targets), device=hidden_states.device)  # small tensors kept would fragment the heap
-        for rows, of_rows, into in zip(hidden_states.split(chunk), targets.split(chunk), losses.split(chunk)):
+        if reduction == "none" and torch.is_grad_enabled():
+            chunk = None
+        aux_loss = torch.zeros((), device=input_ids.device)
+        if with_aux and self.aux_loss_coefficient:
+            outputs, aux_loss = self._with_aux_loss(inputs, shift_labels, chunk is None)
+        elif chunk is None:
+            outputs = self.model(**inputs).logits
+        else:
+            outputs = self.model.get_decoder()(**inputs).last_hidden_state
+        loss = self._loss_of(outputs.flatten(0, 1), shift_labels.flatten().to(outputs.device), reduction, chunk)
+        return (loss, aux_loss) if with_aux else loss
+
+    def describe(self, num_tokens: int, device_type: str) -> Iterator[str]:
+        """A line for people, where training makes the logits of so many tokens at once though they are many."""
+        size = self.config.get_text_config().vocab_size
+        by_chunks = self.head_makes_logits and probing.is_plain_linear(self.model.get_output_embeddings())
+        if not by_chunks and tokens_per_chunk(num_tokens, size, device_type):
+            more = f"{self.config.model_type}'s are more than output embeddings times hidden states"
+            yield f"loss       from {num_tokens:,} x {size:,} logits at once: {more}"
+
+    def _loss_of(self, outputs: torch.Tensor, targets: torch.Tensor, how: str, chunk: int | None) -> torch.Tensor:
+        """Of logits, or of hidden states, `chunk` at a time."""
+        if chunk is None:
+            return _cross_entropy(outputs, targets, how)
+        head = self.model.get_output_embeddings()
+        if torch.is_grad_enabled():
+            return _sum_without_logits(outputs, head.weight, targets, chunk)
+        losses = torch.empty(len(targets), device=outputs.device)  # small tensors kept would fragment the heap
+        for rows, of_rows, into in zip(outputs.split(chunk), targets.split(chunk), losses.split(chunk)):
             logits = head(rows).float()
             found = torch.log_softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)
             into.copy_(nll_loss(found, of_rows.to(found.device), ignore_index=IGNORED, reduction="none"))
-        return losses
+        return losses if how == "none" else losses.sum()
+
+    def _with_aux_loss(self, inputs: Any, targets: torch.Tensor, logits: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model's logits or its decoder's hidden states, and its auxiliary loss as its own forward pass makes it.
+
+        The attention mask keeps rows without targets out of the auxiliary loss. The decoder is not given it: it needs
+        none, and with one would take no notice of `position_ids` that restart with each document.
+        """
+        has_targets = (targets != IGNORED).any(dim=1, keepdim=True)
+        mask = (has_targets | ~has_targets.any()).long().expand_as(targets)
+        decoder, made = self.model.get_decoder(), []
+
+        def without_mask(module: nn.Module, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {**given, "attention_mask": None}
+
+        hooks = (
+            decoder.register_forward_pre_hook(without_mask, with_kwargs=True),
+            decoder.register_forward_hook(lambda module, args, output: made.append(output.last_hidden_state)),
+        )
+        try:
+            few = {} if logits else {"logits_to_keep": 1}
+            outputs = self.model(**inputs, attention_mask=mask, output_router_logits=True, **few)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        aux_loss = self.aux_loss_coefficient * outputs.aux_loss.float() * has_targets.any()
+        return outputs.logits if logits else made[0], aux_loss
 
     def _tokens_per_chunk(self, targets: torch.Tensor) -> int | None:
         """How many tokens' logits are made at once; None for all of them."""
@@ -106,55 +159,9 @@ class CausalLMLoss(nn.Module):
         if not torch.is_grad_enabled():
             chunk = max(1, _LOGITS_WITHOUT_GRADIENTS // head.weight.shape[0])
             return chunk if chunk < num_tokens else None
-        if not _is_plain_linear(head):
+        if not probing.is_plain_linear(head):
             return None
         return tokens_per_chunk(num_tokens, head.weight.shape[0], self.stands_for or targets.device.type)
-
-
-def head_makes_logits(model: PreTrainedModel) -> bool:
-    """Whether a model's logits are its output embeddings applied to its decoder's hidden states, and nothing more.
-
-    The hidden states are enlarged until logits reach 100: at initialisation they are so small that a soft cap or a
-    bias would not show. Nothing is drawn, and the model's mode is put back.
-    """
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    if decoder is None or head is None or decoder is model:
-        return False
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 3
-    ids = torch.arange(min(3, window), device=model.get_input_embeddings().weight.device).unsqueeze(0)
-    scale = 1.0
-
-    def enlarge(module: nn.Module, args: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state * scale
-        return output
-
-    with evaluating(model):
-        hook = decoder.register_forward_hook(enlarge)
-        try:
-            largest = head(decoder(input_ids=ids, use_cache=False).last_hidden_state).abs().max().item()
-            scale = 100.0 / largest if largest > 0 else 1.0
-            expected = head(decoder(input_ids=ids, use_cache=False).last_hidden_state)
-            logits = model(input_ids=ids, use_cache=False).logits
-        finally:
-            hook.remove()
-        return logits.shape == expected.shape and (logits - expected).abs().max().item() <= 0.01
-
-
-@contextlib.contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout), no gradients; afterwards every module is in the mode that it had.
-
-    Nothing is compiled: what was compiled for the one shape of training would be compiled again for each other one.
-    """
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def tokens_per_chunk(num_tokens: int, vocab_size: int, device_type: str) -> int | None:
@@ -234,18 +241,3 @@ def _linear_and_cross_entropy(rows: torch.Tensor, weight: torch.Tensor, targets:
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
     """(num_tokens, vocab_size), (num_tokens,) -> a scalar, or (num_tokens,)."""
     return cross_entropy(logits.float(), targets.to(logits.device), ignore_index=IGNORED, reduction=reduction)
-
-
-def _is_plain_linear(head: nn.Module) -> bool:
-    """Whether calling `head` multiplies by its weight and does nothing else, so that it need not be called.
-
-    Not so for LoRA and quantised layers, nor where the weight is sharded, or brought by a hook.
-    """
-    return (
-        type(head) is nn.Linear
-        and type(head.weight) in (nn.Parameter, torch.Tensor, FakeTensor)
-        and head.bias is None
-        and "forward" not in vars(head)
-        and not (head._forward_hooks or head._forward_pre_hooks)
-        and not (head._backward_hooks or head._backward_pre_hooks)
-    )

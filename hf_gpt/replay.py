@@ -88,7 +88,8 @@ def replay(
     run_dir = local_path(run_dir)
     if not is_there(run_dir / "recipe.yaml"):
         raise UserError(f"{run_dir}: not a run: there is no recipe.yaml in it")
-    parent = read_environment(run_dir / "environment.json").get("parent")
+    recorded = read_environment(run_dir / "environment.json")
+    parent = recorded.get("parent")
     beginning = parent["step"] if parent else 0
     kept = {checkpoint.step_of(path): path for path in checkpoint.checkpoints(run_dir)}
     if not kept:
@@ -119,6 +120,7 @@ def replay(
                 f"{run_dir}: these steps were trained on {processes} processes, and repeat exactly on as many;"
                 f" this is {job.accelerator.num_processes}"
             )
+        job.environment["head_makes_logits"] = recorded.get("head_makes_logits")
         with lost_process_ends_run():
             run(job, [comparison], until=stop)
     return comparison.results

@@ -1,14 +1,23 @@
 """`CausalLMLoss`: the loss and the gradients of the model's own logits, without these where they are many."""
 
+import copy
+import json
+import shutil
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from hf_gpt import GPTConfig, GPTForCausalLM
+from hf_gpt import GPTConfig, GPTForCausalLM, Observer, Recipe, UserError
 from hf_gpt import loss as loss_module
-from hf_gpt.loss import CausalLMLoss, head_makes_logits
+from hf_gpt.estimate.memory import MemoryTracker
+from hf_gpt.loss import CausalLMLoss
+from hf_gpt.probing import evaluating, head_makes_logits
+from hf_gpt.run import default_observers, prepare_run
+from hf_gpt.training.loop import TrainingRun, run
 
 VOCABULARY, BATCH, TIME, IGNORED = 67, 3, 8, -100
 CHUNK = 7  # does not divide the 24 tokens
@@ -298,33 +307,138 @@ def test_a_head_that_is_more_than_its_weight(change, chunks, monkeypatch):
         torch.testing.assert_close(loss(ids, ids, reduction="none").mean(), plain[0])
 
 
+def of_type(model_type: str, dtype: torch.dtype = torch.float32, **fields) -> PreTrainedModel:
+    torch.manual_seed(0)
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 4, "intermediate_size": 48}
+    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+    config = AutoConfig.for_model(model_type, **{**shape, **special, **fields})
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).train()
+
+
 @pytest.mark.parametrize(
     ("model_type", "fields", "expected"),
     [
         ("llama", {}, True),
+        ("qwen3", {"head_dim": 8}, True),
         ("gpt2", {}, True),
+        ("mixtral", {}, True),
         ("mamba", {}, True),
         ("phi", {}, True),  # a bias in the head
+        ("granite", {}, True),  # which divides by 1
         ("gemma2", {"head_dim": 8}, False),  # soft-capping
         ("granite", {"logits_scaling": 4.0}, False),
         ("cohere", {}, False),  # scaling
+        ("minicpm3", {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}, False),  # of the hidden states
+        ("modernbert-decoder", {"pad_token_id": 1}, False),  # `get_decoder()` gives its head
+        ("rembert", {"is_decoder": True}, False),  # the head takes other hidden states
+        ("llama4_text", {"head_dim": 8, "num_local_experts": 2}, False),  # `get_decoder()` gives the model
+        ("llama", {"dtype": torch.bfloat16}, True),
+        ("gemma2", {"head_dim": 8, "dtype": torch.bfloat16}, False),
+        ("mamba", {"dtype": torch.bfloat16}, False),  # hidden states are in fp32
     ],
 )
 def test_what_a_model_does_to_its_logits_is_seen_before_training(model_type, fields, expected, chunks):
-    torch.manual_seed(0)
-    shape = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
-    config = AutoConfig.for_model(model_type, **shape, intermediate_size=48, **special, **fields)
-    model = AutoModelForCausalLM.from_config(config).train()
-    before = torch.get_rng_state()
+    model = of_type(model_type, **fields)
+    random_state, weights = torch.get_rng_state(), copy.deepcopy(model.state_dict())
     assert head_makes_logits(model) is expected
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert model.training
-    ids = random_ids(BATCH, TIME)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+
+    # The answer for the fresh model holds for one whose logits are large.
     model.eval()
+    ids, labels = random_ids(BATCH, TIME), random_ids(BATCH, TIME + 1)[:, 1:]
+    with torch.no_grad():
+        largest = model(input_ids=ids, use_cache=False).logits.abs().max()
+        model.get_output_embeddings().weight.mul_(60 / largest)
+        if model.get_output_embeddings().bias is not None:
+            model.get_output_embeddings().bias.copy_(torch.arange(VOCABULARY) / 10)
     logits = model(input_ids=ids, use_cache=False).logits
-    plain = nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="sum")
-    torch.testing.assert_close(CausalLMLoss(model)(ids, ids), plain)
+    plain = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
+    loss, tolerance = CausalLMLoss(model, expected), {"rtol": 2e-2, "atol": 0.1} if "dtype" in fields else {}
+    torch.testing.assert_close(loss(ids, labels), plain.sum(), **tolerance)
+    with torch.no_grad():
+        torch.testing.assert_close(loss(ids, labels), plain.sum(), **tolerance)
+        torch.testing.assert_close(loss(ids, labels, reduction="none"), plain, **tolerance)
+
+
+def with_a_bias_outside(model, logits):
+    return logits + model.bias_of_logits  # which is zero
+
+
+def with_a_padded_vocabulary(model, logits):
+    return logits[..., :60]
+
+
+def scaled_in_place(model, logits):
+    return logits.mul_(0.5)
+
+
+@pytest.mark.parametrize("change", [with_a_bias_outside, with_a_padded_vocabulary, scaled_in_place])
+def test_what_happens_outside_of_the_head_is_seen(change):
+    class Changed(GPTForCausalLM):
+        def forward(self, *args, **kwargs):
+            outputs = super().forward(*args, **kwargs)
+            outputs.logits = change(self, outputs.logits)
+            return outputs
+
+    model = small_model()
+    model.__class__ = Changed
+    model.register_buffer("bias_of_logits", torch.zeros(VOCABULARY))
+    assert not head_makes_logits(model)
+    assert not model.bias_of_logits.any()
+
+
+def test_an_estimate_gets_the_answer_without_numbers():
+    with FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker():
+        assert head_makes_logits(of_type("llama"))
+        assert not head_makes_logits(of_type("gemma2", head_dim=8))
+
+
+def test_the_summed_loss_without_gradients_has_the_heads_bias(chunks, monkeypatch):
+    monkeypatch.setattr(loss_module, "_LOGITS_WITHOUT_GRADIENTS", CHUNK * VOCABULARY)
+    model, ids = small_model(tie_word_embeddings=False), random_ids(BATCH, TIME)
+    with_a_bias(model)
+    expected, _ = loss_and_gradients(model, ids, ids)
+    with torch.no_grad():
+        torch.testing.assert_close(CausalLMLoss(model)(ids, ids) / ids.numel(), expected)
+
+
+def test_a_run_records_how_its_loss_is_computed(tiny):
+    job = prepare_run(Recipe.from_dict(tiny))
+    path = run(job, default_observers(job)).run_dir / "environment.json"
+    recorded = json.loads(path.read_text())
+    assert recorded["head_makes_logits"] is True
+    earlier = {name: value for name, value in recorded.items() if name != "head_makes_logits"}
+    for environment, expected in (({**recorded, "head_makes_logits": False}, False), (earlier, True)):
+        path.write_text(json.dumps(environment))
+        job = prepare_run(Recipe.from_dict(tiny))
+        assert not job.warnings
+        assert TrainingRun(job, []).loss.head_makes_logits is expected
+    path.write_text(json.dumps({**recorded, "head_makes_logits": "yes"}))
+    with pytest.raises(UserError, match="head_makes_logits is not what was written there"):
+        prepare_run(Recipe.from_dict(tiny))
+    path.write_text(json.dumps({**recorded, "head_makes_logits": False}))
+    shutil.rmtree(path.parent / "checkpoints")  # nothing to resume: the answer may be of another version
+    assert TrainingRun(prepare_run(Recipe.from_dict(tiny)), []).loss.head_makes_logits is True
+
+
+@pytest.mark.parametrize(("model_type", "fields"), [("gemma2", {"head_dim": 8}), ("phi", {}), ("llama", {})])
+def test_many_logits_at_once_are_worth_a_line(model_type, fields, tiny, chunks):
+    class Listener(Observer):
+        def __init__(self):
+            self.said = []
+
+        def noted(self, training, kind, message, facts):
+            self.said.append(message)
+
+    job, listener = prepare_run(Recipe.from_dict(tiny)), Listener()
+    job.model = of_type(model_type, **fields, vocab_size=257)
+    run(job, [listener], until=0)
+    more = f"{model_type}'s are more than output embeddings times hidden states"
+    line = f"loss       from 64 x 257 logits at once: {more}"
+    assert [said for said in listener.said if said.startswith("loss ")] == ([] if model_type == "llama" else [line])
 
 
 def test_the_losses_of_tokens_have_gradients(chunks, monkeypatch):
@@ -340,7 +454,7 @@ def test_the_losses_of_tokens_have_gradients(chunks, monkeypatch):
 def test_evaluating_leaves_each_module_in_its_mode():
     model = small_model()
     model.model.layers[0].eval()
-    with loss_module.evaluating(model):
+    with evaluating(model):
         assert not model.training
     assert model.training
     assert not model.model.layers[0].mlp.training

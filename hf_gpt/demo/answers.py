@@ -20,7 +20,8 @@ from ..checkpoint import checkpoints, load_model, pointed, resolve_model, step_o
 from ..errors import UserError
 from ..explain.decoding import distribution, next_token_logits
 from ..explain.token_text import show_token
-from ..generation import check_request, context_length, encode_prompt, stream_text, window_slides
+from ..generation import check_request, encode_prompt, stream_text, window_slides
+from ..loading import num_positions
 from ..report.html import render
 from ..storage import local_path
 
@@ -77,7 +78,7 @@ class Answers:
 
     def facts(self) -> str:
         """A line about the model."""
-        context = context_length(self.first_model)
+        context = num_positions(self.first_model.config)
         facts = [f"{self.first_model.num_parameters():,} parameters", f"vocabulary {self.vocab_size:,}"]
         facts += [f"context length {context:,}"] if context is not None else []
         return " · ".join([*facts, self.first_model.device.type])
@@ -226,7 +227,7 @@ def problem(error: Exception) -> str:
 
 def _length_in_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """How long a prompt is, and what of it the model sees."""
-    num_tokens, context = encode_prompt(model, tokenizer, prompt).shape[1], context_length(model)
+    num_tokens, context = encode_prompt(model, tokenizer, prompt).shape[1], num_positions(model.config)
     words = [f"{num_tokens:,} token{'s' * (num_tokens != 1)}"]
     if context is not None:
         words.append(f"context length {context:,}")

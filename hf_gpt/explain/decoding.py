@@ -33,7 +33,7 @@ from ..generation import (
     plain_options,
     refuse_past_window,
 )
-from ..loss import evaluating
+from ..probing import evaluating
 from .token_text import aligned
 
 _NUMBERS_AT_ONCE = 1 << 20  # of a chunk of draws

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..display import Shown
 from ..errors import UserError
 from ..evaluation import perplexity
-from ..generation import context_length, refuse_broken_text, token_ids
-from ..loss import evaluating
+from ..generation import refuse_broken_text, token_ids
+from ..loading import num_positions
+from ..probing import evaluating
 from .token_text import aligned, show, show_token, spelled_together, token_bytes
 
 
@@ -162,7 +163,7 @@ def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, id
             f"it is {len(ids)} token{'s' * (len(ids) != 1)}; give at least 2: the second is predicted from the first",
             field="text",
         )
-    window = context_length(model)
+    window = num_positions(model.config)
     if window is not None and len(ids) > window:
         fits = len(tokenizer.decode(ids[:window]))
         raise UserError(

@@ -75,28 +75,31 @@ def train_step(training: "TrainingRun", step: int) -> dict[str, Any] | None:
     set_learning_rate(optimizer, training.learning_rate(step))
     optimizer.zero_grad()  # 2. zero gradients
 
-    # Each loss is a sum, divided by the targets of the whole global batch. accelerate divides it by the number of
-    # accumulated micro-batches, and DDP by the number of processes, so both are multiplied back in.
+    # Each loss is a sum, divided by the targets of the whole global batch; an auxiliary loss is a mean, divided by its
+    # micro-batches. accelerate divides them by the number of accumulated micro-batches, and DDP by the number of
+    # processes, so both are multiplied back in.
+    num_micro_batches = math.ceil(num_targets / micro_batches[0]["shift_labels"].numel())
     scale = plan.accumulation * accelerator.num_processes
-    total_loss = torch.zeros((), device=accelerator.device)
+    losses = torch.zeros(2, device=accelerator.device)
     training.loss.train()
     for number, batch in enumerate(micro_batches, start=1):
         # accelerate's `accumulate` counts to a fixed number; an epoch's last global batch may have fewer.
         accelerator.sync_gradients = is_last = number == len(micro_batches)
         with contextlib.nullcontext() if is_last else accelerator.no_sync(training.loss):
-            loss = training.loss(**on_device(batch, accelerator.device)) / num_targets  # 3. forward and loss
-            accelerator.backward(loss * scale)  # 4. backward
-            total_loss += loss.detach()
+            loss, aux = training.loss(**on_device(batch, accelerator.device), with_aux=True)  # 3. forward and loss
+            shares = torch.stack((loss / num_targets, aux / num_micro_batches))
+            accelerator.backward(shares.sum() * scale)  # 4. backward
+            losses += shares.detach()
 
     max_grad_norm = training.recipe.train.max_grad_norm or math.inf
     training.nonfinite.set_grad_norm(accelerator.clip_grad_norm_(training.loss.parameters(), max_grad_norm))
     skipped = training.skip_if_nonfinite(step)
     if not skipped:
         optimizer.step()  # 5. update
-        training.nonfinite.check(step, total_loss)
+        training.nonfinite.check(step, losses.sum())
     training.progress.step = step
     training.progress.tokens += num_targets
-    return training.train_metrics(step, None if skipped else total_loss)
+    return training.train_metrics(step, None if skipped else losses)
 
 
 class TrainingRun:
@@ -113,7 +116,10 @@ class TrainingRun:
         self.progress = Progress()
         self.resumed_from: Path | None = None  # the checkpoint, of this run or its parent, that it began with
         self.environment = dict(job.environment)
-        loss = CausalLMLoss(job.model)
+        loss = CausalLMLoss(job.model, job.environment.get("head_makes_logits"))
+        self.environment["head_makes_logits"] = loss.head_makes_logits
+        num_tokens = job.plan.batch_size * job.data.windows.context_length
+        self._about_loss = list(loss.describe(num_tokens, self.accelerator.device.type))
         if self.recipe.train.compile:
             loss.compile()
         optimizer = build_optimizer(job.model, self.recipe.optimizer, self.recipe.train.mixed_precision)
@@ -156,7 +162,7 @@ class TrainingRun:
         if start := found or job.parent:
             self._load_checkpoint(start, as_branch=found is None)
         if found is None:
-            for line in job.describe():
+            for line in (*job.describe(), *self._about_loss):
                 self.say(line)
         self.accelerator.wait_for_everyone()  # until every process has read the folder
         recorded = read_environment(self.run_dir / "environment.json")
@@ -236,23 +242,24 @@ class TrainingRun:
         )
         return True
 
-    def train_metrics(self, step: int, loss: torch.Tensor | None) -> dict[str, Any] | None:
+    def train_metrics(self, step: int, losses: torch.Tensor | None) -> dict[str, Any] | None:
         """The train line of `step`, every `log_every` steps and at the last one; without a loss if it was skipped.
 
-        `loss` is this process's share of the loss, on the device.
+        `losses` are this process's shares of the loss and of the auxiliary loss, on the device.
         """
         if step % self.recipe.train.log_every and step != self.max_steps:
             return None
         self._raise_if_nonfinite()
         lr = self.optimizer.param_groups[0]["lr"]
         skipped = {"skipped": self.progress.skipped} if self.progress.skipped else {}
-        if loss is None:
+        if losses is None:
             return {**self._position(), "lr": lr, **skipped}
-        loss = self.accelerator.reduce(loss, reduction="sum").item()
+        loss, aux_loss = self.accelerator.reduce(losses, reduction="sum").tolist()
         tokens_per_second = (self.progress.tokens - self._clock_tokens) / max(time.monotonic() - self._clock, 1e-9)
         metrics = {
             **self._position(),
             "train_loss": loss,
+            **({"aux_loss": aux_loss} if aux_loss else {}),
             "lr": lr,
             "grad_norm": float(self.nonfinite.grad_norm),
             "tokens_per_second": tokens_per_second,

@@ -26,8 +26,8 @@ from ..data.tokenizer import content_of, load_tokenizer, vocab_size
 from ..errors import UserError, did_you_mean
 from ..generation import try_out
 from ..loading import own_fields, reading_model, refuse_other_models, say_unused, skeleton, with_weights
+from ..probing import isolates_documents, refuse_later_tokens
 from ..recipe import EvaluationRecipe, ModelRecipe, Recipe, config_class
-from .causality import refuse_unfit
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,19 @@ def build_model(recipe: Recipe, config: PreTrainedConfig, pretrained: Pretrained
     if isinstance(embeddings := model.get_input_embeddings(), nn.Embedding):
         embeddings.padding_idx = None  # nothing is padded here, and that token's row would never learn
     if detect_fake_mode() is None:
-        refuse_unfit(model, recipe.data.isolate_documents)
+        _refuse_unfit(model, recipe.data.isolate_documents)
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
+
+
+def _refuse_unfit(model: PreTrainedModel, isolate_documents: bool) -> None:
+    kind = model.config.model_type
+    with reading_model("model", f"a {kind} model fails with this configuration"):
+        refuse_later_tokens(model, "model")
+        if isolate_documents and not isolates_documents(model):
+            what = f"the positions of a {kind} model do not keep documents apart; set it to false"
+            raise UserError(what, field="data.isolate_documents", value=True)
 
 
 def _untrained(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:

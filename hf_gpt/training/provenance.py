@@ -26,8 +26,13 @@ from .resume import read_environment
 
 
 def describe_environment(run_dir: Path, accelerator: Accelerator, data: Data) -> dict[str, Any]:
-    """Versions and hardware, the content of the text by its hash, and the id of the run in `run_dir` or a new one."""
-    run_id = read_environment(run_dir / "environment.json").get("run_id") or uuid.uuid4().hex[:8]
+    """Versions and hardware, the content of the text by its hash, and the id of the run in `run_dir` or a new one.
+
+    A run that is resumed also keeps what was found out about its model: how its loss is computed.
+    """
+    recorded = read_environment(run_dir / "environment.json")
+    run_id = recorded.get("run_id") or uuid.uuid4().hex[:8]
+    kept = {"head_makes_logits"} & recorded.keys() if checkpoint.checkpoints(run_dir) else ()
     packages = ("hf_gpt", "torch", "transformers", "accelerate", "datasets", "tokenizers", "tiktoken", "safetensors")
     versions = {p: importlib.metadata.version(p) for p in packages} | {"deepspeed": deepspeed.version()}
     device = accelerator.device
@@ -43,6 +48,7 @@ def describe_environment(run_dir: Path, accelerator: Accelerator, data: Data) ->
         **({"cpu": describe_cpu()} if device.type == "cpu" else {}),
         "text": {name: windows.store.path.name for name, windows in data.evaluated.items()},
         "sources": describe_sources(data),
+        **{name: recorded[name] for name in kept},
     }
 
 

@@ -82,6 +82,7 @@ def read_environment(path: Path) -> dict[str, Any]:
     """
     found = read_json(path)
     kinds = {"run_id": str, "versions": dict, "text": dict, "sources": dict, "processes": int, "parent": dict}
+    kinds["head_makes_logits"] = bool
     expected = {"run_id", "versions", "text"} if found else set()
     odd = [key for key in kinds if key in expected | found.keys() and not isinstance(found.get(key), kinds[key])]
     if not odd:

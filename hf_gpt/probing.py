@@ -1,0 +1,161 @@
+"""What a model makes of earlier and later tokens, of its hidden states and its routers: it is run on a few tokens.
+
+Nothing is drawn; modes and weights are put back.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from transformers import PreTrainedModel
+
+from .errors import UserError
+
+# Of the largest logit. Rounding is a hundred times smaller; a new BERT's logits change by a hundred times more.
+_NO_CHANGE = 1e-5
+# What transformers' models call the factor of their auxiliary loss, which balances the experts of a mixture.
+_AUX_COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout), no gradients; afterwards every module is in the mode that it had.
+
+    Nothing is compiled: what was compiled for the one shape of training would be compiled again for each other one.
+    """
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Attention that runs on any device, for a trial."""
+    attention = model.config._attn_implementation
+    model.config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = attention
+
+
+def refuse_later_tokens(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model in which a token's logits depend on later tokens. Some are in transformers' map of causal ones.
+
+    Trained here it would copy the next token from its input, to a loss near zero; evaluated it would seem to know it.
+
+    Raises:
+        UserError: it is one; `name` is what the user calls it.
+    """
+    if _change(model, changed=3, looked_at=slice(0, 3)) > _NO_CHANGE:
+        kind = model.config.model_type
+        raise UserError(f"{name}: what a {kind} model makes of a token depends on later ones; it is not causal")
+
+
+def isolates_documents(model: PreTrainedModel) -> bool:
+    """Whether positions that begin again keep a token from seeing those before, of other documents."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    positions = torch.tensor([[0, 1, 0, 1]], device=model.device)
+    return _change(model, changed=0, looked_at=slice(2, 4), position_ids=positions) <= _NO_CHANGE
+
+
+def _change(model: PreTrainedModel, changed: int, looked_at: slice, **inputs: Any) -> float:
+    """By how much some of four tokens' logits change with the token at `changed`, relative to the largest logit."""
+    ids = torch.arange(4, device=model.device).unsqueeze(0) % model.get_input_embeddings().weight.shape[0]
+    others = ids.clone()
+    others[0, changed] = ids[0, (changed + 1) % 4]
+    with evaluating(model), plain_attention(model):
+        before, after = (model(input_ids=i, use_cache=False, **inputs).logits[0].float() for i in (ids, others))
+    return ((before - after)[looked_at].abs().max() / before.abs().max().clamp_min(1e-30)).item()
+
+
+def head_makes_logits(model: PreTrainedModel) -> bool:
+    """Whether a model's logits are its output embeddings applied to its decoder's hidden states, and nothing more.
+
+    Its own forward pass is watched: what the decoder returns must go into the output embeddings, and what they return
+    must be the logits. The hidden states are enlarged until logits reach 100, and biases of the logits are made
+    non-zero: at initialisation they are so small that a soft cap or a bias would not show.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if decoder is None or head is None or decoder is model:
+        return False
+    scale, seen = 1.0, {}
+
+    def enlarge(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(hidden_states := getattr(output, "last_hidden_state", None), torch.Tensor):
+            seen["hidden_states"] = hidden_states * scale
+            output.last_hidden_state = seen["hidden_states"].clone()  # may be changed in place, as may logits
+
+    def watch(module: nn.Module, args: Any, output: Any) -> None:
+        seen["into_head"] = args[0].clone() if args else None
+        seen["out_of_head"] = output if isinstance(output, FakeTensor) else output.clone()
+
+    hooks = decoder.register_forward_hook(enlarge), head.register_forward_hook(watch)
+    biases: list[tuple[torch.Tensor, torch.Tensor]] = []  # with their values
+    with evaluating(model), plain_attention(model):
+        try:
+            logits = model(**_few_tokens(model), use_cache=False).logits
+            if largest := logits.abs().max().item():
+                scale = 100.0 / largest
+            for tensor in (*model.parameters(), *model.buffers()):
+                if tensor.shape == logits.shape[-1:] and tensor.is_floating_point():
+                    biases.append((tensor, tensor.clone()))
+                    tensor.add_(1.0)
+            logits = model(**_few_tokens(model), use_cache=False).logits
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for tensor, values in biases:
+                tensor.copy_(values)
+        if not _equal(seen.get("into_head"), seen.get("hidden_states")):
+            return False
+        made = seen["out_of_head"]  # a fake one holds no numbers to compare
+        return logits is made if isinstance(made, FakeTensor) else _equal(logits, made)
+
+
+def aux_loss_coefficient(model: PreTrainedModel) -> float:
+    """What the auxiliary loss of a model's routers is multiplied by in the loss; 0 where it has no such loss."""
+    coefficient = next((c for name in _AUX_COEFFICIENTS if (c := getattr(model, name, None))), 0.0)
+    if coefficient <= 0:
+        return 0.0
+    with evaluating(model), plain_attention(model):  # a type with a mixture of experts may have none in its layers
+        outputs = model.get_decoder()(**_few_tokens(model), use_cache=False, output_router_logits=True)
+    return coefficient if getattr(outputs, "router_logits", None) else 0.0
+
+
+def is_plain_linear(head: nn.Module) -> bool:
+    """Whether calling `head` multiplies by its weight and does nothing else, so that it need not be called.
+
+    Not so for LoRA and quantised layers, nor where the weight is sharded, or brought by a hook.
+    """
+    return (
+        type(head) is nn.Linear
+        and type(head.weight) in (nn.Parameter, torch.Tensor, FakeTensor)
+        and head.bias is None
+        and "forward" not in vars(head)
+        and not (head._forward_hooks or head._forward_pre_hooks)
+        and not (head._backward_hooks or head._backward_pre_hooks)
+    )
+
+
+def _few_tokens(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return {"input_ids": torch.arange(3, device=model.get_input_embeddings().weight.device)[:window].unsqueeze(0)}
+
+
+def _equal(found: Any, expected: Any) -> bool:
+    """Whether two tensors hold the same numbers, bit for bit."""
+    if not (isinstance(found, torch.Tensor) and isinstance(expected, torch.Tensor)) or found.shape != expected.shape:
+        return False
+    return bool((found == expected.to(found.device)).all())
