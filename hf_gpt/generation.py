@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer
 
 from .configuration_gpt import GPTConfig
+from .data.tokenizer import begin_id
 from .errors import UserError
 from .loading import num_positions, reading_model
 from .probing import evaluating, plain_attention
@@ -276,9 +277,9 @@ def token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: 
     """
     # Not verbose: a prompt longer than the window needs no warning.
     with reading_model("the model's tokenizer", "cannot read this text"):
-        whole, ids = (tokenizer(text, add_special_tokens=added, verbose=False)["input_ids"] for added in (True, False))
-    if ids and whole[:1] == [tokenizer.bos_token_id] != ids[:1]:
-        ids = [*whole[:1], *ids]
+        ids, begin = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], begin_id(tokenizer)
+    if ids and begin not in (None, ids[0]):
+        ids = [begin, *ids]
     num_known = model.get_input_embeddings().num_embeddings
     if max(ids, default=0) >= num_known:
         raise UserError(

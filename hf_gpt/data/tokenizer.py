@@ -30,7 +30,7 @@ from .cutting import cut, repair_surrogates
 if TYPE_CHECKING:  # imported where they are used: `hf-gpt --help` needs none of them
     import tiktoken
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -165,9 +165,9 @@ def separator_id(tokenizer: "PreTrainedTokenizerFast") -> int | None:
     return tokenizer.backend_tokenizer.token_to_id(END_OF_TEXT)
 
 
-def begin_id(tokenizer: "PreTrainedTokenizerFast") -> int | None:
+def begin_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """The id of BOS where the tokenizer puts it before a text, as Llama's does, else None."""
-    ids = tokenizer.backend_tokenizer.encode("a").ids
+    ids = tokenizer("")["input_ids"]
     return ids[0] if ids[:1] == [tokenizer.bos_token_id] else None
 
 
