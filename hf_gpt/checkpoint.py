@@ -24,7 +24,8 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -49,8 +50,10 @@ from .storage import (
     write_json,
     write_text,
 )
+from .transformers_4 import with_older_names
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TRAINING_STATE = "training_state"
@@ -330,6 +333,41 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
     return loaded.to(device).eval(), tokenizer
 
 
+def save_model(model: "PreTrainedModel", folder: Path, weights: "dict[str, torch.Tensor] | None" = None) -> None:
+    """Write a model, or these `weights` of it, so that transformers 4 too loads it. Every one is saved here.
+
+    The `dtype` in its `config.json` is the one that most of `weights` are in.
+    """
+    model.save_pretrained(folder, state_dict=weights and dict(weights))
+    config = read_json(folder / "config.json")
+    known = with_older_names(config)
+    if weights:
+        known["dtype"] = str(_most_common_dtype(weights.values())).removeprefix("torch.")
+    if known != config:
+        write_json(folder / "config.json", known)
+
+
+def dtypes_of(folder: Path | None) -> "Mapping[str, torch.dtype]":
+    """What each weight of a model's files is in, whatever its `config.json` says; any other name, what most are in.
+
+    Without a folder it is fp32 for all.
+    """
+    import torch
+    from transformers.modeling_utils import load_state_dict
+
+    if folder is None:
+        return defaultdict(lambda: torch.float32)
+    weights: dict[str, torch.Tensor] = {}
+    try:
+        files = weight_files(folder)
+    except UserError:  # transformers looks for these next
+        files = sorted(folder.glob("pytorch_model*.bin"))
+    for file in files:
+        weights |= load_state_dict(file, map_location="meta")
+    most = _most_common_dtype(weights.values())
+    return defaultdict(lambda: most, {name: weight.dtype for name, weight in weights.items()})
+
+
 def find_device(name: str = "auto", field: str = "device") -> str:
     """A device that is here: cpu, cuda, cuda:1, mps, or what `auto` means: cuda, else mps, else cpu.
 
@@ -425,6 +463,14 @@ def _describe(directory: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             found[path.relative_to(directory).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(file)}
     return {"files": found}
+
+
+def _most_common_dtype(weights: "Iterable[torch.Tensor]") -> "torch.dtype":
+    """Of all their numbers."""
+    sizes: Counter[torch.dtype] = Counter()
+    for weight in weights:
+        sizes[weight.dtype] += weight.numel()
+    return max(sizes, key=sizes.__getitem__)
 
 
 def _is_plain(path: Path) -> bool:

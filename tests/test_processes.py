@@ -229,6 +229,7 @@ def test_workers_whose_launcher_is_killed_save_and_end_within_a_minute(launched,
 # What each process of the sharded run does, and, alone, the one that resumes from its checkpoint.
 _SHARDED = """
 import json, os, sys
+from collections import defaultdict
 from pathlib import Path
 import torch
 from accelerate import Accelerator
@@ -238,9 +239,9 @@ from transformers import AutoModelForCausalLM
 from hf_gpt import GPTConfig, GPTForCausalLM, checkpoint
 from hf_gpt.recipe import OptimizerRecipe
 from hf_gpt.training.optimizer import build_optimizer
-from hf_gpt.training.state import Progress, load_training_state, save_training_state, whole_weights
+from hf_gpt.training.state import Progress, load_training_state, save_training_state, save_weights, whole_weights
 
-run_dir, port, name = Path(sys.argv[1]), *sys.argv[2:]
+run_dir, port, name, dtype = Path(sys.argv[1]), *sys.argv[2:4], getattr(torch, sys.argv[4])
 torch.set_num_threads(1)
 
 def build(accelerator, seed):
@@ -277,7 +278,7 @@ def save(accelerator, model, optimizer, step):
         return
     with checkpoint.writing(run_dir, step) as directory:
         save_training_state(directory, accelerator, model, optimizer, Progress(step=step))
-        model.save_pretrained(directory, state_dict=weights)
+        save_weights(directory, model, weights, defaultdict(lambda: dtype))
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -294,7 +295,7 @@ def work(rank):
         loaded = AutoModelForCausalLM.from_pretrained(saved)
         return {
             "architecture": type(loaded).__name__,
-            "loads": same(dict(loaded.state_dict()), dict(model.state_dict())),
+            "loads": same(loaded.state_dict(), {k: v.to(dtype) for k, v in model.state_dict().items()}),
             "alone": steps(accelerator, model, optimizer, 4, 8, dropout=False),
         }
     model, optimizer = build(accelerator, seed=0)
@@ -331,9 +332,9 @@ for ranks in ((0, 1), (None,)):
 """
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_sharded_run_is_saved_whole_and_goes_on_exactly_sharded_or_alone(optimizer, tmp_path):
-    command = [sys.executable, "-c", _SHARDED, str(tmp_path), str(free_port()), optimizer]
+@pytest.mark.parametrize(("optimizer", "dtype"), [("adamw", "float32"), ("muon", "float32"), ("adamw", "bfloat16")])
+def test_a_sharded_run_is_saved_whole_and_goes_on_exactly_sharded_or_alone(optimizer, dtype, tmp_path):
+    command = [sys.executable, "-c", _SHARDED, str(tmp_path), str(free_port()), optimizer, dtype]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     sharded, other, alone = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1, None))
