@@ -341,6 +341,8 @@ def save_model(model: "PreTrainedModel", folder: Path, weights: "dict[str, torch
     model.save_pretrained(folder, state_dict=weights and dict(weights))
     config = read_json(folder / "config.json")
     known = with_older_names(config)
+    if not any(folder.glob("*.py")):
+        known.pop("auto_map", None)  # of a repository that has code for a type that transformers has too
     if weights:
         known["dtype"] = str(_most_common_dtype(weights.values())).removeprefix("torch.")
     if known != config:

@@ -80,6 +80,7 @@ def assert_same(one, other) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_each_weight_is_saved_in_the_dtype_of_the_source_and_trained_on_in_fp32(model, dtype, tmp_path):
+    model.generation_config.update(do_sample=True, temperature=0.6, eos_token_id=[0, 5])
     model.save_pretrained(tmp_path / "source")
     lower(tmp_path / "source", dtype)
     model, weights, saved = saved_after_training(tmp_path / "source", tmp_path / "run")
@@ -87,6 +88,8 @@ def test_each_weight_is_saved_in_the_dtype_of_the_source_and_trained_on_in_fp32(
     assert dtypes(saved) == dtypes(tmp_path / "source")
     assert json.loads((saved / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     assert (saved / "training_state" / "weights.safetensors").exists() == (dtype != torch.float32)
+    generation = "generation_config.json"
+    assert (saved / generation).read_bytes() == (tmp_path / "source" / generation).read_bytes()
     assert_same(read_weights(saved, model), weights)
     torch.manual_seed(5)
     read_weights(saved, model)
@@ -96,6 +99,16 @@ def test_each_weight_is_saved_in_the_dtype_of_the_source_and_trained_on_in_fp32(
     loaded = AutoModelForCausalLM.from_pretrained(saved).state_dict()  # by transformers' rules all in that dtype
     assert dtype in {weight.dtype for weight in loaded.values()}
     assert_same({name: loaded[name] for name in weights}, {k: w.to(loaded[k].dtype) for k, w in weights.items()})
+
+
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+def test_code_that_a_stock_type_came_with_is_not_named(model, tmp_path):
+    model.config.auto_map = {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}
+    model.save_pretrained(tmp_path / "source")
+    assert "auto_map" in json.loads((tmp_path / "source" / "config.json").read_text())
+    _, _, saved = saved_after_training(tmp_path / "source", tmp_path / "run")
+    assert "auto_map" not in json.loads((saved / "config.json").read_text())
+    AutoModelForCausalLM.from_pretrained(saved, trust_remote_code=True)
 
 
 @pytest.mark.parametrize("model", ["llama", "mixtral"], indirect=True)

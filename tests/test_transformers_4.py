@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import stock_tokenizers
 import torch
 from test_older_names import KEPT, LOST, model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -67,9 +68,8 @@ def old(tmp_path_factory):
         pytest.skip(f"pip cannot install transformers 4.51.3 here: {done.stderr.strip()[-200:]}")
     environment = {**os.environ, "PYTHONPATH": str(folder / "packages"), "HF_HOME": str(folder / "home")}
 
-    def run(code: str, *arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        given = json.dumps(TEXTS)
+    def run(code: str, *arguments: object, texts: list[str] = TEXTS) -> subprocess.CompletedProcess:
+        command, given = [sys.executable, "-c", code, *map(str, arguments)], json.dumps(texts)
         return subprocess.run(command, env=environment, cwd=folder, input=given, capture_output=True, text=True)
 
     return run
@@ -135,3 +135,23 @@ def test_stock_types_have_the_same_logits_there_or_it_is_known_what_is_lost(old,
         dict.fromkeys(KEPT, 0), abs=1e-3
     )
     assert all(isinstance(differences[name], str) or differences[name] > 0.01 for name in LOST), differences
+
+
+def test_tokenizers_of_the_hub_do_the_same_there(old, tmp_path):
+    folders = []
+    for kind in stock_tokenizers.KINDS:
+        tokenizer = load_tokenizer(str(stock_tokenizers.write(kind, tmp_path / kind)))
+        save_tokenizer(tokenizer, tmp_path / "saved" / kind)
+        folders.append(tmp_path / "saved" / kind)
+    here = subprocess.run(
+        [sys.executable, "-c", stock_tokenizers.READ, *folders],
+        input=json.dumps(stock_tokenizers.TEXTS),
+        capture_output=True,
+        text=True,
+    )
+    there = old(stock_tokenizers.READ, *folders, texts=stock_tokenizers.TEXTS)
+    assert there.returncode == here.returncode == 0, there.stderr
+    for kind, one, other in zip(
+        stock_tokenizers.KINDS, here.stdout.splitlines(), there.stdout.splitlines(), strict=True
+    ):
+        assert json.loads(one) == json.loads(other), kind
