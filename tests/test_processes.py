@@ -231,6 +231,7 @@ _SHARDED = """
 import json, os, sys
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import fully_shard
@@ -272,12 +273,12 @@ def steps(accelerator, model, optimizer, first, last, dropout):
     return losses
 
 def save(accelerator, model, optimizer, step):
-    weights = whole_weights(model)
+    weights = whole_weights(SimpleNamespace(model=model))
     if not accelerator.is_main_process:
-        save_training_state(None, accelerator, model, optimizer, Progress(step=step))
+        save_training_state(None, accelerator, SimpleNamespace(model=model), optimizer, Progress(step=step))
         return
     with checkpoint.writing(run_dir, step) as directory:
-        save_training_state(directory, accelerator, model, optimizer, Progress(step=step))
+        save_training_state(directory, accelerator, SimpleNamespace(model=model), optimizer, Progress(step=step))
         save_weights(directory, model, weights, defaultdict(lambda: dtype))
 
 def same(one, other):
@@ -291,7 +292,7 @@ def work(rank):
     saved = run_dir / "checkpoints" / "step-00000004"
     if rank is None:
         model, optimizer = build(accelerator, seed=2)
-        load_training_state(saved, accelerator, model, optimizer, seed=0)
+        load_training_state(saved, accelerator, SimpleNamespace(model=model), optimizer, seed=0)
         loaded = AutoModelForCausalLM.from_pretrained(saved)
         return {
             "architecture": type(loaded).__name__,
@@ -302,12 +303,12 @@ def work(rank):
     first = steps(accelerator, model, optimizer, 0, 4, dropout=True)
     save(accelerator, model, optimizer, 4)
     accelerator.wait_for_everyone()
-    a = steps(accelerator, model, optimizer, 4, 8, dropout=True), whole_weights(model)
+    a = steps(accelerator, model, optimizer, 4, 8, dropout=True), whole_weights(SimpleNamespace(model=model))
     model, optimizer = build(accelerator, seed=1)
-    progress = load_training_state(saved, accelerator, model, optimizer, seed=0)
-    b = steps(accelerator, model, optimizer, 4, 8, dropout=True), whole_weights(model)
+    progress = load_training_state(saved, accelerator, SimpleNamespace(model=model), optimizer, seed=0)
+    b = steps(accelerator, model, optimizer, 4, 8, dropout=True), whole_weights(SimpleNamespace(model=model))
     model, optimizer = build(accelerator, seed=1)
-    load_training_state(saved, accelerator, model, optimizer, seed=0)
+    load_training_state(saved, accelerator, SimpleNamespace(model=model), optimizer, seed=0)
     return {"progress": progress.step, "a": a[0], "b": b[0], "weights": same(a[1], b[1]), "first": first,
             "together": steps(accelerator, model, optimizer, 4, 8, dropout=False)}
 

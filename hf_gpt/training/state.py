@@ -100,12 +100,12 @@ def read_weights(checkpoint: Path, model: PreTrainedModel) -> dict[str, torch.Te
     for file in [checkpoint / _MASTER_WEIGHTS] if rounded else weight_files(checkpoint):
         weights |= load_file(file)
     names = model.state_dict().keys() - model.all_tied_weights_keys.keys()
-    if weights.keys() != names:  # such as those of experts, which files hold one by one, and a model stacks
+    if not rounded and weights.keys() != names:  # as of experts, which files hold one by one, and a model stacks
         options = {"config": model.config, "dtype": torch.float32}
         with quiet(), torch.random.fork_rng(devices=[]):
             stacked, _ = with_weights(AutoModelForCausalLM, opened(checkpoint), str(checkpoint), **options)
-        weights = {name: weight for name, weight in stacked.state_dict().items() if name in names}
-    return weights
+        weights = stacked.state_dict()
+    return {name: weights[name] for name in names}
 
 
 def save_training_state(
