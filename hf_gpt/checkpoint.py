@@ -333,24 +333,30 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
     return loaded.to(device).eval(), tokenizer
 
 
-def save_model(model: "PreTrainedModel", folder: Path, weights: "dict[str, torch.Tensor] | None" = None) -> None:
-    """Write a model, or these `weights` of it, so that transformers 4 too loads it. Every one is saved here.
+def save_model(
+    model: "PreTrainedModel",
+    folder: Path,
+    weights: "dict[str, torch.Tensor] | None" = None,
+    dtype: "torch.dtype | None" = None,
+) -> None:
+    """Write a model, so that transformers 4 too loads it. Every one is saved here.
 
-    The `dtype` in its `config.json` is the one that most of `weights` are in.
+    Args:
+        weights: instead of its own; most of them are in `dtype`, which `config.json` then names.
     """
-    model.save_pretrained(folder, state_dict=weights and dict(weights))
+    model.save_pretrained(folder, state_dict=weights)
     config = read_json(folder / "config.json")
     known = with_older_names(config)
     if not any(folder.glob("*.py")):
         known.pop("auto_map", None)  # of a repository that has code for a type that transformers has too
-    if weights:
-        known["dtype"] = str(_most_common_dtype(weights.values())).removeprefix("torch.")
+    if dtype is not None:
+        known["dtype"] = str(dtype).removeprefix("torch.")
     if known != config:
         write_json(folder / "config.json", known)
 
 
 def dtypes_of(folder: Path | None) -> "Mapping[str, torch.dtype]":
-    """What each weight of a model's files is in, whatever its `config.json` says; any other name, what most are in.
+    """What each weight of a model's files is in, whatever its `config.json` says; for other names, what most are in.
 
     Without a folder it is fp32 for all.
     """
@@ -366,8 +372,10 @@ def dtypes_of(folder: Path | None) -> "Mapping[str, torch.dtype]":
         files = sorted(folder.glob("pytorch_model*.bin"))
     for file in files:
         weights |= load_state_dict(file, map_location="meta")
-    most = _most_common_dtype(weights.values())
-    return defaultdict(lambda: most, {name: weight.dtype for name, weight in weights.items()})
+    sizes: Counter[torch.dtype] = Counter()
+    for weight in weights.values():
+        sizes[weight.dtype] += weight.numel()
+    return defaultdict(lambda: max(sizes, key=sizes.get), {name: weight.dtype for name, weight in weights.items()})
 
 
 def find_device(name: str = "auto", field: str = "device") -> str:
@@ -465,14 +473,6 @@ def _describe(directory: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             found[path.relative_to(directory).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(file)}
     return {"files": found}
-
-
-def _most_common_dtype(weights: "Iterable[torch.Tensor]") -> "torch.dtype":
-    """Of all their numbers."""
-    sizes: Counter[torch.dtype] = Counter()
-    for weight in weights:
-        sizes[weight.dtype] += weight.numel()
-    return max(sizes, key=sizes.__getitem__)
 
 
 def _is_plain(path: Path) -> bool:

@@ -86,7 +86,7 @@ def save_weights(
     kept = {name: one.to(dtypes[name]) if one.is_floating_point() else one for name, one in weights.items()}
     if any(kept[name].dtype != weight.dtype for name, weight in weights.items()):
         save_file({name: weight.contiguous() for name, weight in weights.items()}, checkpoint / _MASTER_WEIGHTS)
-    save_model(model, checkpoint, kept)
+    save_model(model, checkpoint, kept, dtypes[""])
 
 
 def read_weights(checkpoint: Path, model: PreTrainedModel) -> dict[str, torch.Tensor]:
