@@ -24,7 +24,8 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -49,8 +50,10 @@ from .storage import (
     write_json,
     write_text,
 )
+from .transformers_4 import with_older_names
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TRAINING_STATE = "training_state"
@@ -332,6 +335,51 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
         loaded = loaded.to(device).eval()
         refuse_later_tokens(loaded, model)
     return loaded, tokenizer
+
+
+def save_model(
+    model: "PreTrainedModel",
+    folder: Path,
+    weights: "dict[str, torch.Tensor] | None" = None,
+    dtype: "torch.dtype | None" = None,
+) -> None:
+    """Write a model, so that transformers 4 too loads it. Every one is saved here.
+
+    Args:
+        weights: instead of its own; most of them are in `dtype`, which `config.json` then names.
+    """
+    model.save_pretrained(folder, state_dict=weights)
+    config = read_json(folder / "config.json")
+    known = with_older_names(config)
+    if not any(folder.glob("*.py")):
+        known.pop("auto_map", None)  # of a repository that has code for a type that transformers has too
+    if dtype is not None:
+        known["dtype"] = str(dtype).removeprefix("torch.")
+    if known != config:
+        write_json(folder / "config.json", known)
+
+
+def dtypes_of(folder: Path | None) -> "Mapping[str, torch.dtype]":
+    """What each weight of a model's files is in, whatever its `config.json` says; for other names, what most are in.
+
+    Without a folder it is fp32 for all.
+    """
+    import torch
+    from transformers.modeling_utils import load_state_dict
+
+    if folder is None:
+        return defaultdict(lambda: torch.float32)
+    weights: dict[str, torch.Tensor] = {}
+    try:
+        files = weight_files(folder)
+    except UserError:  # transformers looks for these next
+        files = sorted(folder.glob("pytorch_model*.bin"))
+    for file in files:
+        weights |= load_state_dict(file, map_location="meta")
+    sizes: Counter[torch.dtype] = Counter()
+    for weight in weights.values():
+        sizes[weight.dtype] += weight.numel()
+    return defaultdict(lambda: max(sizes, key=sizes.get), {name: weight.dtype for name, weight in weights.items()})
 
 
 def find_device(name: str = "auto", field: str = "device") -> str:

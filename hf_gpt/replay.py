@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from . import checkpoint
 from .display import Shown
@@ -29,7 +28,7 @@ from .training.provenance import changes_of_environment
 from .training.resume import read_environment
 from .training.run_log import read_events, read_metrics
 from .training.signals import lost_process_ends_run
-from .training.state import whole_weights
+from .training.state import read_weights, whole_weights
 
 _NOT_COMPARED = ("step", "seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
 # Fields that may change when a run is resumed, and that a step depends on.
@@ -175,9 +174,7 @@ class _Comparison(Observer):
             if name in published and name not in _NOT_COMPARED
         ]
         if kept:
-            theirs: dict[str, torch.Tensor] = {}
-            for file in checkpoint.weight_files(kept):
-                theirs |= load_file(file)
+            theirs = read_weights(kept, training.model)
             found.append(Compared(step, "weights", weights_checksum(theirs), weights_checksum(weights)))
         self.results[step] = found
         if self._watch is not None:

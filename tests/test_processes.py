@@ -229,7 +229,9 @@ def test_workers_whose_launcher_is_killed_save_and_end_within_a_minute(launched,
 # What each process of the sharded run does, and, alone, the one that resumes from its checkpoint.
 _SHARDED = """
 import json, os, sys
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import fully_shard
@@ -239,9 +241,9 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 from hf_gpt import GPTConfig, checkpoint
 from hf_gpt.recipe import OptimizerRecipe
 from hf_gpt.training.optimizer import build_optimizer
-from hf_gpt.training.state import Progress, load_training_state, save_training_state, whole_weights
+from hf_gpt.training.state import Progress, load_training_state, save_training_state, save_weights, whole_weights
 
-run_dir, port, name, kind = Path(sys.argv[1]), *sys.argv[2:]
+run_dir, port, name, kind, dtype = Path(sys.argv[1]), *sys.argv[2:5], getattr(torch, sys.argv[5])
 torch.set_num_threads(1)
 sizes = {"vocab_size": 65, "max_position_embeddings": 16, "hidden_size": 32, "num_hidden_layers": 2}
 config = {
@@ -279,13 +281,13 @@ def steps(accelerator, model, optimizer, first, last, dropout):
     return losses
 
 def save(accelerator, model, optimizer, step):
-    weights = whole_weights(model)
+    weights = whole_weights(SimpleNamespace(model=model))
     if not accelerator.is_main_process:
-        save_training_state(None, accelerator, model, optimizer, Progress(step=step))
+        save_training_state(None, accelerator, SimpleNamespace(model=model), optimizer, Progress(step=step))
         return
     with checkpoint.writing(run_dir, step) as directory:
-        save_training_state(directory, accelerator, model, optimizer, Progress(step=step))
-        model.save_pretrained(directory, state_dict=weights, save_original_format=False)  # experts stay stacked
+        save_training_state(directory, accelerator, SimpleNamespace(model=model), optimizer, Progress(step=step))
+        save_weights(directory, model, weights, defaultdict(lambda: dtype))
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -298,23 +300,23 @@ def work(rank):
     saved = run_dir / "checkpoints" / "step-00000004"
     if rank is None:
         model, optimizer = build(accelerator, seed=2)
-        load_training_state(saved, accelerator, model, optimizer, seed=0)
+        load_training_state(saved, accelerator, SimpleNamespace(model=model), optimizer, seed=0)
         loaded = AutoModelForCausalLM.from_pretrained(saved)
         return {
             "architecture": type(loaded).__name__,
-            "loads": same(dict(loaded.state_dict()), dict(model.state_dict())),
+            "loads": same(loaded.state_dict(), {k: v.to(dtype) for k, v in model.state_dict().items()}),
             "alone": steps(accelerator, model, optimizer, 4, 8, dropout=False),
         }
     model, optimizer = build(accelerator, seed=0)
     first = steps(accelerator, model, optimizer, 0, 4, dropout=True)
     save(accelerator, model, optimizer, 4)
     accelerator.wait_for_everyone()
-    a = steps(accelerator, model, optimizer, 4, 8, dropout=True), whole_weights(model)
+    a = steps(accelerator, model, optimizer, 4, 8, dropout=True), whole_weights(SimpleNamespace(model=model))
     model, optimizer = build(accelerator, seed=1)
-    progress = load_training_state(saved, accelerator, model, optimizer, seed=0)
-    b = steps(accelerator, model, optimizer, 4, 8, dropout=True), whole_weights(model)
+    progress = load_training_state(saved, accelerator, SimpleNamespace(model=model), optimizer, seed=0)
+    b = steps(accelerator, model, optimizer, 4, 8, dropout=True), whole_weights(SimpleNamespace(model=model))
     model, optimizer = build(accelerator, seed=1)
-    load_training_state(saved, accelerator, model, optimizer, seed=0)
+    load_training_state(saved, accelerator, SimpleNamespace(model=model), optimizer, seed=0)
     return {"progress": progress.step, "a": a[0], "b": b[0], "weights": same(a[1], b[1]), "first": first,
             "together": steps(accelerator, model, optimizer, 4, 8, dropout=False)}
 
@@ -340,10 +342,16 @@ for ranks in ((0, 1), (None,)):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "model"), [("adamw", "GPTForCausalLM"), ("muon", "GPTForCausalLM"), ("muon", "MixtralForCausalLM")]
+    ("optimizer", "model", "dtype"),
+    [
+        ("adamw", "GPTForCausalLM", "float32"),
+        ("muon", "GPTForCausalLM", "bfloat16"),
+        ("muon", "MixtralForCausalLM", "float32"),
+        ("adamw", "MixtralForCausalLM", "bfloat16"),
+    ],
 )
-def test_a_sharded_run_is_saved_whole_and_goes_on_exactly_sharded_or_alone(optimizer, model, tmp_path):
-    command = [sys.executable, "-c", _SHARDED, str(tmp_path), str(free_port()), optimizer, model]
+def test_a_sharded_run_is_saved_whole_and_goes_on_exactly_sharded_or_alone(optimizer, model, dtype, tmp_path):
+    command = [sys.executable, "-c", _SHARDED, str(tmp_path), str(free_port()), optimizer, model, dtype]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     sharded, other, alone = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1, None))

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import stock_tokenizers
 import tiktoken
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -537,6 +538,31 @@ def test_a_tokenizer_of_a_class_of_its_own_keeps_it(tmp_path):
     assert config["tokenizer_class"] == "LlamaTokenizer"
     assert not ONLY_IN_TRANSFORMERS_5 & set(config)
     assert load_tokenizer(str(tmp_path))("ab a<|user|>").input_ids == tokenizer("ab a<|user|>").input_ids
+
+
+def test_a_tokenizer_from_the_hub_does_the_same_after_it_was_saved(tmp_path):
+    """In a process without this package: ids, special tokens, chat templates."""
+    folders = [stock_tokenizers.write(kind, tmp_path / kind) for kind in stock_tokenizers.KINDS]
+    for folder in folders:
+        save_tokenizer(load_tokenizer(str(folder)), tmp_path / "saved" / folder.name)
+    command = [sys.executable, "-c", stock_tokenizers.READ, *folders, *(tmp_path / "saved" / f.name for f in folders)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    texts = json.dumps(stock_tokenizers.TEXTS)
+    done = subprocess.run(command, input=texts, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    for folder, before, after in zip(folders, found, found[len(folders) :], strict=False):
+        assert after == before, folder.name
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        saved = json.loads((tmp_path / "saved" / folder.name / "tokenizer_config.json").read_text())
+        assert "auto_map" not in saved
+        kept = {"add_bos_token", "add_eos_token", "legacy"} & set(config)
+        assert {name: saved[name] for name in kept} == {name: config[name] for name in kept}
+        starts, ends = before["ids"][0][0] == 1, before["ids"][0][-1] == 2
+        if config["tokenizer_class"].startswith("Llama"):
+            assert (starts, ends) == (config["add_bos_token"], config["add_eos_token"])
+    assert [name for name, _ in found[-4]["chats"]] == ["default", "tool_use"]
+    assert found[-4]["chats"][1][1].startswith("Tools:\n<|im_start|>user\nhi there<|im_end|>\n")
 
 
 def test_every_tokenizer_is_saved_by_save_tokenizer():

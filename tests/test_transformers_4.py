@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import stock_tokenizers
 import torch
+from test_older_names import KEPT, LOST, model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_gpt import GPTConfig, GPTForCausalLM
+from hf_gpt import GPTConfig, GPTForCausalLM, checkpoint
 from hf_gpt.configuration_gpt import TRANSFORMERS
 from hf_gpt.conversion import to_gpt2
 from hf_gpt.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer, vocab_size
@@ -25,6 +27,19 @@ TEXTS = [
     "a\n\n\n b\t12345 日本語 🙂<|endoftext|> x",
     " it's 99 bottles, 'tis <|user|>",
 ]
+LOGITS = """
+import json, sys, torch, transformers
+from transformers import AutoModelForCausalLM
+assert transformers.__version__ == "4.51.3", transformers.__version__
+torch.set_num_threads(1)
+for folder in sys.argv[1:]:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        found = model(torch.arange(24)[None] * 7 % 64).logits.tolist()
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+    print(json.dumps(found))
+"""
 READ = """
 import json, sys, torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -53,9 +68,8 @@ def old(tmp_path_factory):
         pytest.skip(f"pip cannot install transformers 4.51.3 here: {done.stderr.strip()[-200:]}")
     environment = {**os.environ, "PYTHONPATH": str(folder / "packages"), "HF_HOME": str(folder / "home")}
 
-    def run(code: str, *arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        given = json.dumps(TEXTS)
+    def run(code: str, *arguments: object, texts: list[str] = TEXTS) -> subprocess.CompletedProcess:
+        command, given = [sys.executable, "-c", code, *map(str, arguments)], json.dumps(texts)
         return subprocess.run(command, env=environment, cwd=folder, input=given, capture_output=True, text=True)
 
     return run
@@ -102,3 +116,42 @@ def test_our_own_form_says_which_version_it_needs(old, ours):
     done = old(code, ours)
     needs = f"ImportError: this model's code needs transformers {TRANSFORMERS} or later, and this is 4.51.3: "
     assert done.stderr.splitlines()[-1].startswith(needs), done.stderr
+
+
+@torch.inference_mode()
+def test_stock_types_have_the_same_logits_there_or_it_is_known_what_is_lost(old, tmp_path):
+    logits = {}
+    for name, (config, _) in {**KEPT, **LOST}.items():
+        made = model(config)
+        checkpoint.save_model(made, tmp_path / name)
+        logits[name] = made(torch.arange(24)[None] * 7 % 64).logits
+    done = old(LOGITS, *(tmp_path / name for name in logits))
+    assert done.returncode == 0, done.stderr
+    differences = {}
+    for (name, here), line in zip(logits.items(), done.stdout.splitlines(), strict=True):
+        there = json.loads(line)
+        differences[name] = there if isinstance(there, str) else (torch.tensor(there) - here).abs().max().item()
+    assert {name: one for name, one in differences.items() if name in KEPT} == pytest.approx(
+        dict.fromkeys(KEPT, 0), abs=1e-3
+    )
+    assert all(isinstance(differences[name], str) or differences[name] > 0.01 for name in LOST), differences
+
+
+def test_tokenizers_of_the_hub_do_the_same_there(old, tmp_path):
+    folders = []
+    for kind in stock_tokenizers.KINDS:
+        tokenizer = load_tokenizer(str(stock_tokenizers.write(kind, tmp_path / kind)))
+        save_tokenizer(tokenizer, tmp_path / "saved" / kind)
+        folders.append(tmp_path / "saved" / kind)
+    here = subprocess.run(
+        [sys.executable, "-c", stock_tokenizers.READ, *folders],
+        input=json.dumps(stock_tokenizers.TEXTS),
+        capture_output=True,
+        text=True,
+    )
+    there = old(stock_tokenizers.READ, *folders, texts=stock_tokenizers.TEXTS)
+    assert there.returncode == here.returncode == 0, there.stderr
+    for kind, one, other in zip(
+        stock_tokenizers.KINDS, here.stdout.splitlines(), there.stdout.splitlines(), strict=True
+    ):
+        assert json.loads(one) == json.loads(other), kind

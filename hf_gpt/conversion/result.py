@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checkpoint import save_model
 from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import TOKENIZER_FILES, load_tokenizer, save_tokenizer
 from ..display import Shown
@@ -142,7 +143,7 @@ def _save(
     state.clear()
     model.tie_weights()
     try:
-        model.save_pretrained(directory)
+        save_model(model, directory)
     except SafetensorError as error:
         raise UserError(f"{out}: the weights cannot be written: {error}") from None
     return model.num_parameters()

@@ -126,16 +126,24 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | Path) -> 
     """Write a tokenizer's files, so that transformers 4 too loads them, with the same ids. Every one is saved here.
 
     `save_pretrained` of transformers 5 writes names that only 5 knows: the class `TokenizersBackend`, which both call
-    `PreTrainedTokenizerFast`, and a list under `extra_special_tokens`. Tokenizers of a class of their own keep it.
+    `PreTrainedTokenizerFast`, and a list under `extra_special_tokens`. Tokenizers of a class of their own keep it, and
+    with it what 5 leaves out: whether it adds BOS and EOS, which 4 does not read from `tokenizer.json`, and `legacy`.
     """
-    tokenizer.save_pretrained(folder)
+    # Several chat templates would go into a folder of their own, which neither 4 nor what is downloaded knows.
+    tokenizer.save_pretrained(folder, save_jinja_files=not isinstance(tokenizer.chat_template, dict))
     file = Path(folder, "tokenizer_config.json")
     config = read_json(file)
     if config["tokenizer_class"] == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    else:
+        ids = tokenizer("a").input_ids
+        config["add_bos_token"] = ids[:1] == [tokenizer.bos_token_id]
+        config["add_eos_token"] = ids[-1:] == [tokenizer.eos_token_id]
+        if hasattr(tokenizer, "legacy"):
+            config["legacy"] = tokenizer.legacy
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    for key in ("backend", "is_local", "local_files_only"):  # of how it was loaded here
+    for key in ("auto_map", "backend", "is_local", "local_files_only"):  # of how it was loaded here
         config.pop(key, None)
     write_json(file, config)
 

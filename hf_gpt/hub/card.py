@@ -30,6 +30,7 @@ from ..storage import read_json, write_bytes, write_text
 from ..training.observers import Observer
 from ..training.resume import earlier_recipe
 from ..training.run_log import read_lines
+from ..transformers_4 import VERSION, lost_in_transformers_4
 from .card_merge import UNPUBLISHED, bare_card, compose
 from .markdown import template
 
@@ -85,7 +86,8 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     if recipe is None:
         raise UserError(f"{run_dir}: has no recipe.yaml, which a card is made from")
     environment = read_json(run_dir / "environment.json")
-    has_code = "auto_map" in read_json(checkpoint / "config.json")
+    written = read_json(checkpoint / "config.json")
+    has_code = "auto_map" in written
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     tokenizer = read_json(checkpoint / "tokenizer_config.json")
     state = read_json(checkpoint / _STATE)
@@ -117,6 +119,8 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
         "architecture": (config.architectures or [config.model_type])[0],
         "model_type": config.model_type,
         "has_code": has_code,
+        "older": VERSION,
+        "lost": None if has_code else lost_in_transformers_4(written),
         "positions": positions,
         "context": min(filter(None, (positions, tokenizer.get("model_max_length"))), default=None),
         "license": recipe.hub.license or model.get("license"),

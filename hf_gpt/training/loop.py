@@ -40,7 +40,7 @@ from .optimizer import build_optimizer, learning_rate, set_learning_rate
 from .resume import history, look_for_checkpoint, read_environment
 from .setup import Job
 from .signals import stop_on_signal
-from .state import Progress, load_training_state, save_training_state, whole_weights
+from .state import Progress, load_training_state, save_training_state, save_weights, whole_weights
 
 
 def run(job: Job, observers: Iterable[Observer] = (), *, until: int | None = None) -> "TrainingRun":
@@ -161,6 +161,7 @@ class TrainingRun:
         found, damaged = look_for_checkpoint(job, self.say)
         if start := found or job.parent:
             self._load_checkpoint(start, as_branch=found is None)
+        self.dtypes = checkpoint.dtypes_of(start or (job.data.pretrained and job.data.pretrained.folder))
         if found is None:
             for line in (*job.describe(), *self._about_loss):
                 self.say(line)
@@ -343,7 +344,7 @@ class TrainingRun:
         with checkpoint.writing(self.run_dir, step) if main else contextlib.nullcontext() as directory:
             save_training_state(directory, accelerator, self.loss, self.optimizer, progress)
             if main:
-                self.model.save_pretrained(directory, state_dict=weights)
+                save_weights(directory, self.model, weights, self.dtypes)
                 save_tokenizer(self.job.data.tokenizer, directory)
                 self.observers.saving(self, directory)
                 if odd := checkpoint.leave_out_odd(directory):
@@ -415,7 +416,5 @@ class TrainingRun:
         good = next(reversed(checkpoint.checkpoints(self.run_dir)), None)
         if good is None:
             return RunStopped(f"{what}; there is no checkpoint yet; a lower optimizer.lr may help")
-        parent = f"{self.run_dir}@{checkpoint.step_of(good)}"
-        return RunStopped(
-            f"{what}; the last good checkpoint is {good}; branch off from {parent} with a lower optimizer.lr"
-        )
+        where = f"the last good checkpoint is {good}; branch off from {self.run_dir}@{checkpoint.step_of(good)}"
+        return RunStopped(f"{what}; {where} with a lower optimizer.lr")

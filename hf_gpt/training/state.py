@@ -3,6 +3,7 @@
     training_state/optimizer.safetensors      the optimizer's tensors, as <parameter>/exp_avg and so on
     training_state/state.json                 its parameter groups, the gradient scaler, and the progress of the run
     training_state/random.safetensors         the random state of each process, for the CPU and its device
+    training_state/weights.safetensors        the weights in fp32, where the model's own file has them in another dtype
 
 Nothing here is pickled, so nothing can be executed when it is read. The order of the data and the learning rate are
 pure functions of the step and need no state. torch.distributed.checkpoint gathers weights and the optimizer's state by
@@ -11,6 +12,7 @@ there are then. Another number of them sees the same windows in the same steps, 
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,12 +30,15 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ..checkpoint import TRAINING_STATE, step_of, weight_files
+from ..checkpoint import TRAINING_STATE, listed, opened, save_model, step_of, weight_files
 from ..errors import UserError
+from ..loading import quiet, with_weights
 from ..storage import read_json, write_json
 from . import deepspeed
 
+_MASTER_WEIGHTS = f"{TRAINING_STATE}/weights.safetensors"
 _Count = Annotated[int, Field(ge=0, lt=10**18)]  # what the name of a checkpoint has room for
 _Real = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -72,6 +77,35 @@ def whole_weights(loss: nn.Module) -> dict[str, torch.Tensor]:
     model = _model_inside(loss)
     weights = get_model_state_dict(model, options=_WHOLE)
     return {name: weight for name, weight in weights.items() if name not in model.all_tied_weights_keys}
+
+
+def save_weights(
+    checkpoint: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], dtypes: Mapping[str, torch.dtype]
+) -> None:
+    """Write the model into `checkpoint`, each weight in its dtype. If that rounds any, write training's own too."""
+    kept = {name: one.to(dtypes[name]) if one.is_floating_point() else one for name, one in weights.items()}
+    if any(kept[name].dtype != weight.dtype for name, weight in weights.items()):
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, checkpoint / _MASTER_WEIGHTS)
+    save_model(model, checkpoint, kept, dtypes[""])
+
+
+def read_weights(checkpoint: Path, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights that training had at a checkpoint, under the names that `model` has for them.
+
+    Raises:
+        UserError: one is missing, or has another shape.
+    """
+    rounded = _MASTER_WEIGHTS in listed(checkpoint)
+    weights: dict[str, torch.Tensor] = {}
+    for file in [checkpoint / _MASTER_WEIGHTS] if rounded else weight_files(checkpoint):
+        weights |= load_file(file)
+    names = model.state_dict().keys() - model.all_tied_weights_keys.keys()
+    if not rounded and weights.keys() != names:  # as of experts, which files hold one by one, and a model stacks
+        options = {"config": model.config, "dtype": torch.float32}
+        with quiet(), torch.random.fork_rng(devices=[]):
+            stacked, _ = with_weights(AutoModelForCausalLM, opened(checkpoint), str(checkpoint), **options)
+        weights = stacked.state_dict()
+    return {name: weights[name] for name in names}
 
 
 def save_training_state(
@@ -139,13 +173,8 @@ def _load(
     progress = Progress.read(directory / "state.json")
     if progress.step != step_of(checkpoint):
         raise UserError(f"{checkpoint}: its training_state/state.json is of another step")
-    weights: dict[str, torch.Tensor] = {}
-    for file in weight_files(checkpoint):
-        weights |= load_file(file)
     model = _model_inside(loss)
-    if missing := set(model.state_dict()) - set(model.all_tied_weights_keys) - set(weights):
-        raise UserError(f"{checkpoint}: lacks {min(missing)} and {len(missing) - 1} more of the model's weights")
-    set_model_state_dict(model, weights, options=_WEIGHTS)
+    set_model_state_dict(model, read_weights(checkpoint, model), options=_WEIGHTS)
 
     hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.optimizer.param_groups]
     optimizer_state = {"state": {}, "param_groups": state["param_groups"]}
