@@ -337,3 +337,17 @@ def test_a_gpt2_that_an_earlier_version_converted_goes_on_as_our_gpt(recipe, tmp
     assert all(one.repeated == one.published for step in found.values() for one in step)
     branch = {**values, "output_dir": str(tmp_path / "branch"), "tokenizer": {"name": "bytes"}}
     assert type(hf_gpt.train(branch, parent=f"{resumed.output_dir}@4").model) is hf_gpt.GPTForCausalLM
+
+
+def test_the_line_of_the_front_page_makes_a_llama_of_the_quickstart(tmp_path):
+    root = Path(__file__).parent.parent
+    readme, quickstart = (root / "README.md").read_text(), (root / "configs" / "quickstart.yaml").read_text()
+    line = next(line for line in readme.splitlines() if line.startswith("model: {model_type: llama"))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "".join(f"{line}\n" if old.startswith("model:") else f"{old}\n" for old in quickstart.splitlines())
+    )
+    job = prepare_run(Recipe.from_yaml(file, ["--output_dir", str(tmp_path / "run"), "--train.device", "cpu"]))
+    assert type(job.model).__name__ == "LlamaForCausalLM"
+    assert job.model.config.hidden_size == 288
+    assert job.data.windows.context_length == job.model.config.max_position_embeddings == 128

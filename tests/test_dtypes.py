@@ -147,7 +147,7 @@ def test_weights_that_are_not_there_are_named(tmp_path):
 # A whole run
 
 
-def test_a_run_from_bf16_resumes_branches_and_replays_bit_for_bit(tiny, tmp_path):
+def test_a_run_from_bf16_resumes_branches_and_replays_bit_for_bit(tiny, tmp_path, capsys):
     source = hf_gpt.train(changed(tiny, output_dir=str(tmp_path / "source"), train__max_steps=1)).checkpoints[-1]
     source = source.rename(tmp_path / "bf16")
     for path in (source / "training_state").iterdir():
@@ -158,6 +158,7 @@ def test_a_run_from_bf16_resumes_branches_and_replays_bit_for_bit(tiny, tmp_path
     recipe["schedule"] = {"name": "constant"}
 
     run = hf_gpt.train(recipe)
+    assert "weights    bfloat16 in checkpoints, as they came; float32 in training" in capsys.readouterr().err
     halfway, end = run.checkpoints
     for saved in run.checkpoints:
         assert dtypes(saved) == dtypes(source)

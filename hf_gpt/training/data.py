@@ -90,6 +90,8 @@ class Data:
         yield f"an epoch   {facts['batches_per_epoch']:,} steps on one process"
         for name in ("input", "target"):
             yield f"{name:11}'{escape_unprintable(facts[f'first_{name}'], one_line=True)}' ..."
+        if self.pretrained:
+            yield from self.pretrained.describe()
         for note in self.notes:
             yield f"note       {note}"
         if facts["split_characters"] > _MANY_SPLIT:

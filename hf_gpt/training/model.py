@@ -5,7 +5,7 @@ model is like, and `AutoModelForCausalLM` makes it. Our GPT is one of these type
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ..checkpoint import dtypes_of
 from ..data.tokenizer import content_of, load_tokenizer, vocab_size
 from ..errors import UserError, did_you_mean
 from ..generation import try_out
@@ -44,6 +45,12 @@ class Pretrained:
     origin: Path
     special_ids: Mapping[str, int | None] = field(default_factory=dict)
     has_another_tokenizer: bool = False
+
+    def describe(self) -> Iterator[str]:
+        """A line for people, where checkpoints round what training computes."""
+        dtype = str(dtypes_of(self.folder)[""]).removeprefix("torch.")
+        if dtype != "float32":
+            yield f"weights    {dtype} in checkpoints, as they came; float32 in training"
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> "Pretrained":
         """The same model, for a run with `tokenizer`."""
