@@ -39,23 +39,19 @@ _LOGITS_WITHOUT_GRADIENTS = 2**23
 class CausalLMLoss(nn.Module):
     """The loss of `model` on given targets.
 
-    Accelerate, FSDP2 and DeepSpeed ask a model for `config`, `_no_split_modules` and `tie_weights`; they get those of
-    the model inside.
+    `answer` is that of `head_makes_logits` where it is known, so that the model need not have weights.
+    Accelerate and DeepSpeed ask a model for `config` and `tie_weights`; they get those of the model inside.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, answer: bool | None = None):
         super().__init__()
         self.model = model
-        self.head_makes_logits = head_makes_logits(model)
+        self.head_makes_logits = head_makes_logits(model) if answer is None else answer
         self.stands_for: str | None = None  # the device that an estimate's tensors on the CPU are in place of
 
     @property
     def config(self) -> Any:
         return self.model.config
-
-    @property
-    def _no_split_modules(self) -> Any:
-        return self.model._no_split_modules
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> Any:
         return self.model.tie_weights(*args, **kwargs)

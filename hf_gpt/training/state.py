@@ -11,7 +11,7 @@ there are then. Another number of them sees the same windows in the same steps, 
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +33,7 @@ from ..checkpoint import TRAINING_STATE, step_of, weight_files
 from ..errors import UserError
 from ..storage import read_json, write_json
 from . import deepspeed
+from .distributed import has_weights
 
 _Count = Annotated[int, Field(ge=0, lt=10**18)]  # what the name of a checkpoint has room for
 _Real = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -139,18 +140,22 @@ def _load(
     progress = Progress.read(directory / "state.json")
     if progress.step != step_of(checkpoint):
         raise UserError(f"{checkpoint}: its training_state/state.json is of another step")
+    reads = has_weights(accelerator)
     weights: dict[str, torch.Tensor] = {}
-    for file in weight_files(checkpoint):
+    for file in weight_files(checkpoint) if reads else ():
         weights |= load_file(file)
     model = _model_inside(loss)
-    if missing := set(model.state_dict()) - set(model.all_tied_weights_keys) - set(weights):
+    missing = set(model.state_dict()) - set(model.all_tied_weights_keys) - set(weights)
+    if reads and missing:
         raise UserError(f"{checkpoint}: lacks {min(missing)} and {len(missing) - 1} more of the model's weights")
-    set_model_state_dict(model, weights, options=_WEIGHTS)
+    sent = accelerator.is_fsdp2  # by the main process
+    set_model_state_dict(model, weights, options=replace(_WEIGHTS, broadcast_from_rank0=sent))
+    del weights
 
     hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.optimizer.param_groups]
     optimizer_state = {"state": {}, "param_groups": state["param_groups"]}
     shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
-    for name, tensor in load_file(directory / "optimizer.safetensors").items():
+    for name, tensor in load_file(directory / "optimizer.safetensors").items() if reads else ():
         parameter, _, kind = name.rpartition("/")
         if tensor.ndim and tensor.shape != shapes.get(parameter, tensor.shape):  # which torch would not look at
             raise UserError(f"{checkpoint}: its optimizer's {name} has another shape than the parameter")
@@ -158,7 +163,8 @@ def _load(
     if deepspeed.is_engine(loss):
         deepspeed.set_optimizer_state(loss, optimizer_state["state"])
     else:
-        set_optimizer_state_dict(model, optimizer.optimizer, optimizer_state, options=_WHOLE)
+        options = replace(_WHOLE, broadcast_from_rank0=sent)
+        set_optimizer_state_dict(model, optimizer.optimizer, optimizer_state if reads else {}, options=options)
     for group, values in zip(optimizer.optimizer.param_groups, hyperparameters):
         parameters = group["params"]
         group.clear()
