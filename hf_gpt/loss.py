@@ -41,9 +41,8 @@ _LOGITS_WITHOUT_GRADIENTS = 2**23
 class CausalLMLoss(nn.Module):
     """The loss of `model` on given targets.
 
-    `head_makes_logits` is the answer of an earlier `CausalLMLoss` of the same model, which then is not asked again.
-    Accelerate, FSDP2 and DeepSpeed ask a model for `config`, `_no_split_modules` and `tie_weights`; they get those of
-    the model inside.
+    `head_makes_logits` is the answer to that question where it is known: then the model need not have weights.
+    Accelerate and DeepSpeed ask a model for `config` and `tie_weights`; they get those of the model inside.
     """
 
     def __init__(self, model: PreTrainedModel, head_makes_logits: bool | None = None):
@@ -56,10 +55,6 @@ class CausalLMLoss(nn.Module):
     @property
     def config(self) -> Any:
         return self.model.config
-
-    @property
-    def _no_split_modules(self) -> Any:
-        return self.model._no_split_modules
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> Any:
         return self.model.tie_weights(*args, **kwargs)

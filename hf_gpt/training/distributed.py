@@ -8,11 +8,18 @@ from collections.abc import Iterator, Mapping
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
+from accelerate.utils import (
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+    disable_fsdp_ram_efficient_loading,
+    parse_flag_from_env,
+)
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from transformers import PreTrainedModel
 
 from ..errors import UserError
+from ..loss import CausalLMLoss
 from ..recipe import Recipe
 from ..storage import local_path
 from . import deepspeed
@@ -32,7 +39,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     if deepspeed.asked_for():
         options = deepspeed.accelerator_options(recipe)
     elif parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        options |= _sharded_precision(recipe.train.mixed_precision)
+        options |= _sharding(recipe.train.mixed_precision)
     try:
         accelerator = Accelerator(
             **options,
@@ -45,16 +52,56 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def _sharded_precision(mixed_precision: str) -> dict[str, FullyShardedDataParallelPlugin]:
-    """For FSDP2: the loss leaves the model in fp32, and gradients are added up in it, as under DDP and autocast.
+def _sharding(mixed_precision: str) -> dict[str, FullyShardedDataParallelPlugin]:
+    """For FSDP2: whole weights are on the main process alone, and the loss and sums of gradients are in fp32.
 
-    By accelerate's own policy both are in the lower precision: a sum of losses has three digits, or overflows in fp16.
+    By accelerate's own policy these sums are in the lower precision: a sum of losses has three digits, or overflows in
+    fp16. Under DDP and autocast they are in fp32.
     """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision)
-    if dtype is None or os.environ.get("FSDP_VERSION") != "2":
+    if os.environ.get("FSDP_VERSION") != "2":
         return {}
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    return {"fsdp_plugin": FullyShardedDataParallelPlugin(mixed_precision_policy=policy)}
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision)
+    policy = dtype and MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    plugin = FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=True, mixed_precision_policy=policy)
+    disable_fsdp_ram_efficient_loading()  # in transformers, which would leave out weights wherever a model is read
+    return {"fsdp_plugin": plugin}
+
+
+def has_weights(accelerator: Accelerator) -> bool:
+    """Whether this process has a model's weights before `prepare`. Under FSDP2 only the main one has."""
+    return accelerator.is_main_process or not accelerator.is_fsdp2
+
+
+def prepare(
+    accelerator: Accelerator, loss: CausalLMLoss, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """`accelerator.prepare`. Under FSDP2 the main process sends the others what only it has."""
+    if not accelerator.is_fsdp2:
+        return accelerator.prepare(loss, optimizer)
+    plugin = accelerator.state.fsdp_plugin
+    plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or block_classes(loss.model)
+    (loss.head_makes_logits,) = broadcast_object_list([loss.head_makes_logits])
+    # accelerate takes all that a state dict holds for sharded weights, also buffers, such as those of some routers.
+    modules = [(module, module._non_persistent_buffers_set) for module in loss.modules()]
+    for module, _ in modules:
+        module._non_persistent_buffers_set = set(module._buffers)
+    loss, optimizer = accelerator.prepare(loss, optimizer)
+    for module, not_saved in modules:
+        module._non_persistent_buffers_set = not_saved
+    for buffer in loss.buffers():
+        torch.distributed.broadcast(buffer, src=0)
+    return loss, optimizer
+
+
+def block_classes(model: PreTrainedModel) -> list[str]:
+    """The names of the classes of a model's blocks, each of which FSDP2 gathers by itself.
+
+    A class of models may name blocks of its relatives too, which accelerate would look for. Where it names none, they
+    are what the model has lists of.
+    """
+    lists = (blocks for blocks in model.modules() if isinstance(blocks, nn.ModuleList))
+    named = model._no_split_modules or {type(block).__name__ for blocks in lists for block in blocks}
+    return sorted({type(module).__name__ for module in model.modules()} & set(named))
 
 
 @contextlib.contextmanager

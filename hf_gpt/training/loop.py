@@ -33,7 +33,7 @@ from ..evaluation import bits_per_byte, loss_on_windows, perplexity, targets_and
 from ..generation import generate_text
 from ..loss import CausalLMLoss
 from ..storage import remove_leftovers, set_aside, write_json, write_text
-from .distributed import on_device, whole_model
+from .distributed import has_weights, on_device, prepare, whole_model
 from .nonfinite import NonFiniteWatch
 from .observers import Observer, Observers
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -116,14 +116,15 @@ class TrainingRun:
         self.progress = Progress()
         self.resumed_from: Path | None = None  # the checkpoint, of this run or its parent, that it began with
         self.environment = dict(job.environment)
-        loss = CausalLMLoss(job.model, job.environment.get("head_makes_logits"))
+        known = job.environment.get("head_makes_logits") if has_weights(self.accelerator) else False
+        loss = CausalLMLoss(job.model, known)
         self.environment["head_makes_logits"] = loss.head_makes_logits
         num_tokens = job.plan.batch_size * job.data.windows.context_length
         self._about_loss = list(loss.describe(num_tokens, self.accelerator.device.type))
         if self.recipe.train.compile:
             loss.compile()
         optimizer = build_optimizer(job.model, self.recipe.optimizer, self.recipe.train.mixed_precision)
-        self.loss, self.optimizer = self.accelerator.prepare(loss, optimizer)
+        self.loss, self.optimizer = prepare(self.accelerator, loss, optimizer)
         self.nonfinite = NonFiniteWatch(self.accelerator.device, self.accelerator.scaler is not None)
         self._last_validation: tuple[int, float] | None = None  # step, loss
         self._has_begun = False

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.initialization import no_init_weights
 
 from ..checkpoint import dtypes_of
 from ..data.tokenizer import content_of, load_tokenizer, vocab_size
@@ -152,8 +153,12 @@ def model_config(
     return config
 
 
-def build_model(recipe: Recipe, config: PreTrainedConfig, pretrained: Pretrained | None) -> PreTrainedModel:
+def build_model(
+    recipe: Recipe, config: PreTrainedConfig, pretrained: Pretrained | None, has_weights: bool = True
+) -> PreTrainedModel:
     """The model of a recipe, in fp32, with new weights or those of `pretrained`.
+
+    Without weights, which another process sends, its parameters are memory that nothing is written to.
 
     Raises:
         UserError: it cannot be built, its weights cannot be read, or a token's logits depend on later tokens.
@@ -162,7 +167,11 @@ def build_model(recipe: Recipe, config: PreTrainedConfig, pretrained: Pretrained
     if detect_fake_mode() is None:  # an estimate tries out models that other machines are to train
         skeleton(lambda: _untrained(copy.deepcopy(config)), config, "model")
     with reading_model("model" if pretrained is None else f"model: {recipe.model.from_pretrained}"):
-        if pretrained:
+        if not has_weights:
+            with no_init_weights():
+                model = _untrained(config, attn_implementation=attention, dtype=torch.float32)
+            model.tie_weights()
+        elif pretrained:
             name, options = recipe.model.from_pretrained, {"attn_implementation": attention, "dtype": torch.float32}
             model, unused = with_weights(AutoModelForCausalLM, pretrained.folder, name, config=config, **options)
             say_unused(name, unused)
@@ -175,7 +184,7 @@ def build_model(recipe: Recipe, config: PreTrainedConfig, pretrained: Pretrained
             model = _untrained(config, attn_implementation=attention)
     if isinstance(embeddings := model.get_input_embeddings(), nn.Embedding):
         embeddings.padding_idx = None  # nothing is padded here, and that token's row would never learn
-    if detect_fake_mode() is None:
+    if has_weights and detect_fake_mode() is None:
         _refuse_unfit(model, recipe.data.isolate_documents)
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 from transformers import PreTrainedModel
 
 from ..data.batches import BatchPlan
@@ -20,7 +20,7 @@ from ..recipe import Recipe
 from ..storage import local_path, refuse_unwritable
 from . import deepspeed
 from .data import Data, batch_plan, num_steps, prepare_data
-from .distributed import start_accelerator, together
+from .distributed import has_weights, start_accelerator, together
 from .hardware import pays_to_compile, resolve_attention, resolve_hardware
 from .model import Pretrained, build_model, refuse_prompts
 from .provenance import changes_of_environment, describe_environment
@@ -100,8 +100,11 @@ def prepare(
         environment["parent"] = describe_parent(branched_from)
 
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe, data.config, data.pretrained)
-    refuse_prompts(recipe.evaluation, model, data.tokenizer, recipe.seed)
+    with together(accelerator):
+        model = build_model(recipe, data.config, data.pretrained, has_weights(accelerator))
+        if has_weights(accelerator):
+            refuse_prompts(recipe.evaluation, model, data.tokenizer, recipe.seed)
+    (model.generation_config,) = broadcast_object_list([model.generation_config])
     if accelerator.process_index > 0:  # the same weights everywhere, but dropout of one's own
         torch.manual_seed(recipe.seed + 7919 * accelerator.process_index)
 

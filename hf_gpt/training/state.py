@@ -13,7 +13,7 @@ there are then. Another number of them sees the same windows in the same steps, 
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +37,7 @@ from ..errors import UserError
 from ..loading import quiet, with_weights
 from ..storage import read_json, write_json
 from . import deepspeed
+from .distributed import has_weights
 
 _MASTER_WEIGHTS = f"{TRAINING_STATE}/weights.safetensors"
 _Count = Annotated[int, Field(ge=0, lt=10**18)]  # what the name of a checkpoint has room for
@@ -173,13 +174,15 @@ def _load(
     progress = Progress.read(directory / "state.json")
     if progress.step != step_of(checkpoint):
         raise UserError(f"{checkpoint}: its training_state/state.json is of another step")
-    model = _model_inside(loss)
-    set_model_state_dict(model, read_weights(checkpoint, model), options=_WEIGHTS)
+    model, reads, sent = _model_inside(loss), has_weights(accelerator), accelerator.is_fsdp2  # by the main process
+    weights = read_weights(checkpoint, model) if reads else {}
+    set_model_state_dict(model, weights, options=replace(_WEIGHTS, broadcast_from_rank0=sent))
+    del weights
 
     hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.optimizer.param_groups]
     optimizer_state = {"state": {}, "param_groups": state["param_groups"]}
     shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
-    for name, tensor in load_file(directory / "optimizer.safetensors").items():
+    for name, tensor in load_file(directory / "optimizer.safetensors").items() if reads else ():
         parameter, _, kind = name.rpartition("/")
         if tensor.ndim and tensor.shape != shapes.get(parameter, tensor.shape):  # which torch would not look at
             raise UserError(f"{checkpoint}: its optimizer's {name} has another shape than the parameter")
@@ -187,7 +190,8 @@ def _load(
     if deepspeed.is_engine(loss):
         deepspeed.set_optimizer_state(loss, optimizer_state["state"])
     else:
-        set_optimizer_state_dict(model, optimizer.optimizer, optimizer_state, options=_WHOLE)
+        options = replace(_WHOLE, broadcast_from_rank0=sent)
+        set_optimizer_state_dict(model, optimizer.optimizer, optimizer_state if reads else {}, options=options)
     for group, values in zip(optimizer.optimizer.param_groups, hyperparameters):
         parameters = group["params"]
         group.clear()
