@@ -16,7 +16,6 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTraine
 
 from . import checkpoint
 from .configuration_gpt import GPTConfig
-from .conversion import convert_into_cache
 from .display import Shown, escape_unprintable, unfailing_stderr
 from .errors import UserError
 from .hub.background import BackgroundPush
@@ -72,19 +71,14 @@ def train(
     )
 
 
-def prepare_run(recipe: Recipe, parent: str | None = None, like: Path | None = None) -> Job:
-    """`training.setup.prepare`, after what needs a satellite: fetching a run from the Hub, converting a GPT-2.
-
-    Args:
-        like: a checkpoint of the run that is repeated.
-    """
+def prepare_run(recipe: Recipe, parent: str | None = None) -> Job:
+    """`training.setup.prepare`, after what needs a satellite: fetching a run from the Hub."""
     run_dir = local_path(recipe.output_dir, "output_dir")
     refuse_unwritable(run_dir, "output_dir")
     if recipe.checkpoint.resume == "hub":
         fetch_run(recipe.hub.repo_id, recipe.hub.branch, run_dir)
     refuse_missing_trackers(recipe.tracking.to)
-    earlier = [*checkpoint.checkpoints(run_and_step(parent)[0] if parent else run_dir), *([like] if like else [])]
-    return prepare(recipe, parent, find_pretrained(recipe.model, earlier[-1] if earlier else None))
+    return prepare(recipe, parent, find_pretrained(recipe.model, run_and_step(parent)[0] if parent else run_dir))
 
 
 def scratch_recipe(recipe: Recipe, folder: str) -> Recipe:
@@ -98,11 +92,11 @@ def scratch_recipe(recipe: Recipe, folder: str) -> Recipe:
     )
 
 
-def find_pretrained(recipe: ModelRecipe, like: Path | None = None) -> Pretrained | None:
+def find_pretrained(recipe: ModelRecipe, run_dir: str | Path | None = None) -> Pretrained | None:
     """The model that `model.from_pretrained` names.
 
     Args:
-        like: a checkpoint of the run that goes on. Earlier versions converted a GPT-2 to our GPT, and it stays one.
+        run_dir: of a run that goes on. If an earlier version converted its GPT-2, the model is that of its checkpoint.
 
     Raises:
         UserError: it is not there, or is no causal language model of transformers.
@@ -121,11 +115,11 @@ def find_pretrained(recipe: ModelRecipe, like: Path | None = None) -> Pretrained
             )
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         refuse_other_models(config, f"model: {recipe.from_pretrained}")
-        converted = kind == "gpt2" and like is not None and isinstance(AutoConfig.from_pretrained(like), GPTConfig)
+        if kind == "gpt2" and run_dir and (whole := checkpoint.newest_whole(run_dir)[0]):
+            trained = AutoConfig.from_pretrained(whole)
+            folder, config = (whole, trained) if isinstance(trained, GPTConfig) else (folder, config)
     commit = source.name if source.parent.name == "snapshots" else None  # of the Hub's cache
-    if converted:
-        return Pretrained(convert_into_cache(folder), GPTConfig, commit, folder)
-    return Pretrained(folder, type(config), commit, folder)
+    return Pretrained(folder, type(config), commit)
 
 
 def default_observers(job: Job) -> list[Observer]:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertCo
 
 import hf_gpt
 from hf_gpt import checkpoint
-from hf_gpt.conversion import convert_into_cache
+from hf_gpt.conversion import from_gpt2
 from hf_gpt.data.corpus import load_corpora
 from hf_gpt.data.token_store import tokenize
 from hf_gpt.data.tokenizer import begin_id, save_tokenizer
@@ -322,7 +322,7 @@ def test_what_cannot_be_continued_is_refused_in_one_line(recipe, tmp_path):
 def test_a_gpt2_that_an_earlier_version_converted_goes_on_as_our_gpt(recipe, tmp_path):
     source = save(tiny("gpt2"), tmp_path / "source")
     values = {**recipe("gpt2"), "model": {"from_pretrained": str(source)}, "tokenizer": {}}
-    ours = str(convert_into_cache(source))
+    ours = from_gpt2(str(source), str(tmp_path / "converted"), tokenizer="none").destination
     converted = {**values, "model": {"from_pretrained": ours}, "tokenizer": {"name": "bytes"}}
     run = hf_gpt.train(converted)
     whole = weights(run.output_dir)

@@ -24,8 +24,6 @@ from transformers import (
 
 from ..checkpoint import model_folder, opened
 from ..configuration_gpt import WRAPPERS, GPTConfig
-from ..data.cache import cache_folder, digest, kept, seal
-from ..data.files import content_hash
 from ..errors import UserError
 from ..loading import reading_model, with_weights
 from ..modeling_gpt import (
@@ -105,20 +103,6 @@ def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion
         stock = _source(folder, source, their_class, config, tokenizer)
         name_special_tokens(ours, stock.tokenizer[0] if tokenizer else None)
         return convert_model(stock, ("gpt2", "ours"), our_class, ours, directory, out)
-
-
-def convert_into_cache(folder: Path) -> Path:
-    """The GPT-2 in `folder` as our model, without a tokenizer: converted once and kept under the hash of its files."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
-    content = digest("gpt2", *(f"{path.name} {content_hash(path, 'bytes')}" for path in files))
-    converted = cache_folder() / "models" / f"gpt2-{content[:32]}"
-
-    def make() -> None:
-        from_gpt2(str(folder), str(converted), tokenizer="none")
-        seal(converted, content)
-
-    kept(converted, content, make)
-    return converted
 
 
 def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:

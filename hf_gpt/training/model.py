@@ -34,21 +34,20 @@ from ..recipe import EvaluationRecipe, ModelRecipe, Recipe, config_class
 class Pretrained:
     """What `model.from_pretrained` names: its folder, and for a Hub id the commit.
 
-    It is looked up once for a run: the branch that it names may move in the meantime. `origin` is the folder as it was
-    named, with its tokenizer. What the run's tokenizer is, is known once that is loaded (`with_tokenizer`).
+    It is looked up once for a run: the branch that it names may move in the meantime. What the run's tokenizer is, is
+    known once that is loaded (`with_tokenizer`).
     """
 
     folder: Path
     config_class: type[PreTrainedConfig]
     commit: str | None
-    origin: Path
     special_ids: Mapping[str, int | None] = field(default_factory=dict)
     has_another_tokenizer: bool = False
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> "Pretrained":
         """The same model, for a run with `tokenizer`."""
         try:
-            another = content_of(load_tokenizer(str(self.origin))) != content_of(tokenizer)
+            another = content_of(load_tokenizer(str(self.folder))) != content_of(tokenizer)
         except UserError:  # the folder has none
             another = True
         return replace(self, special_ids=_special_ids(tokenizer), has_another_tokenizer=another)
