@@ -207,20 +207,21 @@ def copy_listed(source: Path, destination: Path, *, with_training_state: bool) -
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model, as transformers chooses them: one, or the shards that its index names.
+    """The files of a model's weights, as transformers chooses them: one, or the shards that its index names.
 
-    A checkpoint has those that its manifest lists.
+    A checkpoint has those that its manifest lists; another folder's may be pickled.
 
     Raises:
         UserError: there are none, or the index is damaged or names a file that is not there or in another folder.
     """
     here = set(listed(folder)) if is_there(folder / MANIFEST) else {path.name for path in entries(folder)}
-    names, index = ["model.safetensors"], "model.safetensors.index.json"
-    if names[0] not in here and index in here:
-        names = _shards(folder / index)
-    if missing := [name for name in names if name not in here]:
-        raise UserError(f"{folder}: has no {missing[0]}")
-    return [folder / name for name in names]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if found := {name, f"{name}.index.json"} & here:
+            names = [name] if name in found else _shards(folder / f"{name}.index.json")
+            if missing := [file for file in names if file not in here]:
+                raise UserError(f"{folder}: has no {missing[0]}")
+            return [folder / file for file in names]
+    raise UserError(f"{folder}: has no model.safetensors")
 
 
 def newest_whole(run_dir: str | Path) -> tuple[Path | None, dict[Path, str]]:
@@ -370,11 +371,7 @@ def dtypes_of(folder: Path | None) -> "Mapping[str, torch.dtype]":
     if folder is None:
         return defaultdict(lambda: torch.float32)
     weights: dict[str, torch.Tensor] = {}
-    try:
-        files = weight_files(folder)
-    except UserError:  # transformers looks for these next
-        files = sorted(folder.glob("pytorch_model*.bin"))
-    for file in files:
+    for file in weight_files(folder):
         weights |= load_state_dict(file, map_location="meta")
     sizes: Counter[torch.dtype] = Counter()
     for weight in weights.values():

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..checkpoint import model_folder, opened
+from ..checkpoint import model_folder, opened, weight_files
 from ..configuration_gpt import WRAPPERS, GPTConfig
 from ..errors import UserError
 from ..loading import reading_model, with_weights
@@ -169,7 +169,7 @@ def _source(
     folder: Path, name: str, model_class: type[PreTrainedModel], config: PreTrainedConfig, tokenizer: str | None
 ) -> Source:
     """The model in `folder`, loaded in the widest dtype of its weights; config.json may name another."""
-    files = _weight_files(folder)
+    files = weight_files(folder)
     dtypes = {weight.dtype for file in files for weight in read_file(file)[0].values()}
     dtype = functools.reduce(torch.promote_types, dtypes)
     generation_config = folder / "generation_config.json"
@@ -191,17 +191,6 @@ def load(model_class: type[PreTrainedModel], folder: Path | None, name: str, **h
         if not MASK.search(weight):
             raise UserError(f"{name}: holds {weight}, which this model has no place for")
     return model
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads: one file or its shards, `.safetensors` before `.bin`."""
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        files = [folder / (stem + suffix)]
-        if not files[0].is_file():
-            files = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
-        if files:
-            return files
-    raise UserError(f"{folder}: has no model.safetensors and no pytorch_model.bin, nor shards of one of them")
 
 
 def _classes(config: PreTrainedConfig, source: str) -> tuple[type[PreTrainedModel], type[PreTrainedModel]]:
