@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
 from .errors import UserError
+from .loading import num_positions
 
 # Of the largest logit. Rounding is a hundred times smaller; a new BERT's logits change by a hundred times more.
 _NO_CHANGE = 1e-5
@@ -57,7 +58,7 @@ def refuse_later_tokens(model: PreTrainedModel, name: str) -> None:
     Raises:
         UserError: it is one; `name` is what the user calls it.
     """
-    if _change(model, changed=3, looked_at=slice(0, 3)) > _NO_CHANGE:
+    if _change(model, changed=-1, looked_at=slice(-1)) > _NO_CHANGE:
         kind = model.config.model_type
         raise UserError(f"{name}: what a {kind} model makes of a token depends on later ones; it is not causal")
 
@@ -67,17 +68,18 @@ def isolates_documents(model: PreTrainedModel) -> bool:
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return False
     positions = torch.tensor([[0, 1, 0, 1]], device=model.device)
-    return _change(model, changed=0, looked_at=slice(2, 4), position_ids=positions) <= _NO_CHANGE
+    return _change(model, changed=0, looked_at=slice(2, None), position_ids=positions) <= _NO_CHANGE
 
 
 def _change(model: PreTrainedModel, changed: int, looked_at: slice, **inputs: Any) -> float:
     """By how much some of four tokens' logits change with the token at `changed`, relative to the largest logit."""
-    ids = torch.arange(4, device=model.device).unsqueeze(0) % model.get_input_embeddings().weight.shape[0]
+    ids = _few_tokens(model, 4)
     others = ids.clone()
-    others[0, changed] = ids[0, (changed + 1) % 4]
+    others[0, changed] = ids[0, changed + 1]
     with evaluating(model), plain_attention(model):
         before, after = (model(input_ids=i, use_cache=False, **inputs).logits[0].float() for i in (ids, others))
-    return ((before - after)[looked_at].abs().max() / before.abs().max().clamp_min(1e-30)).item()
+    changes = (before - after).abs().amax(-1)[looked_at].tolist()
+    return max(changes, default=0.0) / max(before.abs().max().item(), 1e-30)
 
 
 def head_makes_logits(model: PreTrainedModel) -> bool:
@@ -105,14 +107,14 @@ def head_makes_logits(model: PreTrainedModel) -> bool:
     biases: list[tuple[torch.Tensor, torch.Tensor]] = []  # with their values
     with evaluating(model), plain_attention(model):
         try:
-            logits = model(**_few_tokens(model), use_cache=False).logits
+            logits = model(input_ids=_few_tokens(model, 3), use_cache=False).logits
             if largest := logits.abs().max().item():
                 scale = 100.0 / largest
             for tensor in (*model.parameters(), *model.buffers()):
                 if tensor.shape == logits.shape[-1:] and tensor.is_floating_point():
                     biases.append((tensor, tensor.clone()))
                     tensor.add_(1.0)
-            logits = model(**_few_tokens(model), use_cache=False).logits
+            logits = model(input_ids=_few_tokens(model, 3), use_cache=False).logits
         finally:
             for hook in hooks:
                 hook.remove()
@@ -130,7 +132,7 @@ def aux_loss_coefficient(model: PreTrainedModel) -> float:
     if coefficient <= 0:
         return 0.0
     with evaluating(model), plain_attention(model):  # a type with a mixture of experts may have none in its layers
-        outputs = model.get_decoder()(**_few_tokens(model), use_cache=False, output_router_logits=True)
+        outputs = model.get_decoder()(input_ids=_few_tokens(model, 3), use_cache=False, output_router_logits=True)
     return coefficient if getattr(outputs, "router_logits", None) else 0.0
 
 
@@ -149,9 +151,11 @@ def is_plain_linear(head: nn.Module) -> bool:
     )
 
 
-def _few_tokens(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return {"input_ids": torch.arange(3, device=model.get_input_embeddings().weight.device)[:window].unsqueeze(0)}
+def _few_tokens(model: PreTrainedModel, count: int) -> torch.Tensor:
+    """(1, count), or as many as the model has positions for."""
+    embeddings = model.get_input_embeddings().weight
+    ids = torch.arange(count, device=embeddings.device)[: num_positions(model.config)]
+    return ids.unsqueeze(0) % embeddings.shape[0]
 
 
 def _equal(found: Any, expected: Any) -> bool:

@@ -209,6 +209,8 @@ def test_windows_are_as_long_as_the_recipe_says(recipe):
     assert prepared(open_length).model.config.max_position_embeddings == 24
     ours = prepared({**recipe("llama", data={"context_length": 24}), "model": {"emb_dim": 8, "n_heads": 1}})
     assert ours.model.config.max_position_embeddings == ours.data.windows.context_length == 24
+    shortest = prepared({**recipe("llama", data={"context_length": 1}), "model": {"emb_dim": 8, "n_heads": 1}})
+    assert shortest.model.config.max_position_embeddings == 1  # fewer than the model is tried with
     assert prepared(recipe("llama", data={"context_length": None})).data.windows.context_length == WINDOW
 
 
