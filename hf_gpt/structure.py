@@ -1,4 +1,4 @@
-"""What a causal language model consists of, read from its modules: matrices and attention.
+"""What a causal language model consists of, read from its modules: matrices, attention and tables of positions.
 
 Each of transformers' types has its own names for parameters. What a parameter is for, its module says. So the groups
 of the optimizer, the operations that a token takes and the table of parameters are made from these functions.
@@ -6,10 +6,12 @@ of the optimizer, the operations that a token takes and the table of parameters 
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from .loading import num_positions
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
@@ -46,3 +48,16 @@ def attention_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
     by_name = (module for module in model.modules() if "Attention" in type(module).__name__)
     projecting = (m for m in by_name if any(isinstance(child, (nn.Linear, Conv1D)) for child in m.children()))
     return tuple(classes) or tuple({type(module) for module in projecting})
+
+
+def position_tables(model: PreTrainedModel) -> list[Tensor]:
+    """Where positions are looked up, so that there are none after the last row; RoPE and ALiBi compute them.
+
+    A table is an embedding of as many rows, or two more (OPT's), or a buffer of some dimensions (GPT-J's sines).
+    """
+    if (positions := num_positions(model.config)) is None:
+        return []
+    lengths, words = range(positions, positions + 3), model.get_input_embeddings()
+    embeddings = (one for one in model.modules() if isinstance(one, nn.Embedding) and one is not words)
+    tables = [one.weight for one in embeddings if one.num_embeddings in lengths]
+    return tables + [one for one in model.buffers() if one.ndim > 1 and any(size in lengths for size in one.shape)]
