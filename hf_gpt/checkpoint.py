@@ -316,7 +316,6 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from .configuration_gpt import WRAPPERS, forget_wrappers
     from .probing import refuse_later_tokens
 
     device = find_device(device)
@@ -326,9 +325,7 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
         refuse_other_models(config, model, text_alone=False)
         is_whole = getattr(config, "quantization_config", None) is None  # else weights are smaller than they look
         skeleton(lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False), config, model, is_whole)
-        options = {"trust_remote_code": False, "key_mapping": {WRAPPERS: ""}}
-        loaded, unused = with_weights(AutoModelForCausalLM, source, model, **options)
-        forget_wrappers(loaded)
+        loaded, unused = with_weights(AutoModelForCausalLM, source, model, trust_remote_code=False)
         say_unused(model, unused)
         if not any(list(source.glob(names)) for names in TOKENIZER_FILES):
             raise UserError(f"{model}: has no tokenizer; put the files of the one it was trained with into its folder")

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from ..checkpoint import model_folder, opened, weight_files
-from ..configuration_gpt import WRAPPERS, GPTConfig
+from ..configuration_gpt import GPTConfig
 from ..errors import UserError
 from ..loading import reading_model, with_weights
 from ..modeling_gpt import (
@@ -175,7 +175,7 @@ def _source(
     generation_config = folder / "generation_config.json"
     return Source(
         name,
-        load=lambda: load(model_class, folder, name, dtype=dtype, key_mapping={WRAPPERS: ""}),
+        load=lambda: load(model_class, folder, name, dtype=dtype),
         is_mapped=all(map(can_be_mapped, files)),
         tokenizer=choose_tokenizer(tokenizer, lambda: tokenizer_in(folder), config.vocab_size),
         # which names the ends that the source's own tokenizer has
