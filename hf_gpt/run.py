@@ -12,24 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from . import checkpoint
-from .configuration_gpt import GPTConfig
 from .display import Shown, escape_unprintable, unfailing_stderr
 from .errors import UserError
 from .hub.background import BackgroundPush
 from .hub.card import CardWriter
 from .hub.fetch import fetch_run
-from .loading import reading_model, refuse_other_models
-from .recipe import CheckpointRecipe, HubRecipe, ModelRecipe, Recipe, TrackingRecipe
+from .recipe import CheckpointRecipe, HubRecipe, Recipe, TrackingRecipe
 from .report.notebook import Picture
 from .report.page import ReportWriter
 from .storage import local_path, refuse_unwritable
 from .training.loop import run
-from .training.model import Pretrained
 from .training.observers import Observer
-from .training.resume import run_and_step
 from .training.run_log import RunLog, read_lines
 from .training.setup import Job, prepare
 from .training.signals import exit_on_preemption, lost_process_ends_run
@@ -78,7 +74,7 @@ def prepare_run(recipe: Recipe, parent: str | None = None) -> Job:
     if recipe.checkpoint.resume == "hub":
         fetch_run(recipe.hub.repo_id, recipe.hub.branch, run_dir)
     refuse_missing_trackers(recipe.tracking.to)
-    return prepare(recipe, parent, find_pretrained(recipe.model, run_and_step(parent)[0] if parent else run_dir))
+    return prepare(recipe, parent)
 
 
 def scratch_recipe(recipe: Recipe, folder: str) -> Recipe:
@@ -90,36 +86,6 @@ def scratch_recipe(recipe: Recipe, folder: str) -> Recipe:
         tracking=TrackingRecipe(),
         hub=HubRecipe(),
     )
-
-
-def find_pretrained(recipe: ModelRecipe, run_dir: str | Path | None = None) -> Pretrained | None:
-    """The model that `model.from_pretrained` names.
-
-    Args:
-        run_dir: of a run that goes on. If an earlier version converted its GPT-2, the model is that of its checkpoint.
-
-    Raises:
-        UserError: it is not there, or is no causal language model of transformers.
-    """
-    if not recipe.from_pretrained:
-        return None
-    source = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
-    folder = checkpoint.opened(source)
-    with reading_model("model", f"{recipe.from_pretrained} cannot be continued"):
-        found = PreTrainedConfig.get_config_dict(folder)[0]
-        kind = found.get("model_type")
-        if kind not in CONFIG_MAPPING and "auto_map" in found:
-            raise UserError(
-                f"model: {recipe.from_pretrained} is a {kind} model, which transformers does not have; the code that"
-                " comes with it is never run"
-            )
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        refuse_other_models(config, f"model: {recipe.from_pretrained}")
-        if kind == "gpt2" and run_dir and (whole := checkpoint.newest_whole(run_dir)[0]):
-            trained = AutoConfig.from_pretrained(whole)
-            folder, config = (whole, trained) if isinstance(trained, GPTConfig) else (folder, config)
-    commit = source.name if source.parent.name == "snapshots" else None  # of the Hub's cache
-    return Pretrained(folder, type(config), commit)
 
 
 def default_observers(job: Job) -> list[Observer]:

@@ -19,10 +19,10 @@ from ..data.batches import BatchPlan
 from ..display import Shown, duration, short_number
 from ..errors import UserError
 from ..recipe import Recipe
-from ..run import find_pretrained
 from ..structure import attention_classes, matrices, position_tables
 from ..training.data import batch_plan, num_steps, prepare_data
 from ..training.hardware import resolve_hardware
+from ..training.model import find_pretrained
 from ..training.utilization import flops_per_token
 from .devices import Plan, check_plan, plan_run
 from .memory import HEAP_KEEPS, MIB, Memory

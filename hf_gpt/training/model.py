@@ -1,7 +1,8 @@
 """The model of a run: any causal language model of transformers, from its configuration or from trained weights.
 
 Nothing here knows a type of model: a type's own configuration class says which fields a recipe may give and what a new
-model is like, and `AutoModelForCausalLM` makes it. Our GPT is one of these types.
+model is like, and `AutoModelForCausalLM` makes it. Our GPT is one of these types; only earlier versions made it of a
+GPT-2 that was to be continued.
 """
 
 import copy
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from torch._guards import detect_fake_mode
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
@@ -22,6 +24,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from .. import checkpoint
+from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import content_of, load_tokenizer, vocab_size
 from ..errors import UserError, did_you_mean
 from ..generation import try_out
@@ -67,6 +71,36 @@ class Pretrained:
         if self.has_another_tokenizer and isinstance(config, GenerationConfig):
             for name in _IDS_OF_GENERATION:
                 setattr(config, name, None)
+
+
+def find_pretrained(recipe: ModelRecipe, run_dir: str | Path | None = None) -> Pretrained | None:
+    """The model that `model.from_pretrained` names.
+
+    Args:
+        run_dir: of a run that goes on. If an earlier version converted its GPT-2, the model is that of its checkpoint.
+
+    Raises:
+        UserError: it is not there, or is no causal language model of transformers.
+    """
+    if not recipe.from_pretrained:
+        return None
+    source = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
+    folder = checkpoint.opened(source)
+    with reading_model("model", f"{recipe.from_pretrained} cannot be continued"):
+        found = PreTrainedConfig.get_config_dict(folder)[0]
+        kind = found.get("model_type")
+        if kind not in CONFIG_MAPPING and "auto_map" in found:
+            raise UserError(
+                f"model: {recipe.from_pretrained} is a {kind} model, which transformers does not have; the code that"
+                " comes with it is never run"
+            )
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        refuse_other_models(config, f"model: {recipe.from_pretrained}")
+        if kind == "gpt2" and run_dir and (whole := checkpoint.newest_whole(run_dir)[0]):
+            trained = AutoConfig.from_pretrained(whole)
+            folder, config = (whole, trained) if isinstance(trained, GPTConfig) else (folder, config)
+    commit = source.name if source.parent.name == "snapshots" else None  # of the Hub's cache
+    return Pretrained(folder, type(config), commit)
 
 
 # Settings of `generate()` that hold ids of one tokenizer.
