@@ -2,7 +2,8 @@
 
 `reading_model` surrounds every place where transformers reads a folder that may not be ours. `skeleton` builds a model
 with shapes and no contents, so that what its class refuses, sizes that no tensor can have, and weights that do not fit
-into memory are found in milliseconds, before any are read or made.
+into memory are found in milliseconds, before any are read or made. What their configurations say is asked here too:
+whether it is a causal language model, its positions, its window.
 """
 
 import contextlib

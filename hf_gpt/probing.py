@@ -136,21 +136,6 @@ def aux_loss_coefficient(model: PreTrainedModel) -> float:
     return coefficient if getattr(outputs, "router_logits", None) else 0.0
 
 
-def is_plain_linear(head: nn.Module) -> bool:
-    """Whether calling `head` multiplies by its weight and does nothing else, so that it need not be called.
-
-    Not so for LoRA and quantised layers, nor where the weight is sharded, or brought by a hook.
-    """
-    return (
-        type(head) is nn.Linear
-        and type(head.weight) in (nn.Parameter, torch.Tensor, FakeTensor)
-        and head.bias is None
-        and "forward" not in vars(head)
-        and not (head._forward_hooks or head._forward_pre_hooks)
-        and not (head._backward_hooks or head._backward_pre_hooks)
-    )
-
-
 def _few_tokens(model: PreTrainedModel, count: int) -> torch.Tensor:
     """(1, count), or as many as the model has positions for."""
     embeddings = model.get_input_embeddings().weight

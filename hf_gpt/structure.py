@@ -1,12 +1,14 @@
 """What a causal language model consists of, read from its modules: matrices, attention and tables of positions.
 
 Each of transformers' types has its own names for parameters. What a parameter is for, its module says. So the groups
-of the optimizer, the operations that a token takes and the table of parameters are made from these functions.
+of the optimizer, the operations that a token takes and the table of parameters are made from these functions, and the
+loss asks what the head is.
 """
 
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -33,9 +35,24 @@ def matrices(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
 
 
 def is_bias_or_state(name: str) -> bool:
-    """Whether a parameter called so is a bias, of any dimension, or one of a state-space model that decays a state."""
+    """Whether a parameter called so is a bias, of any dimension, or one of Mamba's that its authors spare from decay."""
     name = name.rpartition(".")[2]
     return name.endswith("bias") or name in ("A_log", "D")
+
+
+def is_plain_linear(head: nn.Module) -> bool:
+    """Whether calling `head` multiplies by its weight and does nothing else, so that it need not be called.
+
+    Not so for LoRA and quantised layers, nor where the weight is sharded, or brought by a hook.
+    """
+    return (
+        type(head) is nn.Linear
+        and type(head.weight) in (nn.Parameter, Tensor, FakeTensor)
+        and head.bias is None
+        and "forward" not in vars(head)
+        and not (head._forward_hooks or head._forward_pre_hooks)
+        and not (head._backward_hooks or head._backward_pre_hooks)
+    )
 
 
 def attention_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
