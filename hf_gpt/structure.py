@@ -35,7 +35,7 @@ def matrices(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
 
 
 def is_bias_or_state(name: str) -> bool:
-    """Whether a parameter called so is a bias, of any dimension, or one of Mamba's that its authors spare from decay."""
+    """Whether a parameter called so is a bias, of any dimension, or one of Mamba's that its authors spare decay."""
     name = name.rpartition(".")[2]
     return name.endswith("bias") or name in ("A_log", "D")
 

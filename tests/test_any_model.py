@@ -169,6 +169,8 @@ def test_every_row_of_the_embeddings_learns_also_that_of_padding(recipe):
         ({"model_type": "llama", "hiden_size": 8}, r"model.hiden_size: unknown key; did you mean 'hidden_size'"),
         ({"model_type": "llama", "emb_dim": 8}, r"model.emb_dim: unknown key"),
         ({"model_type": "llama", "num_attention_heads": 3, "hidden_size": 16}, r"model: no model can have"),
+        ({"model_type": "gpt2", "n_embd": 8, "hidden_size": 16}, r"model.n_embd: 8 and, by another name, 16"),
+        ({"emb_dim": 8, "hidden_size": 16}, r"model.hidden_size: 8 and, by another name, 16"),
         ({"model_type": "llama", "preset": "gpt2-124m"}, r"give 'preset' or 'model_type', not both"),
         ({"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2}, r"a bert model .* not causal"),
         ({"model_type": "bart"}, r"a bart model is an encoder with a decoder"),

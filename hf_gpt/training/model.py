@@ -121,8 +121,17 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
 
 
 def canonical_field_names(fields: Mapping[str, Any], kind: type[PreTrainedConfig]) -> dict[str, Any]:
-    """One name for each field, so that a recipe with the book's names is the same run as one with the Hub's."""
-    return {kind.attribute_map.get(name, name): value for name, value in fields.items()}
+    """One name for each field, so that a recipe with the book's names is the same run as one with the Hub's.
+
+    Raises:
+        UserError: two names of a field have two values.
+    """
+    named: dict[str, Any] = {}
+    for name, value in fields.items():
+        field = kind.attribute_map.get(name, name)
+        if named.setdefault(field, value) != value:
+            raise UserError(f"model.{field}: {named[field]} and, by another name, {value}; give it once")
+    return named
 
 
 def named_config(recipe: ModelRecipe, pretrained: Pretrained | None, **of_run: Any) -> PreTrainedConfig:
