@@ -58,9 +58,41 @@ def refuse_later_tokens(model: PreTrainedModel, name: str) -> None:
     Raises:
         UserError: it is one; `name` is what the user calls it.
     """
-    if _change(model, changed=-1, looked_at=slice(-1)) > _NO_CHANGE:
+    if _change(model, changed=-1, looked_at=slice(-1)) > _NO_CHANGE and _looks_ahead(model):
         kind = model.config.model_type
         raise UserError(f"{name}: what a {kind} model makes of a token depends on later ones; it is not causal")
+
+
+def _looks_ahead(model: PreTrainedModel) -> bool:
+    """Whether a token's logits have a derivative by later tokens, in any dtype: what is masked has one of exactly 0.
+
+    A mixture of experts multiplies the tokens of an expert together. Another last token is another number of them, and
+    in bf16 that alone rounds by more than a small dependence would change.
+    """
+    if model.dtype == torch.float32:
+        return True
+    seen: list[torch.Tensor] = []
+
+    def watch(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        seen.append(output.detach().requires_grad_())
+        return seen[0]
+
+    hook = model.get_input_embeddings().register_forward_hook(watch)
+    try:
+        with evaluating(model), plain_attention(model), torch.enable_grad():
+            logits = model(input_ids=_few_tokens(model, 4), use_cache=False).logits[0, :-1].float()
+            (derivative,) = torch.autograd.grad(logits.square().sum(), seen)
+    finally:
+        hook.remove()
+    return bool(derivative[0, -1].any())
+
+
+def changes_weights(model: PreTrainedModel) -> bool:
+    """Whether evaluation changes the weights, as RWKV's does, which halves those of later layers until it trains."""
+    before = [weight._version for weight in model.parameters()]
+    with evaluating(model), plain_attention(model):
+        model(input_ids=_few_tokens(model, 3), use_cache=False)
+    return before != [weight._version for weight in model.parameters()]
 
 
 def isolates_documents(model: PreTrainedModel) -> bool:

@@ -244,7 +244,7 @@ def config_class(model_type: str | None) -> "type[PreTrainedConfig]":
         return GPTConfig
     if model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING:
         return CONFIG_MAPPING[model_type]
-    near = did_you_mean(model_type, CONFIG_MAPPING)
+    near = "" if model_type in CONFIG_MAPPING else did_you_mean(model_type, CONFIG_MAPPING)
     raise UserError(f"model.model_type: transformers has no causal language model {_shown(model_type)}{near}")
 
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import stock_tokenizers
 import torch
 from any_model import TYPES, WINDOW, save, tiny
 from forking import recipe_file
@@ -12,10 +13,10 @@ from safetensors.torch import load_file
 from test_kills import left_behind
 from test_processes import Workers
 from tokenizers import processors
-from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel
 
 import hf_gpt
-from hf_gpt import checkpoint
+from hf_gpt import checkpoint, probing
 from hf_gpt.conversion import from_gpt2
 from hf_gpt.data.corpus import load_corpora
 from hf_gpt.data.token_store import tokenize
@@ -155,6 +156,22 @@ def test_a_new_model_has_its_types_own_initialisation_and_no_tokens_that_its_tok
     assert gemma.get_input_embeddings().padding_idx is None
 
 
+def test_a_qwen2_is_trained_with_a_tokenizer_of_its_kind(recipe, tmp_path):
+    tokenizer = stock_tokenizers.write("qwen", tmp_path / "tokenizer")
+    values = {**recipe("llama"), "model": {**TYPES["llama"], "model_type": "qwen2"}}
+    run = hf_gpt.train({**values, "tokenizer": {"name": str(tokenizer)}})
+    loaded, text = AutoTokenizer.from_pretrained(run.checkpoints[-1]), "It's 123 cafe\u0301s,  no?"
+    assert loaded(text).input_ids == AutoTokenizer.from_pretrained(tokenizer)(text).input_ids
+
+
+def test_a_type_whose_fields_are_tuples_is_branched(recipe, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "head_dim": 8, "num_heads": 4, "n_groups": 1}
+    values = {**recipe("mamba", train={"max_steps": 2}), "model": {"model_type": "mamba2", **sizes}}
+    run = hf_gpt.train({**values, "checkpoint": {"every": 1}})
+    branch = hf_gpt.train({**values, "output_dir": str(tmp_path / "branch")}, parent=f"{run.output_dir}@1")
+    assert same(weights(branch.output_dir, 2), weights(run.output_dir, 2))
+
+
 def test_every_row_of_the_embeddings_learns_also_that_of_padding(recipe):
     job = prepared(recipe("llama", model={"pad_token_id": 32, "tie_word_embeddings": False}))
     job.model(torch.full((1, 4), 32), labels=torch.full((1, 4), 5)).loss.backward()
@@ -166,6 +183,7 @@ def test_every_row_of_the_embeddings_learns_also_that_of_padding(recipe):
     [
         ({"model_type": "lama"}, r"no causal language model lama; did you mean 'llama'"),
         ({"model_type": "vit"}, r"no causal language model vit"),
+        ({"model_type": "t5"}, r"no causal language model t5$"),
         ({"model_type": "llama", "hiden_size": 8}, r"model.hiden_size: unknown key; did you mean 'hidden_size'"),
         ({"model_type": "llama", "emb_dim": 8}, r"model.emb_dim: unknown key"),
         ({"model_type": "llama", "num_attention_heads": 3, "hidden_size": 16}, r"model: no model can have"),
@@ -175,6 +193,14 @@ def test_every_row_of_the_embeddings_learns_also_that_of_padding(recipe):
         ({"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2}, r"a bert model .* not causal"),
         ({"model_type": "bart"}, r"a bart model is an encoder with a decoder"),
         ({"model_type": "gemma3"}, r"a gemma3 model takes more than text"),
+        (  # transformers splits text as Qwen2 does, whatever the tokenizer's files say
+            {**TYPES["llama"], "model_type": "qwen2"},
+            r"tokenizer: transformers makes a Qwen2Tokenizer of every qwen2 model's",
+        ),
+        (  # its later layers' weights are halved while it is evaluated, and were saved so
+            {"model_type": "rwkv", "hidden_size": 16, "num_hidden_layers": 7},
+            r"evaluating a rwkv model changes its weights.*set model.rescale_every to 0",
+        ),
     ],
 )
 def test_what_cannot_be_trained_from_scratch_is_refused_in_one_line(model, message, recipe):
@@ -265,6 +291,27 @@ def test_documents_begin_with_bos_where_the_tokenizer_adds_it_and_end_with_eos(t
     assert f"documents, each from <s> ({bos}) to </s> ({eos})" in "\n".join(job.describe())
     positions = job.data.windows.batch(torch.arange(1).numpy())["position_ids"][0]
     assert positions[:10].tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2]
+
+
+def test_an_eos_after_a_text_is_no_bos_though_they_are_one_token(tmp_path):
+    tokenizer = hf_gpt.load_tokenizer("bytes")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", tokenizer.eos_token_id)]
+    )
+    assert tokenizer("").input_ids == [tokenizer.bos_token_id]
+    assert begin_id(tokenizer) is None
+
+
+def test_a_mixture_in_bf16_is_causal_and_a_bert_is_not():
+    """Experts' matrices are multiplied by more or fewer tokens, and their sums are then rounded otherwise."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8}
+    sizes |= {"num_hidden_layers": 4, "num_local_experts": 8, "initializer_range": 0.05}
+    mixture = tiny("mixtral", seed=1, **sizes).bfloat16()
+    assert probing._change(mixture, changed=-1, looked_at=slice(-1)) > 1e-3
+    probing.refuse_later_tokens(mixture, "it")
+    bert = BertConfig(vocab_size=257, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.raises(UserError, match=r"a bert model .* not causal"):
+        probing.refuse_later_tokens(BertLMHeadModel(bert).bfloat16().eval(), "it")
 
 
 def test_a_text_after_bos_is_scored_from_its_first_byte(tmp_path):

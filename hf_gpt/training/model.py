@@ -30,7 +30,7 @@ from ..data.tokenizer import content_of, load_tokenizer, vocab_size
 from ..errors import UserError, did_you_mean
 from ..generation import try_out
 from ..loading import own_fields, reading_model, refuse_other_models, say_unused, skeleton, with_weights
-from ..probing import isolates_documents, refuse_later_tokens
+from ..probing import changes_weights, isolates_documents, refuse_later_tokens
 from ..recipe import EvaluationRecipe, ModelRecipe, Recipe, config_class
 
 
@@ -220,6 +220,9 @@ def build_model(recipe: Recipe, config: PreTrainedConfig, pretrained: Pretrained
 def _refuse_unfit(model: PreTrainedModel, isolate_documents: bool) -> None:
     kind = model.config.model_type
     with reading_model("model", f"a {kind} model fails with this configuration"):
+        if changes_weights(model):
+            remedy = "; set model.rescale_every to 0" if hasattr(model.config, "rescale_every") else ""
+            raise UserError(f"model: evaluating a {kind} model changes its weights, which would then be saved{remedy}")
         refuse_later_tokens(model, "model")
         if isolate_documents and not isolates_documents(model):
             what = f"the positions of a {kind} model do not keep documents apart; set it to false"

@@ -257,10 +257,11 @@ def find_parent(
         )
     theirs = AutoConfig.from_pretrained(parent, trust_remote_code=False)
     for name in ("model_type", *sorted(own_fields(type(config)))):
-        if getattr(theirs, name) != getattr(config, name) and not name.endswith(("dropout", "_pdrop", "_id")):
+        there, here = getattr(theirs, name), getattr(config, name)
+        here = [*here] if isinstance(here, tuple) else here  # as a file has it
+        if there != here and not name.endswith(("dropout", "_pdrop", "_id")):
             raise UserError(
-                f"model.{name} is {getattr(theirs, name)!r} there and {getattr(config, name)!r} in the recipe;"
-                " a branch continues with the same model",
+                f"model.{name} is {there!r} there and {here!r} in the recipe; a branch continues with the same model",
                 field="parent",
                 value=asked,
             )
