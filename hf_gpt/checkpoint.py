@@ -357,20 +357,26 @@ def save_model(
         write_json(folder / "config.json", known)
 
 
+def meta_weights(folder: Path) -> "dict[str, torch.Tensor]":
+    """The weights in a model's files: their shapes and dtypes, without contents."""
+    from transformers.modeling_utils import load_state_dict
+
+    weights: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        weights |= load_state_dict(file, map_location="meta")
+    return weights
+
+
 def dtypes_of(folder: Path | None) -> "Mapping[str, torch.dtype]":
     """What each weight of a model's files is in, whatever its `config.json` says; for other names, what most are in.
 
     Without a folder it is fp32 for all.
     """
     import torch
-    from transformers.modeling_utils import load_state_dict
 
     if folder is None:
         return defaultdict(lambda: torch.float32)
-    weights: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder):
-        weights |= load_state_dict(file, map_location="meta")
-    sizes: Counter[torch.dtype] = Counter()
+    weights, sizes = meta_weights(folder), Counter()
     for weight in weights.values():
         sizes[weight.dtype] += weight.numel()
     return defaultdict(lambda: max(sizes, key=sizes.get), {name: weight.dtype for name, weight in weights.items()})

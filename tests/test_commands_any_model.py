@@ -279,11 +279,11 @@ def test_the_card_of_a_stock_type_names_it_and_needs_no_code(run_dir, tmp_path, 
 
 def test_sizes_that_differ_between_layers_are_shown_once_or_left_out():
     config = AutoConfig.for_model("gemma3n_text")
-    assert _shape(config, {"F32"})["width inside the feed-forward layers"] == "16384"
-    assert _shape(config, {"F32"})["RoPE theta"] == "10,000 sliding_attention, 1,000,000 full_attention"
+    assert _shape(config, {"float32"})["width inside the feed-forward layers"] == "16384"
+    assert _shape(config, {"float32"})["RoPE theta"] == "10,000 sliding_attention, 1,000,000 full_attention"
     several = AutoConfig.for_model("gemma4_text")  # transformers refuses to name one width of a head
-    assert "width of a head" not in _shape(several, {"F32"})
-    assert _shape(several, {"F32"})["layers"] == several.num_hidden_layers
+    assert "width of a head" not in _shape(several, {"float32"})
+    assert _shape(several, {"float32"})["layers"] == several.num_hidden_layers
 
 
 def test_a_card_names_what_was_continued_and_its_licence(run_dir, tmp_path):

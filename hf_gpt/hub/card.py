@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..checkpoint import TRAINING_STATE, weight_files
+from ..checkpoint import TRAINING_STATE, meta_weights
 from ..configuration_gpt import TRANSFORMERS
 from ..display import duration, escape_unprintable, perplexity, short_number
 from ..errors import UserError
@@ -37,7 +37,6 @@ from .markdown import template
 if TYPE_CHECKING:
     from ..training.loop import TrainingRun
 
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _STATE = f"{TRAINING_STATE}/state.json"
 # The sizes in the card, and what the types of transformers call them.
 _SIZES = {
@@ -119,7 +118,8 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     sources = environment.get("sources", {})
     model = sources.get("model", {})
     training, validation = sources.get("training", {}), sources.get("validation", {})
-    num_parameters, dtypes = _parameters(checkpoint)
+    weights = meta_weights(checkpoint).values()
+    dtypes = {str(weight.dtype).removeprefix("torch.") for weight in weights}
     positions = num_positions(config)
     length, is_finished = _length(train, step, max((line.get("epoch", 0.0) for line in metrics), default=0.0))
     prompt, samples = _samples(read_lines(run_dir / "samples.jsonl"), step, recipe.evaluation.prompts)
@@ -149,7 +149,7 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
         "trained_on": training.get("source", "").removesuffix(" (training text)"),
         "hashes": dict([*training.get("files", []), *validation.get("files", [])]),
         "num_files": max(training.get("num_files", 0), validation.get("num_files", 0)),
-        "num_parameters": num_parameters,
+        "num_parameters": sum(weight.numel() for weight in weights),
         "shape": _shape(config.get_text_config(), dtypes),
         "metrics": metrics,
         "evaluation": evaluation,
@@ -175,20 +175,6 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     }
 
 
-def _parameters(checkpoint: Path) -> tuple[int, set[str]]:
-    """The number of parameters and their dtypes, from the headers of the safetensors files."""
-    from safetensors import safe_open
-
-    count, dtypes = 0, set()
-    for path in weight_files(checkpoint):
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - it is not a dictionary
-                tensor = file.get_slice(name)
-                count += math.prod(tensor.get_shape())
-                dtypes.add(str(tensor.get_dtype()))
-    return count, dtypes
-
-
 def _shape(config: PreTrainedConfig, dtypes: set[str]) -> dict[str, Any]:
     """The table of the model's sizes, without what its configuration does not say."""
     rows = {label: _value(config, names.split()) for label, names in _SIZES.items()}
@@ -200,9 +186,7 @@ def _shape(config: PreTrainedConfig, dtypes: set[str]) -> dict[str, Any]:
     rows["RoPE theta"] = ", ".join(f"{one['rope_theta']:,.0f} {kind}".strip() for kind, one in ropes.items()) or None
     rows["RoPE scaling"] = ", ".join({one.get("rope_type", "default") for one in ropes.values()} - {"default"}) or None
     rows["output head"] = "the token embedding" if config.tie_word_embeddings else "its own"
-    rows["weights in"] = ", ".join(sorted(_DTYPES.get(dtype, dtype) for dtype in dtypes))
-    if dtypes != {"F32"}:
-        rows["weights in"] += ", trained in float32"
+    rows["weights in"] = ", ".join([*sorted(dtypes), *(["trained in float32"] if dtypes != {"float32"} else [])])
     return {label: value for label, value in rows.items() if value is not None}
 
 
