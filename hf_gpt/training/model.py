@@ -167,13 +167,12 @@ def model_config(
         UserError: an impossible shape, an unknown field, type or preset, or a vocabulary smaller than the tokenizer's.
     """
     size = vocab_size(tokenizer)
-    given = recipe.config.get("vocab_size")
-    if isinstance(given, int) and given < size:
-        raise _too_small(given, size, pretrained is not None)
     of_run = {"vocab_size": size, **_special_ids(tokenizer)}
     if positions and not recipe.preset:
         of_run["max_position_embeddings"] = positions
     config = named_config(recipe, pretrained, **of_run)
+    if config.vocab_size < size:
+        raise _too_small(config.vocab_size, size, pretrained is not None)
     if pretrained:
         pretrained.follow_tokenizer(config, recipe.config)
     skeleton(lambda: _untrained(copy.deepcopy(config)), config, "model", must_fit=False)
@@ -182,8 +181,6 @@ def model_config(
         for given in ids if isinstance(ids, list) else [] if ids is None else [ids]:
             if not 0 <= given < config.vocab_size:
                 raise UserError(f"model.{name}: there is no token {given}; ids are 0 to {config.vocab_size - 1}")
-    if config.vocab_size < size:
-        raise _too_small(config.vocab_size, size, pretrained is not None)
     return config
 
 
