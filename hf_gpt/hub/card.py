@@ -178,13 +178,6 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
 def _shape(config: PreTrainedConfig, dtypes: set[str]) -> dict[str, Any]:
     """The table of the model's sizes, without what its configuration does not say."""
     rows = {label: _value(config, names.split()) for label, names in _SIZES.items()}
-    if rows["key-value heads"] == rows["heads per layer"]:
-        del rows["key-value heads"]
-    rope = _value(config, ["rope_parameters"]) or {}
-    ropes = {"": rope} if "rope_type" in rope else rope  # or one for each kind of layer
-    ropes = {kind: one for kind, one in ropes.items() if one and one.get("rope_theta")}
-    rows["RoPE theta"] = ", ".join(f"{one['rope_theta']:,.0f} {kind}".strip() for kind, one in ropes.items()) or None
-    rows["RoPE scaling"] = ", ".join({one.get("rope_type", "default") for one in ropes.values()} - {"default"}) or None
     rows["output head"] = "the token embedding" if config.tie_word_embeddings else "its own"
     rows["weights in"] = ", ".join([*sorted(dtypes), *(["trained in float32"] if dtypes != {"float32"} else [])])
     return {label: value for label, value in rows.items() if value is not None}
