@@ -88,8 +88,13 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
 
 
 def canonical_field_names(fields: Mapping[str, Any], kind: type[PreTrainedConfig]) -> dict[str, Any]:
-    """One name for each field, so that a recipe with the book's names is the same run as one with the Hub's."""
-    return {kind.attribute_map.get(name, name): value for name, value in fields.items()}
+    """One name for each field, so that a recipe with the book's names is the same run as one with the Hub's.
+
+    It is one that a recipe may give: some types map a field to a name that is none of their fields.
+    """
+    known = own_fields(kind)
+    other = {name: newer for name, newer in kind.attribute_map.items() if newer in known}
+    return {other.get(name, name): value for name, value in fields.items()}
 
 
 def named_config(recipe: ModelRecipe, pretrained: Pretrained | None, **of_run: Any) -> PreTrainedConfig:
