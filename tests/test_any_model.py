@@ -164,12 +164,23 @@ def test_a_qwen2_is_trained_with_a_tokenizer_of_its_kind(recipe, tmp_path):
     assert loaded(text).input_ids == AutoTokenizer.from_pretrained(tokenizer)(text).input_ids
 
 
-def test_a_type_whose_fields_are_tuples_is_branched(recipe, tmp_path):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "head_dim": 8, "num_heads": 4, "n_groups": 1}
-    values = {**recipe("mamba", train={"max_steps": 2}), "model": {"model_type": "mamba2", **sizes}}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        pytest.param("mamba2", {"state_size": 4, "head_dim": 8, "num_heads": 4, "n_groups": 1}, id="a tuple"),
+        pytest.param("qwen3_moe", {**TYPES["llama"], **_EXPERTS}, id="a field with two names"),
+    ],
+)
+def test_odd_fields_are_read_again(name, fields, recipe, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1}
+    values = {**recipe("mamba", train={"max_steps": 2}), "model": {"model_type": name, **fields, **sizes}}
     run = hf_gpt.train({**values, "checkpoint": {"every": 1}})
     branch = hf_gpt.train({**values, "output_dir": str(tmp_path / "branch")}, parent=f"{run.output_dir}@1")
     assert same(weights(branch.output_dir, 2), weights(run.output_dir, 2))
+    assert all(one.repeated == one.published for step in replay(run.output_dir, start=1).values() for one in step)
 
 
 def test_every_row_of_the_embeddings_learns_also_that_of_padding(recipe):
@@ -336,6 +347,19 @@ def test_a_model_of_transformers_is_continued_as_what_it_is(recipe, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(result.checkpoints[-1])
     assert type(loaded).__name__ == "GPT2LMHeadModel"
     assert same(loaded.state_dict(), result.model.state_dict())
+
+
+def test_a_run_does_not_go_on_with_another_model_than_it_began_with(recipe, tmp_path):
+    """The source was changed in its place, as a branch of the Hub may be; so may a default of transformers."""
+    source = save(tiny("llama"), tmp_path / "source")
+    values = {**recipe("llama", train={"max_steps": 4}), "model": {"from_pretrained": str(source)}, "tokenizer": {}}
+    run = hf_gpt.train(values)
+    config = json.loads((source / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 5e5
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"the run's model has rope_parameters .*10000.0.* has .*500000.0.* now"):
+        hf_gpt.train({**values, "train": {**values["train"], "max_steps": 6}})
+    assert run.checkpoints[-1].name == checkpoint.name_of(4)
 
 
 def test_what_cannot_be_continued_is_refused_in_one_line(recipe, tmp_path):

@@ -117,6 +117,9 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
         named = dataclasses.replace(named, name=recipe.model.from_pretrained or "gpt2", revision=recipe.model.revision)
     if named.name and named.name == recipe.model.from_pretrained:
         named = dataclasses.replace(named, name=checkpoint.resolve_model(named.name))
+        if not local_path(named.name).exists():  # a Hub id, perhaps with its revision
+            repo_id, _, revision = named.name.partition("@")
+            named = dataclasses.replace(named, name=repo_id, revision=named.revision or revision or None)
     tokenizer = _tokenizer(named, corpus)
     pretrained = pretrained and pretrained.with_tokenizer(tokenizer)
     config = model_config(recipe.model, tokenizer, pretrained, recipe.data.context_length)

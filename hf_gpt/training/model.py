@@ -123,12 +123,15 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
 def canonical_field_names(fields: Mapping[str, Any], kind: type[PreTrainedConfig]) -> dict[str, Any]:
     """One name for each field, so that a recipe with the book's names is the same run as one with the Hub's.
 
+    It is one that a recipe may give: some types map a field to a name that is none of their fields.
+
     Raises:
         UserError: two names of a field have two values.
     """
-    named: dict[str, Any] = {}
+    known, named = own_fields(kind), {}
     for name, value in fields.items():
-        field = kind.attribute_map.get(name, name)
+        newer = kind.attribute_map.get(name)
+        field = newer if newer in known else name
         if named.setdefault(field, value) != value:
             raise UserError(f"model.{field}: {named[field]} and, by another name, {value}; give it once")
     return named
