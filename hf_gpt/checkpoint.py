@@ -207,20 +207,21 @@ def copy_listed(source: Path, destination: Path, *, with_training_state: bool) -
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model, as transformers chooses them: one, or the shards that its index names.
+    """The files of a model's weights, as transformers chooses them: one, or the shards that its index names.
 
-    A checkpoint has those that its manifest lists.
+    A checkpoint has those that its manifest lists; another folder's may be pickled.
 
     Raises:
         UserError: there are none, or the index is damaged or names a file that is not there or in another folder.
     """
     here = set(listed(folder)) if is_there(folder / MANIFEST) else {path.name for path in entries(folder)}
-    names, index = ["model.safetensors"], "model.safetensors.index.json"
-    if names[0] not in here and index in here:
-        names = _shards(folder / index)
-    if missing := [name for name in names if name not in here]:
-        raise UserError(f"{folder}: has no {missing[0]}")
-    return [folder / name for name in names]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if found := {name, f"{name}.index.json"} & here:
+            names = [name] if name in found else _shards(folder / f"{name}.index.json")
+            if missing := [file for file in names if file not in here]:
+                raise UserError(f"{folder}: has no {missing[0]}")
+            return [folder / file for file in names]
+    raise UserError(f"{folder}: has no model.safetensors")
 
 
 def newest_whole(run_dir: str | Path) -> tuple[Path | None, dict[Path, str]]:
@@ -315,7 +316,6 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from .configuration_gpt import WRAPPERS, forget_wrappers
     from .probing import refuse_later_tokens
 
     device = find_device(device)
@@ -325,9 +325,7 @@ def load_model(model: str, device: str = "auto") -> tuple["PreTrainedModel", "Pr
         refuse_other_models(config, model, text_alone=False)
         is_whole = getattr(config, "quantization_config", None) is None  # else weights are smaller than they look
         skeleton(lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False), config, model, is_whole)
-        options = {"trust_remote_code": False, "key_mapping": {WRAPPERS: ""}}
-        loaded, unused = with_weights(AutoModelForCausalLM, source, model, **options)
-        forget_wrappers(loaded)
+        loaded, unused = with_weights(AutoModelForCausalLM, source, model, trust_remote_code=False)
         say_unused(model, unused)
         if not any(list(source.glob(names)) for names in TOKENIZER_FILES):
             raise UserError(f"{model}: has no tokenizer; put the files of the one it was trained with into its folder")
@@ -359,24 +357,26 @@ def save_model(
         write_json(folder / "config.json", known)
 
 
+def meta_weights(folder: Path) -> "dict[str, torch.Tensor]":
+    """The weights in a model's files: their shapes and dtypes, without contents."""
+    from transformers.modeling_utils import load_state_dict
+
+    weights: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        weights |= load_state_dict(file, map_location="meta")
+    return weights
+
+
 def dtypes_of(folder: Path | None) -> "Mapping[str, torch.dtype]":
     """What each weight of a model's files is in, whatever its `config.json` says; for other names, what most are in.
 
     Without a folder it is fp32 for all.
     """
     import torch
-    from transformers.modeling_utils import load_state_dict
 
     if folder is None:
         return defaultdict(lambda: torch.float32)
-    weights: dict[str, torch.Tensor] = {}
-    try:
-        files = weight_files(folder)
-    except UserError:  # transformers looks for these next
-        files = sorted(folder.glob("pytorch_model*.bin"))
-    for file in files:
-        weights |= load_state_dict(file, map_location="meta")
-    sizes: Counter[torch.dtype] = Counter()
+    weights, sizes = meta_weights(folder), Counter()
     for weight in weights.values():
         sizes[weight.dtype] += weight.numel()
     return defaultdict(lambda: max(sizes, key=sizes.get), {name: weight.dtype for name, weight in weights.items()})

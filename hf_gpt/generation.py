@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer
 
 from .configuration_gpt import GPTConfig
@@ -21,6 +20,7 @@ from .errors import UserError
 from .loading import num_positions, reading_model
 from .probing import evaluating, plain_attention
 from .recipe import MAX_TEMPERATURE, MIN_TEMPERATURE, MOST_NEW_TOKENS
+from .structure import position_tables
 
 
 def generate_text(
@@ -296,7 +296,7 @@ def refuse_past_window(
 ) -> None:
     """Refuse more tokens than a model has positions for. What it can compute beyond its window it may."""
     window = num_positions(model.config)
-    if window is None or window_slides(model) or not _has_table_of_positions(model, window):
+    if window_slides(model) or not position_tables(model):
         return
     if num_tokens > window + 1:  # the last token is generated, and not read
         raise UserError(
@@ -309,17 +309,6 @@ def refuse_past_window(
 def window_slides(model: PreTrainedModel) -> bool:
     """Whether `generate()` goes on with the end of the text once the window is full, as our GPT's does."""
     return model.config.model_type == GPTConfig.model_type
-
-
-def _has_table_of_positions(model: PreTrainedModel, window: int) -> bool:
-    """Whether positions are looked up, so that there are none after the last row; RoPE and ALiBi compute them.
-
-    A table is an embedding of as many rows, or two more (OPT's), or a buffer of some dimensions (GPT-J's sines).
-    """
-    words = model.get_input_embeddings()
-    tables = [one.weight[:, 0] for one in model.modules() if isinstance(one, nn.Embedding) and one is not words]
-    tables += [buffer for buffer in model.buffers() if buffer.ndim > 1]
-    return any(window <= size <= window + 2 for table in tables for size in table.shape)
 
 
 @contextlib.contextmanager

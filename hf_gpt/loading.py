@@ -2,7 +2,8 @@
 
 `reading_model` surrounds every place where transformers reads a folder that may not be ours. `skeleton` builds a model
 with shapes and no contents, so that what its class refuses, sizes that no tensor can have, and weights that do not fit
-into memory are found in milliseconds, before any are read or made.
+into memory are found in milliseconds, before any are read or made. What their configurations say is asked here too:
+whether it is a causal language model, its positions, its window.
 """
 
 import contextlib
@@ -100,11 +101,16 @@ def with_weights(
 ) -> tuple["PreTrainedModel", list[str]]:
     """`model_class.from_pretrained(folder, **options)`, and the names of weights that the model has no place for.
 
+    The weights may have been saved out of a compiled or distributed model.
+
     Raises:
         UserError: a weight is missing or has another shape; transformers would draw it at random and only warn.
     """
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    from .configuration_gpt import WRAPPERS, forget_wrappers
+
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "key_mapping": {WRAPPERS: ""}}
     model, report = model_class.from_pretrained(folder, **options)
+    forget_wrappers(model)
     more = "and {} more of the model's weights"
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{name}: lacks {missing[0]} {more.format(len(missing) - 1)}")

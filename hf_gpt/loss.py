@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from . import probing
 from .data.batches import IGNORED
 from .precision import multiplies_bf16
+from .structure import is_plain_linear
 
 try:
     from torch.nn import LinearCrossEntropyOptions
@@ -101,7 +102,7 @@ class CausalLMLoss(nn.Module):
     def describe(self, num_tokens: int, device_type: str) -> Iterator[str]:
         """A line for people, where training makes the logits of so many tokens at once though they are many."""
         size = self.config.get_text_config().vocab_size
-        by_chunks = self.head_makes_logits and probing.is_plain_linear(self.model.get_output_embeddings())
+        by_chunks = self.head_makes_logits and is_plain_linear(self.model.get_output_embeddings())
         if not by_chunks and tokens_per_chunk(num_tokens, size, device_type):
             more = f"{self.config.model_type}'s are more than output embeddings times hidden states"
             yield f"loss       from {num_tokens:,} x {size:,} logits at once: {more}"
@@ -154,7 +155,7 @@ class CausalLMLoss(nn.Module):
         if not torch.is_grad_enabled():
             chunk = max(1, _LOGITS_WITHOUT_GRADIENTS // head.weight.shape[0])
             return chunk if chunk < num_tokens else None
-        if not probing.is_plain_linear(head):
+        if not is_plain_linear(head):
             return None
         return tokens_per_chunk(num_tokens, head.weight.shape[0], self.stands_for or targets.device.type)
 

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
 from .errors import UserError
+from .loading import num_positions
 
 # Of the largest logit. Rounding is a hundred times smaller; a new BERT's logits change by a hundred times more.
 _NO_CHANGE = 1e-5
@@ -57,9 +58,41 @@ def refuse_later_tokens(model: PreTrainedModel, name: str) -> None:
     Raises:
         UserError: it is one; `name` is what the user calls it.
     """
-    if _change(model, changed=3, looked_at=slice(0, 3)) > _NO_CHANGE:
+    if _change(model, changed=-1, looked_at=slice(-1)) > _NO_CHANGE and _looks_ahead(model):
         kind = model.config.model_type
         raise UserError(f"{name}: what a {kind} model makes of a token depends on later ones; it is not causal")
+
+
+def _looks_ahead(model: PreTrainedModel) -> bool:
+    """Whether a token's logits have a derivative by later tokens, in any dtype: what is masked has one of exactly 0.
+
+    A mixture of experts multiplies the tokens of an expert together. Another last token is another number of them, and
+    in bf16 that alone rounds by more than a small dependence would change.
+    """
+    if model.dtype == torch.float32:
+        return True
+    seen: list[torch.Tensor] = []
+
+    def watch(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        seen.append(output.detach().requires_grad_())
+        return seen[0]
+
+    hook = model.get_input_embeddings().register_forward_hook(watch)
+    try:
+        with evaluating(model), plain_attention(model), torch.enable_grad():
+            logits = model(input_ids=_few_tokens(model, 4), use_cache=False).logits[0, :-1].float()
+            (derivative,) = torch.autograd.grad(logits.square().sum(), seen)
+    finally:
+        hook.remove()
+    return bool(derivative[0, -1].any())
+
+
+def changes_weights(model: PreTrainedModel) -> bool:
+    """Whether evaluation changes the weights, as RWKV's does, which halves those of later layers until it trains."""
+    before = [weight._version for weight in model.parameters()]
+    with evaluating(model), plain_attention(model):
+        model(input_ids=_few_tokens(model, 3), use_cache=False)
+    return before != [weight._version for weight in model.parameters()]
 
 
 def isolates_documents(model: PreTrainedModel) -> bool:
@@ -67,17 +100,18 @@ def isolates_documents(model: PreTrainedModel) -> bool:
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return False
     positions = torch.tensor([[0, 1, 0, 1]], device=model.device)
-    return _change(model, changed=0, looked_at=slice(2, 4), position_ids=positions) <= _NO_CHANGE
+    return _change(model, changed=0, looked_at=slice(2, None), position_ids=positions) <= _NO_CHANGE
 
 
 def _change(model: PreTrainedModel, changed: int, looked_at: slice, **inputs: Any) -> float:
     """By how much some of four tokens' logits change with the token at `changed`, relative to the largest logit."""
-    ids = torch.arange(4, device=model.device).unsqueeze(0) % model.get_input_embeddings().weight.shape[0]
+    ids = _few_tokens(model, 4)
     others = ids.clone()
-    others[0, changed] = ids[0, (changed + 1) % 4]
+    others[0, changed] = ids[0, changed + 1]
     with evaluating(model), plain_attention(model):
         before, after = (model(input_ids=i, use_cache=False, **inputs).logits[0].float() for i in (ids, others))
-    return ((before - after)[looked_at].abs().max() / before.abs().max().clamp_min(1e-30)).item()
+    changes = (before - after).abs().amax(-1)[looked_at].tolist()
+    return max(changes, default=0.0) / max(before.abs().max().item(), 1e-30)
 
 
 def head_makes_logits(model: PreTrainedModel) -> bool:
@@ -105,14 +139,14 @@ def head_makes_logits(model: PreTrainedModel) -> bool:
     biases: list[tuple[torch.Tensor, torch.Tensor]] = []  # with their values
     with evaluating(model), plain_attention(model):
         try:
-            logits = model(**_few_tokens(model), use_cache=False).logits
+            logits = model(input_ids=_few_tokens(model, 3), use_cache=False).logits
             if largest := logits.abs().max().item():
                 scale = 100.0 / largest
             for tensor in (*model.parameters(), *model.buffers()):
                 if tensor.shape == logits.shape[-1:] and tensor.is_floating_point():
                     biases.append((tensor, tensor.clone()))
                     tensor.add_(1.0)
-            logits = model(**_few_tokens(model), use_cache=False).logits
+            logits = model(input_ids=_few_tokens(model, 3), use_cache=False).logits
         finally:
             for hook in hooks:
                 hook.remove()
@@ -130,28 +164,15 @@ def aux_loss_coefficient(model: PreTrainedModel) -> float:
     if coefficient <= 0:
         return 0.0
     with evaluating(model), plain_attention(model):  # a type with a mixture of experts may have none in its layers
-        outputs = model.get_decoder()(**_few_tokens(model), use_cache=False, output_router_logits=True)
+        outputs = model.get_decoder()(input_ids=_few_tokens(model, 3), use_cache=False, output_router_logits=True)
     return coefficient if getattr(outputs, "router_logits", None) else 0.0
 
 
-def is_plain_linear(head: nn.Module) -> bool:
-    """Whether calling `head` multiplies by its weight and does nothing else, so that it need not be called.
-
-    Not so for LoRA and quantised layers, nor where the weight is sharded, or brought by a hook.
-    """
-    return (
-        type(head) is nn.Linear
-        and type(head.weight) in (nn.Parameter, torch.Tensor, FakeTensor)
-        and head.bias is None
-        and "forward" not in vars(head)
-        and not (head._forward_hooks or head._forward_pre_hooks)
-        and not (head._backward_hooks or head._backward_pre_hooks)
-    )
-
-
-def _few_tokens(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return {"input_ids": torch.arange(3, device=model.get_input_embeddings().weight.device)[:window].unsqueeze(0)}
+def _few_tokens(model: PreTrainedModel, count: int) -> torch.Tensor:
+    """(1, count), or as many as the model has positions for."""
+    embeddings = model.get_input_embeddings().weight
+    ids = torch.arange(count, device=embeddings.device)[: num_positions(model.config)]
+    return ids.unsqueeze(0) % embeddings.shape[0]
 
 
 def _equal(found: Any, expected: Any) -> bool:

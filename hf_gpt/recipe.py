@@ -244,7 +244,7 @@ def config_class(model_type: str | None) -> "type[PreTrainedConfig]":
         return GPTConfig
     if model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING:
         return CONFIG_MAPPING[model_type]
-    near = did_you_mean(model_type, CONFIG_MAPPING)
+    near = "" if model_type in CONFIG_MAPPING else did_you_mean(model_type, CONFIG_MAPPING)
     raise UserError(f"model.model_type: transformers has no causal language model {_shown(model_type)}{near}")
 
 
@@ -282,7 +282,7 @@ class DataRecipe:
     validation_split: Name | None = _doc(None, "split to validate on")
     validation_source: Source | None = _doc(None, "validate on another source, such as a second file or folder")
     validation_fraction: Fraction | None = _doc(None, "or cut this fraction of the characters off the end")
-    separator: AutoOrBool = _doc("auto", "<|endoftext|> between rows; auto: unless rows are lines of one text")
+    separator: AutoOrBool = _doc("auto", "EOS (<|endoftext|>) between rows; auto: unless rows are lines of one text")
     drop_blank_lines: bool = _doc(False, "leave lines without a visible character out")
     isolate_documents: bool = _doc(False, "stop attention and positions at document boundaries")
     context_length: PositiveInt | None = _doc(None, "length of a window, in tokens; default: the model's positions")

@@ -110,7 +110,7 @@ def replay(
             )
     comparison = _Comparison(run_dir, kept, conditions, watch)
     with tempfile.TemporaryDirectory(prefix="hf_gpt-replay-") as scratch:
-        job = prepare_run(dataclasses.replace(scratch_recipe(recipe, scratch), train=train), origin, kept[max(kept)])
+        job = prepare_run(dataclasses.replace(scratch_recipe(recipe, scratch), train=train), origin)
         for warning in changes_of_environment(run_dir, job.environment):
             if job.accelerator.is_main_process and warn is not None:
                 warn(warning)

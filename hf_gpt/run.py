@@ -12,25 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from . import checkpoint
-from .configuration_gpt import GPTConfig
-from .conversion import convert_into_cache
 from .display import Shown, escape_unprintable, unfailing_stderr
 from .errors import UserError
 from .hub.background import BackgroundPush
 from .hub.card import CardWriter
 from .hub.fetch import fetch_run
-from .loading import reading_model, refuse_other_models
-from .recipe import CheckpointRecipe, HubRecipe, ModelRecipe, Recipe, TrackingRecipe
+from .recipe import CheckpointRecipe, HubRecipe, Recipe, TrackingRecipe
 from .report.notebook import Picture
 from .report.page import ReportWriter
 from .storage import local_path, refuse_unwritable
 from .training.loop import run
-from .training.model import Pretrained
 from .training.observers import Observer
-from .training.resume import run_and_step
 from .training.run_log import RunLog, read_lines
 from .training.setup import Job, prepare
 from .training.signals import exit_on_preemption, lost_process_ends_run
@@ -72,19 +67,14 @@ def train(
     )
 
 
-def prepare_run(recipe: Recipe, parent: str | None = None, like: Path | None = None) -> Job:
-    """`training.setup.prepare`, after what needs a satellite: fetching a run from the Hub, converting a GPT-2.
-
-    Args:
-        like: a checkpoint of the run that is repeated.
-    """
+def prepare_run(recipe: Recipe, parent: str | None = None) -> Job:
+    """`training.setup.prepare`, after what needs a satellite: fetching a run from the Hub."""
     run_dir = local_path(recipe.output_dir, "output_dir")
     refuse_unwritable(run_dir, "output_dir")
     if recipe.checkpoint.resume == "hub":
         fetch_run(recipe.hub.repo_id, recipe.hub.branch, run_dir)
     refuse_missing_trackers(recipe.tracking.to)
-    earlier = [*checkpoint.checkpoints(run_and_step(parent)[0] if parent else run_dir), *([like] if like else [])]
-    return prepare(recipe, parent, find_pretrained(recipe.model, earlier[-1] if earlier else None))
+    return prepare(recipe, parent)
 
 
 def scratch_recipe(recipe: Recipe, folder: str) -> Recipe:
@@ -96,36 +86,6 @@ def scratch_recipe(recipe: Recipe, folder: str) -> Recipe:
         tracking=TrackingRecipe(),
         hub=HubRecipe(),
     )
-
-
-def find_pretrained(recipe: ModelRecipe, like: Path | None = None) -> Pretrained | None:
-    """The model that `model.from_pretrained` names.
-
-    Args:
-        like: a checkpoint of the run that goes on. Earlier versions converted a GPT-2 to our GPT, and it stays one.
-
-    Raises:
-        UserError: it is not there, or is no causal language model of transformers.
-    """
-    if not recipe.from_pretrained:
-        return None
-    source = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
-    folder = checkpoint.opened(source)
-    with reading_model("model", f"{recipe.from_pretrained} cannot be continued"):
-        found = PreTrainedConfig.get_config_dict(folder)[0]
-        kind = found.get("model_type")
-        if kind not in CONFIG_MAPPING and "auto_map" in found:
-            raise UserError(
-                f"model: {recipe.from_pretrained} is a {kind} model, which transformers does not have; the code that"
-                " comes with it is never run"
-            )
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        refuse_other_models(config, f"model: {recipe.from_pretrained}")
-        converted = kind == "gpt2" and like is not None and isinstance(AutoConfig.from_pretrained(like), GPTConfig)
-    commit = source.name if source.parent.name == "snapshots" else None  # of the Hub's cache
-    if converted:
-        return Pretrained(convert_into_cache(folder), GPTConfig, commit, folder)
-    return Pretrained(folder, type(config), commit, folder)
 
 
 def default_observers(job: Job) -> list[Observer]:

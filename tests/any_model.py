@@ -11,16 +11,16 @@ from hf_gpt.data.tokenizer import save_tokenizer, vocab_size
 
 WINDOW = 32
 _SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-_LLAMA = {**_SIZES, "num_key_value_heads": 1, "max_position_embeddings": WINDOW}
+LLAMA = {**_SIZES, "num_key_value_heads": 1, "max_position_embeddings": WINDOW}
 
 # What a recipe's `model` section says beside `model_type`: the fields of the type's own config class.
 TYPES: dict[str, dict[str, Any]] = {
-    "llama": _LLAMA,
-    "qwen3": {**_LLAMA, "head_dim": 8},
+    "llama": LLAMA,
+    "qwen3": {**LLAMA, "head_dim": 8},
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": WINDOW},  # transformers' own, with dropout
-    "gemma2": {**_LLAMA, "head_dim": 8, "sliding_window": 16},  # caps its logits
-    "granite": {**_LLAMA, "logits_scaling": 4.0, "embedding_multiplier": 2.0},
-    "mixtral": {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gemma2": {**LLAMA, "head_dim": 8, "sliding_window": 16},  # caps its logits
+    "granite": {**LLAMA, "logits_scaling": 4.0, "embedding_multiplier": 2.0},
+    "mixtral": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
     "mamba": {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},  # no attention, no limit of positions
 }
 

@@ -142,7 +142,7 @@ def test_any_type_is_forecast_from_scratch_and_to_go_on_from(name, tiny, tmp_pat
     model = any_model.tiny(name)
     any_model.save(model, tmp_path / "model")
     scratch = {"model_type": name, **any_model.TYPES[name]}
-    for section, device in ((scratch, None), (scratch, "H100"), ({"from_pretrained": str(tmp_path / "model")}, None)):
+    for section, device in ((scratch, "H100"), ({"from_pretrained": str(tmp_path / "model")}, None)):
         data = {**tiny["data"], "context_length": any_model.WINDOW}
         found = estimate(Recipe.from_dict({**tiny, "model": section, "data": data}), device, measure=False)
         assert found.num_parameters == model.num_parameters()

@@ -14,11 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from hf_gpt.conversion.gpt2 import convert_into_cache
 from hf_gpt.data import corpus, token_store
 from hf_gpt.data.corpus import load_corpora
 from hf_gpt.data.token_store import tokenize
@@ -233,26 +230,6 @@ def test_a_text_that_cannot_be_read_costs_no_store(prepared, tmp_path, monkeypat
             prepared()
     assert contents(tmp_path / "cache") == good
     assert prepared() == expected
-
-
-def test_a_converted_model_that_is_damaged_is_converted_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_GPT_CACHE", str(tmp_path / "cache"))
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-
-    def weights():
-        model = AutoModelForCausalLM.from_pretrained(convert_into_cache(tmp_path / "gpt2"))
-        return {name: weight.clone() for name, weight in model.state_dict().items()}  # not a map of the file
-
-    expected, good, where = weights(), contents(tmp_path / "cache" / "models"), random.Random(0)
-    for mutation in ("digit", "gone", "folder"):
-        for name in ("model.safetensors", "config.json", "entry.json"):
-            (path,) = (tmp_path / "cache" / "models").glob(f"*/{name}")
-            MUTATIONS[mutation](path, where)
-            found = weights()
-            assert all(torch.equal(found[name], weight) for name, weight in expected.items()), (mutation, name)
-            assert contents(tmp_path / "cache" / "models").keys() == good.keys()
 
 
 # Leftovers and places -----------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parent.parent / "hf_gpt"
 # From below: a file imports from its own room, and from rooms on the lines above its own.
 FLOORS = (
     ("errors",),
-    ("storage", "display", "yaml_text", "configuration_gpt", "network", "precision", "probing", "transformers_4"),
+    ("storage", "display", "yaml_text", "configuration_gpt", "network", "precision", "transformers_4"),
     ("recipe", "loading"),
-    ("modeling_gpt",),
+    ("modeling_gpt", "structure", "probing"),
     ("data",),
     ("checkpoint", "loss"),
     ("evaluation",),

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_dtypes import SIZES, TYPES
+from any_model import LLAMA, TYPES
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_gpt import checkpoint, transformers_4
 from hf_gpt.transformers_4 import lost_in_transformers_4, with_older_names
 
+SMALL = {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
 STRETCHED = {"original_max_position_embeddings": 8}
 LLAMA3 = STRETCHED | {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LONGROPE = STRETCHED | {"factor": 4.0, "short_factor": [1.0, 1.2, 1.4, 1.6], "long_factor": [2.0, 3.0, 4.0, 5.0]}
@@ -20,7 +21,7 @@ LONGROPE = STRETCHED | {"factor": 4.0, "short_factor": [1.0, 1.2, 1.4, 1.6], "lo
 
 def config(kind: str, rope: dict | None = None, **fields) -> PreTrainedConfig:
     """A small configuration, with the base 1e6 where positions rotate."""
-    found = AutoConfig.for_model(kind, **copy.deepcopy({**TYPES.get(kind, SIZES), **fields}))
+    found = AutoConfig.for_model(kind, **copy.deepcopy({**SMALL, **TYPES.get(kind, LLAMA), **fields}))
     if rope is not None:
         found.rope_parameters |= {"rope_theta": 1e6, **rope}
     return AutoConfig.for_model(**found.to_dict())

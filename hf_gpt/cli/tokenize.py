@@ -15,8 +15,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from ..recipe import Recipe
-    from ..run import find_pretrained
     from ..training.data import prepare_data
+    from ..training.model import find_pretrained
 
     recipe = Recipe.from_yaml(arguments.recipe, arguments.overrides)
     data = prepare_data(recipe, find_pretrained(recipe.model))

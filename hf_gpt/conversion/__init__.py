@@ -10,8 +10,8 @@ zeros where our model has none.
 """
 
 from .book import from_book
-from .gpt2 import convert_into_cache, from_gpt2, to_gpt2
+from .gpt2 import from_gpt2, to_gpt2
 from .openai import from_openai
 from .result import Conversion
 
-__all__ = ["Conversion", "convert_into_cache", "from_book", "from_gpt2", "from_openai", "to_gpt2"]
+__all__ = ["Conversion", "from_book", "from_gpt2", "from_openai", "to_gpt2"]

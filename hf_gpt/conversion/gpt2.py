@@ -22,10 +22,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..checkpoint import model_folder, opened
-from ..configuration_gpt import WRAPPERS, GPTConfig
-from ..data.cache import cache_folder, digest, kept, seal
-from ..data.files import content_hash
+from ..checkpoint import model_folder, opened, weight_files
+from ..configuration_gpt import GPTConfig
 from ..errors import UserError
 from ..loading import reading_model, with_weights
 from ..modeling_gpt import (
@@ -107,20 +105,6 @@ def from_gpt2(source: str, out: str, tokenizer: str | None = None) -> Conversion
         return convert_model(stock, ("gpt2", "ours"), our_class, ours, directory, out)
 
 
-def convert_into_cache(folder: Path) -> Path:
-    """The GPT-2 in `folder` as our model, without a tokenizer: converted once and kept under the hash of its files."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
-    content = digest("gpt2", *(f"{path.name} {content_hash(path, 'bytes')}" for path in files))
-    converted = cache_folder() / "models" / f"gpt2-{content[:32]}"
-
-    def make() -> None:
-        from_gpt2(str(folder), str(converted), tokenizer="none")
-        seal(converted, content)
-
-    kept(converted, content, make)
-    return converted
-
-
 def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
     """Convert our model, a directory, a run or a Hub id, into a stock GPT-2 checkpoint in the new directory `out`.
 
@@ -185,13 +169,13 @@ def _source(
     folder: Path, name: str, model_class: type[PreTrainedModel], config: PreTrainedConfig, tokenizer: str | None
 ) -> Source:
     """The model in `folder`, loaded in the widest dtype of its weights; config.json may name another."""
-    files = _weight_files(folder)
+    files = weight_files(folder)
     dtypes = {weight.dtype for file in files for weight in read_file(file)[0].values()}
     dtype = functools.reduce(torch.promote_types, dtypes)
     generation_config = folder / "generation_config.json"
     return Source(
         name,
-        load=lambda: load(model_class, folder, name, dtype=dtype, key_mapping={WRAPPERS: ""}),
+        load=lambda: load(model_class, folder, name, dtype=dtype),
         is_mapped=all(map(can_be_mapped, files)),
         tokenizer=choose_tokenizer(tokenizer, lambda: tokenizer_in(folder), config.vocab_size),
         # which names the ends that the source's own tokenizer has
@@ -207,17 +191,6 @@ def load(model_class: type[PreTrainedModel], folder: Path | None, name: str, **h
         if not MASK.search(weight):
             raise UserError(f"{name}: holds {weight}, which this model has no place for")
     return model
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads: one file or its shards, `.safetensors` before `.bin`."""
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        files = [folder / (stem + suffix)]
-        if not files[0].is_file():
-            files = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
-        if files:
-            return files
-    raise UserError(f"{folder}: has no model.safetensors and no pytorch_model.bin, nor shards of one of them")
 
 
 def _classes(config: PreTrainedConfig, source: str) -> tuple[type[PreTrainedModel], type[PreTrainedModel]]:

@@ -175,8 +175,9 @@ def separator_id(tokenizer: "PreTrainedTokenizerFast") -> int | None:
 
 def begin_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """The id of BOS where the tokenizer puts it before a text, as Llama's does, else None."""
-    ids = tokenizer("")["input_ids"]
-    return ids[0] if ids[:1] == [tokenizer.bos_token_id] else None
+    alone, ids = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    is_before = not alone or ids[: len(alone)] != alone  # an EOS after the text may be the same token
+    return ids[0] if is_before and ids[:1] == [tokenizer.bos_token_id] else None
 
 
 def vocab_size(tokenizer: "PreTrainedTokenizerFast") -> int:

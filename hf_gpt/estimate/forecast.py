@@ -19,10 +19,10 @@ from ..data.batches import BatchPlan
 from ..display import Shown, duration, short_number
 from ..errors import UserError
 from ..recipe import Recipe
-from ..run import find_pretrained
+from ..structure import attention_classes, matrices, position_tables
 from ..training.data import batch_plan, num_steps, prepare_data
 from ..training.hardware import resolve_hardware
-from ..training.structure import attention_classes, matrices
+from ..training.model import find_pretrained
 from ..training.utilization import flops_per_token
 from .devices import Plan, check_plan, plan_run
 from .memory import HEAP_KEEPS, MIB, Memory
@@ -102,8 +102,7 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, int]:
     attention, such as Mamba's, is other.
     """
     attention, multiplying = attention_classes(model), {id(module) for module, _ in matrices(model)}
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
+    positions, head = {id(table) for table in position_tables(model)}, model.get_output_embeddings()
 
     def part_of(module: nn.Module) -> str | None:
         """What all of `module` is, or None: see what its children are."""
@@ -112,9 +111,8 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, int]:
             return "attention"
         if module is head:
             return "output head"
-        if isinstance(module, nn.Embedding):  # those of OPT and BART have two rows more than positions
-            is_positions = module is not embeddings and module.num_embeddings - positions in (0, 2)
-            return "positions" if is_positions else "embeddings"
+        if isinstance(module, nn.Embedding):
+            return "positions" if id(module.weight) in positions else "embeddings"
         if any(isinstance(child, nn.Conv1d) for child in children):
             return "other"
         if id(module) in multiplying:

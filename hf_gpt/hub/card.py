@@ -9,7 +9,6 @@ published card.
 """
 
 import contextlib
-import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -19,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..checkpoint import TRAINING_STATE, weight_files
+from ..checkpoint import TRAINING_STATE, meta_weights
 from ..configuration_gpt import TRANSFORMERS
 from ..display import duration, escape_unprintable, perplexity, short_number
 from ..errors import UserError
+from ..loading import num_positions
 from ..recipe import Recipe
 from ..report.plots import loss_plot
 from ..report.records import has_losses
@@ -37,8 +37,26 @@ from .markdown import template
 if TYPE_CHECKING:
     from ..training.loop import TrainingRun
 
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _STATE = f"{TRAINING_STATE}/state.json"
+# The sizes in the card, and what the types of transformers call them.
+_SIZES = {
+    "layers": "num_hidden_layers",
+    "heads per layer": "num_attention_heads",
+    "key-value heads": "num_key_value_heads",
+    "width": "hidden_size",
+    "width of a head": "head_dim",
+    "width inside the feed-forward layers": "intermediate_size n_inner",
+    "experts": "num_experts num_local_experts",
+    "experts for a token": "num_experts_per_tok",
+    "width inside an expert": "moe_intermediate_size",
+    "size of the state": "state_size",
+    "activation": "hidden_act hidden_activation activation_function",
+    "positions": "max_position_embeddings",
+    "attention window": "sliding_window",
+    "vocabulary": "vocab_size",
+    "biases of query, key and value": "qkv_bias",
+    "dropout in training": "dropout resid_pdrop",
+}
 
 
 def write_card(checkpoint: Path, run_dir: Path) -> Path:
@@ -100,9 +118,9 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     sources = environment.get("sources", {})
     model = sources.get("model", {})
     training, validation = sources.get("training", {}), sources.get("validation", {})
-    num_parameters, num_used, dtypes = _parameters(checkpoint, config.get_text_config())
-    shape = _shape(config.get_text_config(), has_code, dtypes)
-    positions = shape.get("positions", shape.get("context, learned positions"))
+    weights = meta_weights(checkpoint).values()
+    dtypes = {str(weight.dtype).removeprefix("torch.") for weight in weights}
+    positions = num_positions(config)
     length, is_finished = _length(train, step, max((line.get("epoch", 0.0) for line in metrics), default=0.0))
     prompt, samples = _samples(read_lines(run_dir / "samples.jsonl"), step, recipe.evaluation.prompts)
     parent = environment.get("parent")
@@ -131,9 +149,8 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
         "trained_on": training.get("source", "").removesuffix(" (training text)"),
         "hashes": dict([*training.get("files", []), *validation.get("files", [])]),
         "num_files": max(training.get("num_files", 0), validation.get("num_files", 0)),
-        "num_parameters": num_parameters,
-        "num_used": num_used,
-        "shape": shape,
+        "num_parameters": sum(weight.numel() for weight in weights),
+        "shape": _shape(config.get_text_config(), dtypes),
         "metrics": metrics,
         "evaluation": evaluation,
         "is_evaluated": evaluation.get("step") == step,  # these weights, not earlier ones
@@ -158,68 +175,22 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     }
 
 
-def _parameters(checkpoint: Path, config: PreTrainedConfig) -> tuple[int, int, set[str]]:
-    """The number of parameters, how many work on a token, and their dtypes: from the safetensors files' headers."""
-    from safetensors import safe_open
-
-    experts, chosen = _experts(config)
-    count, of_experts, dtypes = 0, 0, set()
-    for path in weight_files(checkpoint):
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - it is not a dictionary
-                tensor = file.get_slice(name)
-                size = math.prod(tensor.get_shape())
-                count, of_experts = count + size, of_experts + size * (".experts." in name)
-                dtypes.add(str(tensor.get_dtype()))
-    idle = of_experts - of_experts * chosen // experts if experts and chosen else 0
-    return count, count - idle, dtypes
+def _shape(config: PreTrainedConfig, dtypes: set[str]) -> dict[str, Any]:
+    """The table of the model's sizes, without what its configuration does not say."""
+    rows = {label: _value(config, names.split()) for label, names in _SIZES.items()}
+    rows["output head"] = "the token embedding" if config.tie_word_embeddings else "its own"
+    rows["weights in"] = ", ".join([*sorted(dtypes), *(["trained in float32"] if dtypes != {"float32"} else [])])
+    return {label: value for label, value in rows.items() if value is not None}
 
 
-def _experts(config: PreTrainedConfig) -> tuple[int | None, int | None]:
-    """Of a mixture: how many experts a layer has, and how many of them work on a token."""
-    return _value(config, "num_experts", "num_local_experts"), _value(config, "num_experts_per_tok")
-
-
-def _value(config: PreTrainedConfig, *names: str) -> Any:
+def _value(config: PreTrainedConfig, names: list[str]) -> Any:
     """What a configuration says under the first of some names; of a list with a value for each layer, each once."""
     for name in names:
         with contextlib.suppress(Exception):  # transformers refuses fields that differ between the layers
             if (found := getattr(config, name, None)) is not None:
+                found = {True: "yes", False: "no"}[found] if isinstance(found, bool) else found
                 return ", ".join(map(str, dict.fromkeys(found))) if isinstance(found, list) else found
     return None
-
-
-def _shape(config: PreTrainedConfig, has_code: bool, dtypes: set[str]) -> dict[str, Any]:
-    """The table of the model's sizes, without what the config does not say. Its names are those of most types."""
-    value = functools.partial(_value, config)
-    heads, biases, rope = map(value, ("num_attention_heads", "qkv_bias", "rope_parameters"))
-    experts, chosen = _experts(config)
-    of_layers = {"": rope} if rope and "rope_type" in rope else rope or {}  # or one for each kind of layer
-    ropes = {kind: one for kind, one in of_layers.items() if one and one.get("rope_theta")}
-    thetas = [f"{one['rope_theta']:,.0f} {kind}".strip() for kind, one in ropes.items()]
-    rows = {
-        "layers": value("num_hidden_layers"),
-        "heads per layer": heads,
-        "key-value heads": None if value("num_key_value_heads") == heads else value("num_key_value_heads"),
-        "width": value("hidden_size"),
-        "width of a head": value("head_dim"),
-        "width inside the feed-forward layers": value("intermediate_size", "n_inner"),
-        "experts": experts and (f"{experts}, {chosen} for a token" if chosen else experts),
-        "width inside an expert": value("moe_intermediate_size"),
-        "size of the state": value("state_size"),
-        "activation": value("hidden_act", "hidden_activation", "activation_function"),
-        "context, learned positions" if has_code else "positions": value("max_position_embeddings"),
-        "RoPE theta": ", ".join(thetas) or None,
-        "RoPE scaling": ", ".join({one.get("rope_type", "default") for one in ropes.values()} - {"default"}) or None,
-        "attention window": value("sliding_window"),
-        "vocabulary": value("vocab_size"),
-        "biases of query, key and value": biases if biases is None else "yes" if biases else "no",
-        "output head": "the token embedding" if value("tie_word_embeddings") else "its own",
-        "dropout in training": value("dropout", "resid_pdrop"),
-        "weights in": ", ".join(sorted(_DTYPES.get(dtype, dtype) for dtype in dtypes))
-        + ", trained in float32" * (dtypes != {"F32"}),
-    }
-    return {label: value for label, value in rows.items() if value is not None}
 
 
 def _length(train: Any, step: int, epoch: float) -> tuple[str, bool]:

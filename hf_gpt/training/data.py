@@ -4,11 +4,12 @@
 """
 
 import dataclasses
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import TOKENIZER_MAPPING, PreTrainedConfig, PreTrainedTokenizerFast
 
 from .. import checkpoint
 from ..data.batches import BatchPlan, Windows
@@ -16,7 +17,7 @@ from ..data.cache import cache_folder, kept, seal
 from ..data.corpus import Corpus, load_corpora
 from ..data.progress import WorkProgress
 from ..data.token_store import TokenStore, fraction_of_split_characters, tokenize
-from ..data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer, vocab_size
+from ..data.tokenizer import content_of, load_tokenizer, save_tokenizer, train_tokenizer, vocab_size
 from ..display import escape_unprintable
 from ..errors import UserError
 from ..loading import memory_of_machine, num_positions
@@ -118,9 +119,13 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
         named = dataclasses.replace(named, name=recipe.model.from_pretrained or "gpt2", revision=recipe.model.revision)
     if named.name and named.name == recipe.model.from_pretrained:
         named = dataclasses.replace(named, name=checkpoint.resolve_model(named.name))
+        if not local_path(named.name).exists():  # a Hub id, perhaps with its revision
+            repo_id, _, revision = named.name.partition("@")
+            named = dataclasses.replace(named, name=repo_id, revision=named.revision or revision or None)
     tokenizer = _tokenizer(named, corpus)
     pretrained = pretrained and pretrained.with_tokenizer(tokenizer)
     config = model_config(recipe.model, tokenizer, pretrained, recipe.data.context_length)
+    _refuse_unsaved(tokenizer, config)
     context_length = tokenizer.model_max_length = _context_length(recipe.data.context_length, config)
     stride = recipe.data.stride or context_length
     data = dataclasses.replace(recipe.data, context_length=context_length, stride=stride, separator=corpus.separated)
@@ -144,6 +149,23 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
         pretrained=pretrained,
         notes=tuple(dict.fromkeys(note for text in (corpus, validation) if text for note in text.notes)),
     )
+
+
+def _refuse_unsaved(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> None:
+    """Refuse a tokenizer that would be another one beside a model of this type.
+
+    transformers loads that of a Qwen2 as a `Qwen2Tokenizer`, which splits text in its own way, whatever the files say.
+    """
+    if type(config) not in TOKENIZER_MAPPING:  # it is loaded as what its files say
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
+        loaded = load_tokenizer(folder)
+    if content_of(loaded) != content_of(tokenizer):
+        kind = config.model_type
+        what = f"transformers makes a {type(loaded).__name__} of every {kind} model's, with other tokens"
+        raise UserError(f"tokenizer: {what}; use that of a {kind} model, or another type of model")
 
 
 def _context_length(given: int | None, config: PreTrainedConfig) -> int:

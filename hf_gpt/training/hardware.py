@@ -1,4 +1,4 @@
-"""Decides device, precision and compilation where a recipe says `auto`.
+"""Decides device, precision, attention and compilation where a recipe says `auto`.
 
 Each is decided once, by a rule on the hardware and the size of the run, never by a clock. The decision is written to
 `recipe.yaml`, and a resumed run takes it from there.

@@ -1,7 +1,8 @@
 """The model of a run: any causal language model of transformers, from its configuration or from trained weights.
 
 Nothing here knows a type of model: a type's own configuration class says which fields a recipe may give and what a new
-model is like, and `AutoModelForCausalLM` makes it. Our GPT is one of these types.
+model is like, and `AutoModelForCausalLM` makes it. Our GPT is one of these types; only earlier versions made it of a
+GPT-2 that was to be continued.
 """
 
 import copy
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from torch._guards import detect_fake_mode
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
@@ -23,12 +25,13 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from ..checkpoint import dtypes_of
+from .. import checkpoint
+from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import content_of, load_tokenizer, vocab_size
 from ..errors import UserError, did_you_mean
 from ..generation import try_out
 from ..loading import own_fields, reading_model, refuse_other_models, say_unused, skeleton, with_weights
-from ..probing import isolates_documents, refuse_later_tokens
+from ..probing import changes_weights, isolates_documents, refuse_later_tokens
 from ..recipe import EvaluationRecipe, ModelRecipe, Recipe, config_class
 
 
@@ -36,27 +39,26 @@ from ..recipe import EvaluationRecipe, ModelRecipe, Recipe, config_class
 class Pretrained:
     """What `model.from_pretrained` names: its folder, and for a Hub id the commit.
 
-    It is looked up once for a run: the branch that it names may move in the meantime. `origin` is the folder as it was
-    named, with its tokenizer. What the run's tokenizer is, is known once that is loaded (`with_tokenizer`).
+    It is looked up once for a run: the branch that it names may move in the meantime. What the run's tokenizer is, is
+    known once that is loaded (`with_tokenizer`).
     """
 
     folder: Path
     config_class: type[PreTrainedConfig]
     commit: str | None
-    origin: Path
     special_ids: Mapping[str, int | None] = field(default_factory=dict)
     has_another_tokenizer: bool = False
 
     def describe(self) -> Iterator[str]:
         """A line for people, where checkpoints round what training computes."""
-        dtype = str(dtypes_of(self.folder)[""]).removeprefix("torch.")
+        dtype = str(checkpoint.dtypes_of(self.folder)[""]).removeprefix("torch.")
         if dtype != "float32":
             yield f"weights    {dtype} in checkpoints, as they came; float32 in training"
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> "Pretrained":
         """The same model, for a run with `tokenizer`."""
         try:
-            another = content_of(load_tokenizer(str(self.origin))) != content_of(tokenizer)
+            another = content_of(load_tokenizer(str(self.folder))) != content_of(tokenizer)
         except UserError:  # the folder has none
             another = True
         return replace(self, special_ids=_special_ids(tokenizer), has_another_tokenizer=another)
@@ -78,6 +80,36 @@ class Pretrained:
                 setattr(config, name, None)
 
 
+def find_pretrained(recipe: ModelRecipe, run_dir: str | Path | None = None) -> Pretrained | None:
+    """The model that `model.from_pretrained` names.
+
+    Args:
+        run_dir: of a run that goes on. If an earlier version converted its GPT-2, the model is that of its checkpoint.
+
+    Raises:
+        UserError: it is not there, or is no causal language model of transformers.
+    """
+    if not recipe.from_pretrained:
+        return None
+    source = checkpoint.model_folder(recipe.from_pretrained, recipe.revision)
+    folder = checkpoint.opened(source)
+    with reading_model("model", f"{recipe.from_pretrained} cannot be continued"):
+        found = PreTrainedConfig.get_config_dict(folder)[0]
+        kind = found.get("model_type")
+        if kind not in CONFIG_MAPPING and "auto_map" in found:
+            raise UserError(
+                f"model: {recipe.from_pretrained} is a {kind} model, which transformers does not have; the code that"
+                " comes with it is never run"
+            )
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        refuse_other_models(config, f"model: {recipe.from_pretrained}")
+        if kind == "gpt2" and run_dir and (whole := checkpoint.newest_whole(run_dir)[0]):
+            trained = AutoConfig.from_pretrained(whole)
+            folder, config = (whole, trained) if isinstance(trained, GPTConfig) else (folder, config)
+    commit = source.name if source.parent.name == "snapshots" else None  # of the Hub's cache
+    return Pretrained(folder, type(config), commit)
+
+
 # Settings of `generate()` that hold ids of one tokenizer.
 _IDS_OF_GENERATION = (
     "bad_words_ids",
@@ -96,8 +128,20 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
 
 
 def canonical_field_names(fields: Mapping[str, Any], kind: type[PreTrainedConfig]) -> dict[str, Any]:
-    """One name for each field, so that a recipe with the book's names is the same run as one with the Hub's."""
-    return {kind.attribute_map.get(name, name): value for name, value in fields.items()}
+    """One name for each field, so that a recipe with the book's names is the same run as one with the Hub's.
+
+    It is one that a recipe may give: some types map a field to a name that is none of their fields.
+
+    Raises:
+        UserError: two names of a field have two values.
+    """
+    known, named = own_fields(kind), {}
+    for name, value in fields.items():
+        newer = kind.attribute_map.get(name)
+        field = newer if newer in known else name
+        if named.setdefault(field, value) != value:
+            raise UserError(f"model.{field}: {named[field]} and, by another name, {value}; give it once")
+    return named
 
 
 def named_config(recipe: ModelRecipe, pretrained: Pretrained | None, **of_run: Any) -> PreTrainedConfig:
@@ -133,13 +177,12 @@ def model_config(
         UserError: an impossible shape, an unknown field, type or preset, or a vocabulary smaller than the tokenizer's.
     """
     size = vocab_size(tokenizer)
-    given = recipe.config.get("vocab_size")
-    if isinstance(given, int) and given < size:
-        raise _too_small(given, size, pretrained is not None)
     of_run = {"vocab_size": size, **_special_ids(tokenizer)}
     if positions and not recipe.preset:
         of_run["max_position_embeddings"] = positions
     config = named_config(recipe, pretrained, **of_run)
+    if config.vocab_size < size:
+        raise _too_small(config.vocab_size, size, pretrained is not None)
     if pretrained:
         pretrained.follow_tokenizer(config, recipe.config)
     skeleton(lambda: _untrained(copy.deepcopy(config)), config, "model", must_fit=False)
@@ -148,8 +191,6 @@ def model_config(
         for given in ids if isinstance(ids, list) else [] if ids is None else [ids]:
             if not 0 <= given < config.vocab_size:
                 raise UserError(f"model.{name}: there is no token {given}; ids are 0 to {config.vocab_size - 1}")
-    if config.vocab_size < size:
-        raise _too_small(config.vocab_size, size, pretrained is not None)
     return config
 
 
@@ -194,6 +235,9 @@ def build_model(
 def _refuse_unfit(model: PreTrainedModel, isolate_documents: bool) -> None:
     kind = model.config.model_type
     with reading_model("model", f"a {kind} model fails with this configuration"):
+        if changes_weights(model):
+            remedy = "; set model.rescale_every to 0" if hasattr(model.config, "rescale_every") else ""
+            raise UserError(f"model: evaluating a {kind} model changes its weights, which would then be saved{remedy}")
         refuse_later_tokens(model, "model")
         if isolate_documents and not isolates_documents(model):
             what = f"the positions of a {kind} model do not keep documents apart; set it to false"

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..recipe import OptimizerRecipe, ScheduleRecipe
+from ..structure import is_bias_or_state, matrices
 from .muon import Muon
-from .structure import is_bias_or_state, matrices
 
 
 def build_optimizer(model: nn.Module, recipe: OptimizerRecipe, mixed_precision: str = "no") -> torch.optim.Optimizer:

@@ -94,7 +94,7 @@ def describe_sources(data: Data) -> dict[str, Any]:
     sources["tokenizer"]["entries"] = vocab_size(data.tokenizer)
     if model.from_pretrained:
         sources["model"] = _named(checkpoint.resolve_model(model.from_pretrained), data.pretrained.commit)
-        sources["model"] |= _license(data.pretrained.origin)
+        sources["model"] |= _license(data.pretrained.folder)
     return sources
 
 

@@ -147,6 +147,9 @@ def look_for_checkpoint(job: "Job", say: Callable[[str], None]) -> tuple[Path | 
         checkpoint.pointed(job.run_dir, pointer)  # refuses what could not be written again
     found, damaged = checkpoint.newest_whole(job.run_dir)
     refuse_other_run(job, found)
+    for name, there, here in _other_fields(found, job.data.config) if found else ():
+        what = f"the run's model has {name} {there!r}, and what the recipe names has {here!r} now"
+        raise UserError(f"{job.run_dir}: {what}; put back the model or the version of transformers that it began with")
     for change in job.changes:
         say(f"changed: {change}")
     for warning in (*job.warnings, *damaged.values()):
@@ -198,6 +201,16 @@ def run_and_step(name: str) -> tuple[str, str]:
     found = re.fullmatch(r"(.+)@(\d+|latest|best)", name)
     run, step = (found[1], found[2]) if found else (name, "latest")
     return str(local_path(run)), step
+
+
+def _other_fields(checkpoint: Path, config: PreTrainedConfig) -> Iterator[tuple[str, Any, Any]]:
+    """The fields of a checkpoint's configuration that are not what `config` has: name, there, and here."""
+    theirs = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    for name in ("model_type", *sorted(own_fields(type(config)))):
+        there, here = getattr(theirs, name), getattr(config, name)
+        here = [*here] if isinstance(here, tuple) else here  # as a file has it
+        if there != here:
+            yield name, there, here
 
 
 def _is_the_same(asked: str, recorded: Mapping[str, Any]) -> bool:
@@ -255,12 +268,10 @@ def find_parent(
             field="parent",
             value=asked,
         )
-    theirs = AutoConfig.from_pretrained(parent, trust_remote_code=False)
-    for name in ("model_type", *sorted(own_fields(type(config)))):
-        if getattr(theirs, name) != getattr(config, name) and not name.endswith(("dropout", "_pdrop", "_id")):
+    for name, there, here in _other_fields(parent, config):
+        if not name.endswith(("dropout", "_pdrop", "_id")):
             raise UserError(
-                f"model.{name} is {getattr(theirs, name)!r} there and {getattr(config, name)!r} in the recipe;"
-                " a branch continues with the same model",
+                f"model.{name} is {there!r} there and {here!r} in the recipe; a branch continues with the same model",
                 field="parent",
                 value=asked,
             )

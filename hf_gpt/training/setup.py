@@ -22,9 +22,9 @@ from . import deepspeed
 from .data import Data, batch_plan, num_steps, prepare_data
 from .distributed import has_weights, start_accelerator, together
 from .hardware import pays_to_compile, resolve_attention, resolve_hardware
-from .model import Pretrained, build_model, refuse_prompts
+from .model import build_model, find_pretrained, refuse_prompts
 from .provenance import changes_of_environment, describe_environment
-from .resume import Change, changes_of_recipe, describe_parent, earlier_recipe, find_parent
+from .resume import Change, changes_of_recipe, describe_parent, earlier_recipe, find_parent, run_and_step
 
 
 @dataclass
@@ -59,14 +59,11 @@ class Job:
         yield f"training   {steps}, {epochs:.2f} epochs, into {self.run_dir}"
 
 
-def prepare(
-    recipe: Recipe, parent: str | None = None, pretrained: Pretrained | None = None, data: Data | None = None
-) -> Job:
+def prepare(recipe: Recipe, parent: str | None = None, data: Data | None = None) -> Job:
     """Resolve `recipe` and build what it names. Nothing is written but the caches.
 
     Args:
         parent: `RUN@STEP` (or `RUN`, for its latest checkpoint): the run to branch off from.
-        pretrained: the model that `recipe.model.from_pretrained` names.
         data: what `prepare_data` found for `recipe`, if it was asked already.
 
     Raises:
@@ -75,6 +72,7 @@ def prepare(
     run_dir = local_path(recipe.output_dir, "output_dir")
     refuse_unwritable(run_dir, "output_dir")
     earlier = earlier_recipe(run_dir)
+    pretrained = find_pretrained(recipe.model, run_and_step(parent)[0] if parent else run_dir)
     recipe = resolve_hardware(recipe, earlier, pretrained)
     accelerator = start_accelerator(recipe)
     with together(accelerator):

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..structure import attention_classes, matrices
 from .observers import Observer
-from .structure import attention_classes, matrices
 
 if TYPE_CHECKING:
     from .loop import TrainingRun

@@ -1,15 +1,19 @@
-"""What a causal language model consists of, read from its modules: matrices and attention.
+"""What a causal language model consists of, read from its modules: matrices, attention and tables of positions.
 
 Each of transformers' types has its own names for parameters. What a parameter is for, its module says. So the groups
-of the optimizer, the operations that a token takes and the table of parameters are made from these functions.
+of the optimizer, the operations that a token takes and the table of parameters are made from these functions, and the
+loss asks what the head is.
 """
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from .loading import num_positions
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
@@ -31,9 +35,24 @@ def matrices(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
 
 
 def is_bias_or_state(name: str) -> bool:
-    """Whether a parameter called so is a bias, of any dimension, or one of a state-space model that decays a state."""
+    """Whether a parameter called so is a bias, of any dimension, or one of Mamba's that its authors spare decay."""
     name = name.rpartition(".")[2]
     return name.endswith("bias") or name in ("A_log", "D")
+
+
+def is_plain_linear(head: nn.Module) -> bool:
+    """Whether calling `head` multiplies by its weight and does nothing else, so that it need not be called.
+
+    Not so for LoRA and quantised layers, nor where the weight is sharded, or brought by a hook.
+    """
+    return (
+        type(head) is nn.Linear
+        and type(head.weight) in (nn.Parameter, Tensor, FakeTensor)
+        and head.bias is None
+        and "forward" not in vars(head)
+        and not (head._forward_hooks or head._forward_pre_hooks)
+        and not (head._backward_hooks or head._backward_pre_hooks)
+    )
 
 
 def attention_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
@@ -46,3 +65,16 @@ def attention_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
     by_name = (module for module in model.modules() if "Attention" in type(module).__name__)
     projecting = (m for m in by_name if any(isinstance(child, (nn.Linear, Conv1D)) for child in m.children()))
     return tuple(classes) or tuple({type(module) for module in projecting})
+
+
+def position_tables(model: PreTrainedModel) -> list[Tensor]:
+    """Where positions are looked up, so that there are none after the last row; RoPE and ALiBi compute them.
+
+    A table is an embedding of as many rows, or two more (OPT's), or a buffer of some dimensions (GPT-J's sines).
+    """
+    if (positions := num_positions(model.config)) is None:
+        return []
+    lengths, words = range(positions, positions + 3), model.get_input_embeddings()
+    embeddings = (one for one in model.modules() if isinstance(one, nn.Embedding) and one is not words)
+    tables = [one.weight for one in embeddings if one.num_embeddings in lengths]
+    return tables + [one for one in model.buffers() if one.ndim > 1 and any(size in lengths for size in one.shape)]
