@@ -809,7 +809,8 @@ print(1)"""
     at_revision = {**here, "model": {"from_pretrained": "someone/base@wanted"}, "tokenizer": {}}
     code, printed = trained(commands, at_revision, tmp_path / "at")
     assert code == 0, printed
-    assert json.loads((tmp_path / "at" / "run" / "environment.json").read_text())["sources"]["model"] == sources["model"]
+    environment = json.loads((tmp_path / "at" / "run" / "environment.json").read_text())
+    assert environment["sources"]["model"] == sources["model"]
 
 
 def test_training_continues_from_a_gpt2(hub, commands, recipe, step, tmp_path):
