@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _MOST_LAYERS = 10_000
 _SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
 _LONGEST_REASON = 300
+POSITIONS = ("max_position_embeddings", "max_seq_len")  # MPT's, whose ALiBi is a table of so many
+"""What configurations call the number of tokens that a model takes at once."""
 _NO_LENGTH = 10**9  # where there is none, transformers says 10**30
 
 
@@ -63,7 +65,8 @@ def own_fields(kind: "type[PreTrainedConfig]") -> set[str]:
 
 def num_positions(config: "PreTrainedConfig") -> int | None:
     """How many tokens a model takes at once; None without a limit, such as that of a Mamba or a BLOOM."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    text = config.get_text_config()
+    return next((length for name in POSITIONS if (length := getattr(text, name, None))), None)
 
 
 def context_length(config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -245,12 +245,15 @@ def test_windows_are_as_long_as_the_recipe_says(recipe):
     shortest = prepared({**recipe("llama", data={"context_length": 1}), "model": {"emb_dim": 8, "n_heads": 1}})
     assert shortest.model.config.max_position_embeddings == 1  # fewer than the model is tried with
     assert prepared(recipe("llama", data={"context_length": None})).data.windows.context_length == WINDOW
+    mpt = {**open_length, "model": {"model_type": "mpt", "d_model": 16, "n_layers": 1, "n_heads": 2}}
+    assert prepared(mpt).model.config.max_seq_len == 24
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
         ("llama", {"data": {"context_length": 64}}, r"data.context_length: 64, and the model has 32 positions"),
+        ("mpt", {"model": {"max_seq_len": 16}}, r"data.context_length: 32, and the model has 16 positions"),
         ("mamba", {"data": {"context_length": None}}, r"data.context_length: is missing: a mamba model"),
         (
             "llama",
@@ -260,8 +263,9 @@ def test_windows_are_as_long_as_the_recipe_says(recipe):
     ],
 )
 def test_a_length_that_cannot_be_is_refused(name, changes, message, recipe):
+    values = recipe(name, **changes) if name in TYPES else {**recipe("llama"), "model": {"model_type": name}}
     with pytest.raises(UserError, match=message):
-        prepared(recipe(name, **changes))
+        prepared({**values, "model": {**values["model"], **changes.get("model", {})}})
 
 
 def test_documents_are_isolated_where_positions_can_carry_it(recipe):
@@ -347,6 +351,19 @@ def test_a_model_of_transformers_is_continued_as_what_it_is(recipe, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(result.checkpoints[-1])
     assert type(loaded).__name__ == "GPT2LMHeadModel"
     assert same(loaded.state_dict(), result.model.state_dict())
+
+
+def test_a_head_of_its_own_is_said_to_be_one(recipe, tmp_path):
+    """A config.json may call it tied: transformers 5 leaves it apart, 4 would put the embeddings in its place."""
+    source = save(tiny("llama", tie_word_embeddings=False), tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    values = {**recipe("llama", train={"max_steps": 4}), "model": {"from_pretrained": str(source)}, "tokenizer": {}}
+    run = hf_gpt.train(values)
+    assert json.loads((run.checkpoints[-1] / "config.json").read_text())["tie_word_embeddings"] is False
+    assert "lm_head.weight" in weights(run.output_dir, 4)
+    resumed = hf_gpt.train({**values, "train": {**values["train"], "max_steps": 6}})
+    assert "lm_head.weight" in weights(resumed.output_dir, 6)
 
 
 def test_a_run_does_not_go_on_with_another_model_than_it_began_with(recipe, tmp_path):

@@ -39,6 +39,13 @@ def test_it_resumes_to_the_same_weights(run_dir):
             assert line["train_loss"] == pytest.approx(earlier[line["step"]]["train_loss"], abs=CLOSE)
 
 
+def test_its_windows_stay_as_long_as_they_were(run_dir):
+    """Its recipe does not say how long: they were as long as the model's positions."""
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000008")
+    with pytest.raises(hf_gpt.UserError, match=r"holds a different run \(data.context_length 16 -> 8\)"):
+        hf_gpt.train(hf_gpt.Recipe.from_yaml("run/recipe.yaml", ["--data.context_length", "8"]))
+
+
 def test_its_steps_are_repeated_under_the_recipe_that_each_had(run_dir):
     steps = replay(run_dir, 4, 8)
     assert [*steps] == [5, 6, 7, 8]

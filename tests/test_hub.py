@@ -806,6 +806,11 @@ print(1)"""
     sources = json.loads((tmp_path / "online" / "run" / "environment.json").read_text())["sources"]
     assert sources["training"]["revision"] == commit
     assert sources["model"] == {"hub": "someone/base", "revision": hub.refs("someone/base")["tags"]["wanted"]}
+    at_revision = {**here, "model": {"from_pretrained": "someone/base@wanted"}, "tokenizer": {}}
+    code, printed = trained(commands, at_revision, tmp_path / "at")
+    assert code == 0, printed
+    environment = json.loads((tmp_path / "at" / "run" / "environment.json").read_text())
+    assert environment["sources"]["model"] == sources["model"]
 
 
 def test_training_continues_from_a_gpt2(hub, commands, recipe, step, tmp_path):

@@ -30,7 +30,7 @@ from ..configuration_gpt import GPTConfig
 from ..data.tokenizer import content_of, load_tokenizer, vocab_size
 from ..errors import UserError, did_you_mean
 from ..generation import try_out
-from ..loading import own_fields, reading_model, refuse_other_models, say_unused, skeleton, with_weights
+from ..loading import POSITIONS, own_fields, reading_model, refuse_other_models, say_unused, skeleton, with_weights
 from ..probing import changes_weights, isolates_documents, refuse_later_tokens
 from ..recipe import EvaluationRecipe, ModelRecipe, Recipe, config_class
 
@@ -179,7 +179,7 @@ def model_config(
     size = vocab_size(tokenizer)
     of_run = {"vocab_size": size, **_special_ids(tokenizer)}
     if positions and not recipe.preset:
-        of_run["max_position_embeddings"] = positions
+        of_run |= dict.fromkeys(POSITIONS, positions)
     config = named_config(recipe, pretrained, **of_run)
     if config.vocab_size < size:
         raise _too_small(config.vocab_size, size, pretrained is not None)
@@ -216,6 +216,10 @@ def build_model(
             name, options = recipe.model.from_pretrained, {"attn_implementation": attention, "dtype": torch.float32}
             model, unused = with_weights(AutoModelForCausalLM, pretrained.folder, name, config=config, **options)
             say_unused(name, unused)
+            if model.config.tie_word_embeddings and model.get_output_embeddings() is not None:
+                # transformers 5 leaves two matrices that differ apart, and 4 would make one of them
+                head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+                model.config.tie_word_embeddings = head.weight is embeddings.weight
             try:
                 model.generation_config.validate(strict=True)
             except ValueError:  # transformers reads such settings, to no effect, and refuses to save them

@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 from .. import checkpoint
 from ..data.tokenizer import fingerprint, load_tokenizer
 from ..errors import UserError
-from ..loading import own_fields
+from ..loading import num_positions, own_fields
 from ..recipe import Recipe, differences
 from ..storage import local_path, read_file, read_json
 from .model import canonical_field_names
@@ -103,7 +103,7 @@ def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe, config: Pr
     if recipe.checkpoint.resume == "never" and checkpoint.checkpoints(run_dir):
         raise UserError(f"checkpoint.resume: never, but {run_dir} holds checkpoints; give another output_dir")
     model = dataclasses.replace(earlier.model, config=canonical_field_names(earlier.model.config, type(config)))
-    data = dataclasses.replace(earlier.data, context_length=earlier.data.context_length or recipe.data.context_length)
+    data = dataclasses.replace(earlier.data, context_length=earlier.data.context_length or num_positions(config))
     earlier = dataclasses.replace(earlier, model=model, data=data)
     changes = [Change(field, old, new) for field, (old, new) in differences(earlier, recipe).items()]
     changeable = _CHANGEABLE + _OF_TEXT if read_environment(run_dir / "environment.json").get("text") else _CHANGEABLE
@@ -147,7 +147,7 @@ def look_for_checkpoint(job: "Job", say: Callable[[str], None]) -> tuple[Path | 
         checkpoint.pointed(job.run_dir, pointer)  # refuses what could not be written again
     found, damaged = checkpoint.newest_whole(job.run_dir)
     refuse_other_run(job, found)
-    for name, there, here in _other_fields(found, job.data.config) if found else ():
+    for name, there, here in _other_fields(found, job.model.config) if found else ():
         what = f"the run's model has {name} {there!r}, and what the recipe names has {here!r} now"
         raise UserError(f"{job.run_dir}: {what}; put back the model or the version of transformers that it began with")
     for change in job.changes:
