@@ -175,9 +175,10 @@ def separator_id(tokenizer: "PreTrainedTokenizerFast") -> int | None:
 
 def begin_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """The id of BOS where the tokenizer puts it before a text, as Llama's does, else None."""
-    alone, ids = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    is_before = not alone or ids[: len(alone)] != alone  # an EOS after the text may be the same token
-    return ids[0] if is_before and ids[:1] == [tokenizer.bos_token_id] else None
+    begin = tokenizer.bos_token_id
+    if tokenizer("")["input_ids"][:1] != [begin]:
+        return None
+    return begin if tokenizer("a")["input_ids"][:1] == [begin] else None  # an EOS after the text may be the same token
 
 
 def vocab_size(tokenizer: "PreTrainedTokenizerFast") -> int:
