@@ -162,8 +162,8 @@ def test_a_model_that_is_continued_in_shards_and_bf16_resumes_bit_for_bit(train_
 
 @pytest.mark.slow  # the other process waits for its launcher, which is not there
 def test_what_the_first_process_refuses_ends_the_other(train_sharded, short, tmp_path):
-    short["evaluation"]["sample_tokens"] = 10**6
-    short["model"] = {"model_type": "llama", **TYPES["llama"]}
+    short["evaluation"]["sample_tokens"] = 10**6  # and a table of 32 positions
+    short["model"] = {"model_type": "gpt2", **TYPES["gpt2"]}
     printed = train_sharded(recipe_file(short, tmp_path / "recipe.yaml"), codes=(2, 1))
     assert printed[0].startswith("hf-gpt: evaluation.")
     assert len(printed[0].splitlines()) == 1
