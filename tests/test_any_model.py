@@ -318,11 +318,11 @@ def test_an_eos_after_a_text_is_no_bos_though_they_are_one_token(tmp_path):
 
 
 def test_a_mixture_in_bf16_is_causal_and_a_bert_is_not():
-    """Experts' matrices are multiplied by more or fewer tokens, and their sums are then rounded otherwise."""
+    """Experts' matrices are multiplied by more or fewer tokens; on some processors their sums are rounded otherwise."""
     sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8}
     sizes |= {"num_hidden_layers": 4, "num_local_experts": 8, "initializer_range": 0.05}
     mixture = tiny("mixtral", seed=1, **sizes).bfloat16()
-    assert probing._change(mixture, changed=-1, looked_at=slice(-1)) > 1e-3
+    assert not probing._looks_ahead(mixture)  # is asked where they are
     probing.refuse_later_tokens(mixture, "it")
     bert = BertConfig(vocab_size=257, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     with pytest.raises(UserError, match=r"a bert model .* not causal"):
