@@ -318,7 +318,7 @@ def test_an_eos_after_a_text_is_no_bos_though_they_are_one_token(tmp_path):
 
 
 def test_a_mixture_in_bf16_is_causal_and_a_bert_is_not():
-    """Experts' matrices are multiplied by more or fewer tokens; on some processors their sums are rounded otherwise."""
+    """Experts are given more or fewer tokens, and on some processors their sums are then rounded otherwise."""
     sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8}
     sizes |= {"num_hidden_layers": 4, "num_local_experts": 8, "initializer_range": 0.05}
     mixture = tiny("mixtral", seed=1, **sizes).bfloat16()
