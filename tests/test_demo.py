@@ -318,6 +318,9 @@ def test_no_other_page_and_no_file_is_answered(served):
             return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30).status
         except urllib.error.HTTPError as error:
             return error.code
+        except urllib.error.URLError as error:
+            assert isinstance(error.reason, ConnectionError), error
+            return "closed"
 
     join, kind = "/gradio_api/queue/join", {"Content_Type": "application/json"}
     assert answered() == answered(Origin=url) == answered("/config", Host=f"localhost:{host.split(':')[1]}") == 200
@@ -326,7 +329,8 @@ def test_no_other_page_and_no_file_is_answered(served):
         assert answered(Origin=origin) == answered(join, b"{}", Origin=origin, **kind) == 403, origin
     assert answered(join, b"{}", **kind) == 422  # the page's own kind of request, without what belongs into it
     assert answered("/gradio_api/upload", b"--a\r\n", Content_Type="multipart/form-data; boundary=a") == 403
-    assert answered(join, b'{"data": ["' + b"a" * (1 << 20) + b'"]}', **kind) == 413
+    # Refused before all of it was sent, which a client may learn from the answer or from the closed connection.
+    assert answered(join, b'{"data": ["' + b"a" * (1 << 20) + b'"]}', **kind) in (413, "closed")
 
 
 @needs_browser
