@@ -319,8 +319,7 @@ def test_no_other_page_and_no_file_is_answered(served):
         except urllib.error.HTTPError as error:
             return error.code
         except urllib.error.URLError as error:
-            assert isinstance(error.reason, ConnectionError), error
-            return "closed"
+            return "closed" if isinstance(error.reason, ConnectionError) else error
 
     join, kind = "/gradio_api/queue/join", {"Content_Type": "application/json"}
     assert answered() == answered(Origin=url) == answered("/config", Host=f"localhost:{host.split(':')[1]}") == 200
