@@ -150,8 +150,8 @@ def _make(
             texts = _texts(corpus, encoder, shards.counts["num_characters"], progress)
             if begin is not None and not shards.counts["num_tokens"]:
                 shards.append(np.array([begin], dtype).tobytes(), {"num_tokens": 1})
-            between = [i for i in (separator, None if begin == separator else begin) if i is not None]
-            encode = partial(_encode, corpus.name, encoder, between if separator is not None else [], dtype)
+            marks = [separator] if begin in (None, separator) else [separator, begin]
+            encode = partial(_encode, corpus.name, encoder, marks if separator is not None else [], dtype)
             for ids, counts in _in_background(encode, _batches(texts), encoder.num_threads):
                 shards.append(ids, counts)
                 progress(counts["num_characters"])
