@@ -33,9 +33,7 @@ def shared_hub():
 def commands(shared_hub, folder):
     """`hf-gpt` commands whose Hub is ours."""
     environment = {**shared_hub.environment(folder / "home"), "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
-    server = ForkServer(
-        environment, "import hf_gpt.hub.background; hf_gpt.hub.background.LAST_PAUSES = (0.1, 0.2, 0.4)"
-    )
+    server = ForkServer(environment, "import hf_gpt.hub.background; hf_gpt.hub.background.LAST_PAUSES = (0.1,) * 8")
     yield server
     server.close()
 
@@ -111,6 +109,7 @@ def test_a_milestone_is_a_revision_with_exactly_its_files(hub, commands, run, ki
         assert there.keys() - {".gitattributes"} == local.keys()
         assert {name for name in local if there[name] != local[name]} == {"README.md"}  # which names the repository
         assert hub.commits(repo, f"step{step}")[0]["title"] == f"Step {step}"
+        assert f'from_pretrained("{repo}", revision="step{step}")' in there["README.md"].decode()
     assert hub.commits(repo) == before
     hub.requests.clear()
     code, printed = commands.run("push", run, repo, "--milestones")
@@ -235,7 +234,79 @@ def test_as_a_stock_gpt2_each_loads_by_its_name(hub, commands, run, tmp_path):
         assert (config["model_type"], config["architectures"]) == ("gpt2", ["GPT2LMHeadModel"])
         assert "milestone.json" in there
         assert not [file for file in there if file.endswith(".py")]
+        assert f'from_pretrained("{repo}", revision="{name}")' in there["README.md"].decode()
     assert weights(hub, repo, "chck_10M") == weights(hub, repo, "chck_12345678") != weights(hub, repo, "chck_7M")
+
+
+# During training ----------------------------------------------------------------------------------------------------
+
+
+def resumed(commands, recipe: dict, run: Path, **hub):
+    """A process that resumes the finished run, which publishes what is missing."""
+    file = recipe_file({**recipe, "output_dir": str(run), "hub": hub}, run / "again.json")
+    return commands.start("train", file)
+
+
+@pytest.mark.parametrize(("main", "title", "form"), [("best", "Step 3", "hf_gpt"), ("last", "Step 5", "gpt2")])
+def test_a_run_publishes_its_milestones_and_main_as_its_recipe_says(hub, commands, recipe, run, main, title, form):
+    repo = f"someone/main-{main}"
+    state = run / "checkpoints" / "step-00000005" / "training_state" / "state.json"
+    content = json.loads(state.read_text())
+    content["progress"]["best_step"] = 3
+    state.write_text(json.dumps(content))
+    milestone(run, 5)
+    command = resumed(commands, recipe, run, repo_id=repo, main=main, milestones="branches", format=form)
+    assert command.wait() == 0, command.printed
+    assert f"hub: sending step1 and 3 more to {repo} (milestones)" in command.printed
+    assert "not everything" not in command.printed
+    refs = hub.refs(repo)
+    assert set(refs["branches"]) == {"main", "training", "step1", "step2", "step4", "step5"}
+    assert set(refs["tags"]) == {"step-00000005"}
+    assert hub.commits(repo)[0]["title"] == title
+    for name in refs["branches"]:
+        assert json.loads(hub.files(repo, name)["config.json"])["model_type"] == form
+    assert checked(commands, run, repo)[0] == 0
+
+
+def test_a_hub_that_stumbles_gets_every_milestone(hub, commands, recipe, run):
+    hub.fail(Fault("/commit/sending", status=503, times=1))
+    for number in range(3):
+        hub.fail(Fault(f"/tag/.*|/branch/.*{number}", status=503, times=1))
+    repo = "someone/stumbles"
+    command = resumed(commands, recipe, run, repo_id=repo)
+    assert command.wait() == 0, command.printed
+    assert "not everything" not in command.printed
+    assert set(hub.refs(repo)["tags"]) == {"step-00000005", "step1", "step2", "step4"}
+    assert set(hub.refs(repo)["branches"]) == {"main", "training"}
+
+
+def test_what_could_not_be_sent_has_a_command_that_sends_it(hub, commands, recipe, run):
+    hub.fail(Fault("/commit/sending", status=403))
+    repo = "someone/forbidden"
+    command = resumed(commands, recipe, run, repo_id=repo, private=True)
+    assert command.wait() == 0, command.printed
+    last = command.printed.partition("this sends the rest: ")[2].splitlines()[0]
+    assert last == f"hf-gpt push {run} {repo} --milestones --private"
+    hub.mend()
+    code, printed = commands.run(*last.split()[1:])
+    assert code == 0, printed
+    assert checked(commands, run, repo)[0] == 0
+    assert hub.repos["model", repo].private
+
+
+def test_a_milestone_with_other_weights_is_replaced_with_a_line(hub, commands, recipe, run):
+    repo = "someone/dropped"
+    assert resumed(commands, recipe, run, repo_id=repo).wait() == 0
+    assert weights(hub, repo, "step2") == here(run, 2)
+    shutil.copy(run / "checkpoints" / "step-00000005" / "model.safetensors", run / "checkpoints" / "step-00000002")
+    milestone(run, 2)
+    command = resumed(commands, recipe, run, repo_id=repo)
+    assert command.wait() == 0
+    assert "hub: step2 held other weights, and was replaced" in command.printed.splitlines()
+    assert weights(hub, repo, "step2") == here(run, 5)
+    command = resumed(commands, recipe, run, repo_id=repo)
+    assert command.wait() == 0
+    assert "milestones" not in command.printed
 
 
 # Names -------------------------------------------------------------------------------------------------------------

@@ -266,7 +266,7 @@ class Ladder:
     def _send(self, name: str, folder: Path, private: bool, is_there: bool) -> Published:
         """Commit a revision, and let its name stand for the commit."""
         branch = _branch_to_send(name)
-        done = push(folder, self._repo_id, private=private, revision=branch, as_gpt2=self._as_gpt2, exactly=True)
+        done = push(folder, self._repo_id, private=private, revision=branch, as_gpt2=self._as_gpt2, named=name)
         api, repo_id = self._api, self._repo_id
         with hub_requests(f"{repo_id}, {name}"):
             if self._kind == "tags":

@@ -70,7 +70,7 @@ def push(
     message: str | None = None,
     with_training_state: bool = False,
     as_gpt2: bool = False,
-    exactly: bool = False,
+    named: str | None = None,
 ) -> Pushed:
     """Publish a model in one commit; the repository and the branch are created where they do not exist.
 
@@ -83,7 +83,7 @@ def push(
         message: of the commit; by default it names the step.
         with_training_state: also send what resuming needs, with the run's recipe and records.
         as_gpt2: send a stock `GPT2LMHeadModel`, which needs neither this package nor remote code.
-        exactly: the branch then holds nothing else, and its card is the model's own.
+        named: the tag or branch that will be made at the commit, which then holds this model and nothing else.
 
     Raises:
         UserError: there is no such model here, or an argument cannot work.
@@ -104,7 +104,7 @@ def push(
     with tempfile.TemporaryDirectory() as folder:
         files = _gpt2_files(source, Path(folder, "gpt2")) if as_gpt2 else _files(source, with_training_state)
         with hub_requests(repo_id):
-            return _commit(files, repo_id, private, revision, tag, message, as_gpt2, exactly)
+            return _commit(files, repo_id, private, revision, tag, message, as_gpt2, named)
 
 
 def _message(folder: Path) -> str:
@@ -162,7 +162,7 @@ def _commit(
     tag: str | None,
     message: str,
     as_gpt2: bool,
-    exactly: bool,
+    named: str | None,
 ) -> Pushed:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -190,16 +190,15 @@ def _commit(
         if ours != theirs:
             raise UserError(f"{repo_id}: its branch '{revision}' holds another run; give another branch or repository")
     contents: dict[str, Path | bytes] = dict(files)
-    is_merged = "README.md" in published and not exactly
+    is_merged = "README.md" in published and named is None
     if "README.md" in files or is_merged:
         # For a model without a card, the published card keeps only what people wrote.
         card = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else bare_card()
-        card = as_gpt2_card(card, repo_id) if as_gpt2 else card
-        card = with_repo_id(card, repo_id)
+        card = with_repo_id(as_gpt2_card(card) if as_gpt2 else card, repo_id, named)
         if is_merged:
             card = merge(card, download("README.md").read_text(encoding="utf-8"))
         contents["README.md"] = card.encode()
-    is_ours = (lambda name: name != ".gitattributes") if exactly else _belongs_to_a_model
+    is_ours = (lambda name: name != ".gitattributes") if named else _belongs_to_a_model
     removed = [name for name in published if name not in contents and is_ours(name)]
     commit = api.create_commit(
         repo_id,
