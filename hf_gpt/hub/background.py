@@ -174,17 +174,17 @@ class BackgroundPush(Observer):
                 raise UserError(str(error), field="hub.format", value="gpt2") from None
         if hub.milestones != "none":
             ladder = Ladder(run_dir, hub.repo_id, hub)
-            ladder.refuse_names(getattr(training.job, "milestones", {}))
+            ladder.refuse_names(training.progress.step, training.job.milestones)
             self._milestones = _Milestones(
-                name="milestones", pause=self._first_pause, run_dir=run_dir, ladder=ladder, unsent=ladder.unsent()
+                name="milestones", pause=self._first_pause, run_dir=run_dir, ladder=ladder
             )
 
     def saved(self, training: "TrainingRun", checkpoint: Path) -> None:
         if self._milestones:
             self._milestones.look()
         every, step, best_step = training.recipe.hub.push_every, training.progress.step, training.progress.best_step
-        if checkpoint not in checkpoints.checkpoints(training.run_dir):
-            return  # a milestone without a training state
+        if not (checkpoint / checkpoints.TRAINING_STATE / "state.json").is_file():
+            return  # it is a milestone, and nothing else
         if every is None or step % every == 0 or step == training.max_steps:
             is_last = best_step is None or self._hub.main == "last"
             best = checkpoint if is_last else checkpoint.with_name(checkpoints.name_of(best_step))

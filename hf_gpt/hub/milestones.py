@@ -32,6 +32,8 @@ from .push import push
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+    from ..training.milestones import Milestone
+
 RECORD = "published.json"
 _CHECKPOINT_TAG = re.compile(r"step-\d{8,}")  # of background.py
 
@@ -114,10 +116,10 @@ class Ladder:
         self._hub, self._kind = hub, "branches" if hub.milestones == "branches" else "tags"
         self._as_gpt2 = as_gpt2 or hub.format == "gpt2"
 
-    def refuse_names(self, milestones: Mapping[int, Any]) -> None:
-        """Refuse names that the milestones here, and those that are to come (by step), cannot have."""
-        to_come = {step: (step, one.tokens, one.words) for step, one in milestones.items()}
-        revisions(self._hub, {**self._asked(), **to_come}.values())
+    def refuse_names(self, step: int, milestones: "Mapping[int, Milestone]") -> None:
+        """Refuse names that the milestones until `step` that are here, and those of the run, cannot have."""
+        here = {at: asked for at, asked in self._asked().items() if at <= step}
+        revisions(self._hub, {**here, **{at: (at, one.tokens, one.words) for at, one in milestones.items()}}.values())
 
     def unsent(self) -> list[str]:
         """The revisions that were not sent as they are now, by the record; the Hub is not asked."""
@@ -166,13 +168,19 @@ class Ladder:
         """
         wrong: dict[str, str | None] = {}
         expected: dict[str, _Hashes] = {}
+        listed = []
         for name, folder in self._folders().items():
             wrong[name] = None
             try:
+                listed.append(self._entry(folder)["weights"])
                 expected[name] = self._hashes(folder)
             except checkpoint.DamagedCheckpoint as error:
                 wrong[name] = f"cannot be compared: {error}"
         there, _ = self._look()
+        for name, entry in self._read_record().items():
+            is_there = entry.get("commit") == there.get(name, "")
+            if name not in wrong and is_there and entry.get("weights") not in listed:
+                wrong[name] = "is of a milestone that is not here any more, and cannot be compared"
         for name, hashes in expected.items():
             if name not in there:
                 wrong[name] = f"is not among the {self._kind} of {self._repo_id}"
