@@ -15,7 +15,7 @@ from hf_gpt.hub.milestones import revisions
 from hf_gpt.recipe import HubRecipe
 from hf_gpt.storage import write_json
 
-STEPS = (0, 1, 2, 4)
+STEPS = (1, 2, 4)
 
 
 @pytest.fixture(scope="module")
@@ -48,27 +48,25 @@ def recipe(folder) -> dict:
         "data": {"source": str(text), "validation_fraction": 0.1},
         "train": {"max_steps": 5, "batch_size": 2, "log_every": 1, "device": "cpu"},
         "evaluation": {"every": 5, "tokens": 64, "prompts": []},
-        "checkpoint": {"every": 1, "keep": None},
+        "checkpoint": {"every": 1, "keep": None, "milestones": {"steps": [*STEPS]}},
     }
 
 
 def milestone(run: Path, step: int, tokens=(), words=()) -> None:
-    source = run / "checkpoints" / checkpoint.name_of(step)
-    with checkpoint.writing(run, step) as directory:
-        shutil.copytree(source, directory, ignore=shutil.ignore_patterns("manifest.json"), dirs_exist_ok=True)
-        asked = {"tokens": list(tokens), "words": list(words)}
-        write_json(directory / "milestone.json", {"step": step, "tokens": 1, "words": 1, "asked": asked})
-    shutil.rmtree(next((run / "checkpoints").glob(f"damaged-{checkpoint.name_of(step)}*")))
+    """Make a milestone of a checkpoint, or list what was changed in one."""
+    folder = run / "checkpoints" / checkpoint.name_of(step)
+    asked = {"tokens": list(tokens), "words": list(words)}
+    write_json(folder / "milestone.json", {"step": step, "tokens": 1, "words": 1, "asked": asked})
+    (folder / checkpoint.MANIFEST).unlink()
+    write_json(folder / checkpoint.MANIFEST, checkpoint._describe(folder))
 
 
 @pytest.fixture(scope="module")
 def finished(commands, recipe, folder) -> Path:
-    """A finished run with four milestones, which knows of no Hub."""
+    """A finished run with three milestones, which knows of no Hub."""
     path = folder / "run"
     code, printed = commands.run("train", recipe_file({**recipe, "output_dir": str(path)}, folder / "recipe.json"))
     assert code == 0, printed
-    for step in STEPS[1:]:
-        milestone(path, step)
     return path
 
 
@@ -102,7 +100,7 @@ def test_a_milestone_is_a_revision_with_exactly_its_files(hub, commands, run, ki
     refs = hub.refs(repo)
     assert set(refs[kind]) - {"main"} == {"step1", "step2", "step4"}
     assert set(refs["branches"] | refs["tags"]) == {"main", "step1", "step2", "step4"}
-    for step in STEPS[1:]:
+    for step in STEPS:
         path = run / "checkpoints" / checkpoint.name_of(step)
         there = hub.files(repo, f"step{step}")
         local = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
@@ -186,6 +184,17 @@ def test_other_weights_replace_a_revision_and_equal_ones_are_not_sent_again(hub,
     assert weights(hub, repo, "step2") == here(run, 5)
 
 
+def test_a_name_that_is_a_tag_there_becomes_no_branch(hub, commands, run):
+    repo = "someone/both"
+    assert commands.run("push", run, repo, "--milestones")[0] == 0
+    before = hub.refs(repo)
+    change(run, milestones="branches")
+    code, printed = commands.run("push", run, repo, "--milestones")
+    assert code == 2
+    assert f"hub.milestones branches: 'step1' is one of the tags of {repo}; remove it there, or give" in printed
+    assert hub.refs(repo) == before
+
+
 def test_a_milestone_that_is_damaged_is_named_and_the_others_are_sent(hub, commands, run):
     (run / "checkpoints" / "step-00000001" / "model.safetensors").write_bytes(b"")
     code, printed = commands.run("push", run, "someone/damaged", "--milestones")
@@ -215,7 +224,7 @@ def test_what_was_interrupted_is_taken_up_and_leaves_no_trace(hub, commands, run
     assert codes == [1, 0]
     assert set(hub.refs(repo)["tags"]) == {"step1", "step2", "step4"}
     assert set(hub.refs(repo)["branches"]) == {"main"}
-    for step in STEPS[1:]:
+    for step in STEPS:
         assert weights(hub, repo, f"step{step}") == here(run, step)
 
 
@@ -247,7 +256,10 @@ def resumed(commands, recipe: dict, run: Path, **hub):
     return commands.start("train", file)
 
 
-@pytest.mark.parametrize(("main", "title", "form"), [("best", "Step 3", "hf_gpt"), ("last", "Step 5", "gpt2")])
+@pytest.mark.parametrize(
+    ("main", "title", "form"),
+    [("best", "Step 3", "hf_gpt"), pytest.param("last", "Step 5", "gpt2", marks=pytest.mark.slow)],
+)
 def test_a_run_publishes_its_milestones_and_main_as_its_recipe_says(hub, commands, recipe, run, main, title, form):
     repo = f"someone/main-{main}"
     state = run / "checkpoints" / "step-00000005" / "training_state" / "state.json"
@@ -307,6 +319,57 @@ def test_a_milestone_with_other_weights_is_replaced_with_a_line(hub, commands, r
     command = resumed(commands, recipe, run, repo_id=repo)
     assert command.wait() == 0
     assert "milestones" not in command.printed
+
+
+def test_a_trajectory_that_was_left_is_replaced_there_and_step_0_is_a_milestone(hub, commands, recipe, tmp_path):
+    """At step 4 of 8 the learning rate is another than at step 4 of 4."""
+    repo, run = "someone/left", tmp_path / "run"
+    recipe = {
+        **recipe,
+        "output_dir": str(run),
+        "checkpoint": {"every": 3, "milestones": {"steps": [0, 2, 4]}},
+        "hub": {"repo_id": repo, "milestones": "branches"},
+    }
+    file = recipe_file(recipe, tmp_path / "recipe.json")
+    code, printed = commands.run("train", file, "--train.max_steps", "4")
+    assert code == 0, printed
+    before = {name: weights(hub, repo, name) for name in ("step0", "step2", "step4")}
+    assert before == {f"step{step}": here(run, step) for step in (0, 2, 4)}
+    (run / "checkpoints" / "step-00000004" / "training_state" / "state.json").unlink()  # it can go on from 3 alone
+    milestone(run, 4)
+    code, printed = commands.run("train", file, "--train.max_steps", "8")
+    assert code == 0, printed
+    assert "resuming after step 3" in printed
+    assert "hub: step4 held other weights, and was replaced" in printed
+    after = {name: weights(hub, repo, name) for name in before}
+    assert after == {f"step{step}": here(run, step) for step in (0, 2, 4)}
+    assert {name for name in after if after[name] != before[name]} == {"step4"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"hub": {"milestone_name": "at-{words_short}"}},
+            "hub.milestone_name 'at-{words_short}': the milestone of step",
+        ),
+        ({"hub": {"milestone_name": "last"}}, "'last', and so would that of step 1"),
+        ({"hub": {"milestone_name": "training/{step}"}}, "cannot stand beside, a name of other checkpoints there"),
+        (
+            {"hub": {"format": "gpt2"}, "model": {"model_type": "llama", "hidden_size": 16, "num_attention_heads": 2}},
+            "hub.format gpt2: the model: its type is llama, and only this package's GPT becomes a GPT-2",
+        ),
+    ],
+)
+def test_what_cannot_be_published_is_refused_before_the_first_step(commands, recipe, tmp_path, changes, says):
+    if "model" in changes:
+        changes["model"] |= {"num_hidden_layers": 1, "intermediate_size": 16, "max_position_embeddings": 16}
+    run = tmp_path / "run"
+    file = {**recipe, "output_dir": str(run), **changes, "hub": {"repo_id": "someone/never", **changes["hub"]}}
+    code, printed = commands.run("train", recipe_file(file, tmp_path / "recipe.json"))
+    assert code == 2, printed
+    assert says in printed.splitlines()[-1]
+    assert not run.exists()
 
 
 # Names -------------------------------------------------------------------------------------------------------------
@@ -401,7 +464,7 @@ def test_what_has_no_milestones_says_so(commands, finished, run, tmp_path):
     code, printed = commands.run("push", run / "checkpoints" / "step-00000005", "someone/x", "--milestones")
     assert code == 2
     assert "is no run: it has no recipe.yaml" in printed
-    for step in STEPS[1:]:
+    for step in STEPS:
         shutil.rmtree(run / "checkpoints" / checkpoint.name_of(step))
     for more in ([], ["--check"]):
         code, printed = commands.run("push", run, "someone/x", "--milestones", *more)

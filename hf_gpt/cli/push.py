@@ -15,7 +15,6 @@ from .output import print_json, say
 if TYPE_CHECKING:
     from ..hub.milestones import Ladder
 
-EXIT_DIFFERENT = 1  # what --check found
 HELP = "publish a model, or the best checkpoint of a run, on the Hub"
 
 _EXAMPLES = """\
@@ -53,7 +52,9 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--milestones", action="store_true", help="send the milestones of a run that are missing")
     parser.add_argument(
-        "--check", action="store_true", help="with --milestones: only compare them with the run's, and exit with 1"
+        "--check",
+        action="store_true",
+        help="with --milestones: send nothing; compare those that are there; exit code 1 if one is not right",
     )
     parser.add_shared("--json")
 
@@ -115,7 +116,7 @@ def _check(arguments: argparse.Namespace) -> int:
     for name, what in wrong.items():
         say(f"{name}: {what}")
     say(f"{arguments.repo_id}: {len(found) - len(wrong)} of {len(found)} revisions have the weights of the run")
-    return EXIT_DIFFERENT if wrong else 0
+    return int(bool(wrong))
 
 
 def _ladder(arguments: argparse.Namespace) -> "Ladder":

@@ -20,7 +20,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from .milestones import Ladder
 
 if TYPE_CHECKING:
     from ..training.loop import TrainingRun
+    from ..training.setup import Job
 
 _PACKAGE = Path(__file__).parent.parent
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0  # seconds, while the run trains
@@ -53,98 +54,55 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@dataclass(kw_only=True)
+@dataclass
 class _Target:
-    """What is to be on the Hub, and the pushes that bring it there."""
+    """A branch on the Hub: the checkpoint that it should show, the one it shows, and its pushes.
+
+    Or the milestones: then `wanted` are the names of those that are missing there.
+    """
 
     name: str
     pause: float  # seconds, after the next failure
-    sending: str = ""  # what the last push that began is of
+    wanted: "Path | tuple[str, ...] | None" = None
+    pushed: Path | None = None
+    sending: "Path | tuple[str, ...] | None" = None
     process: "subprocess.Popen[str] | None" = None  # which is sending
     last_attempt: float = 0.0
     next_attempt: float = 0.0
     error: str | None = None
     is_transient: bool = False  # the error
     retry_after: float = 0.0  # seconds that the Hub asked to wait, with the error
-    has_moved: bool = False  # the last push sent something, even if it failed later
+    has_moved: bool = False  # of the milestones: some were sent before the error
 
     @property
     def is_behind(self) -> bool:
-        """Whether something is missing on the Hub."""
-        raise NotImplementedError
-
-    def arguments(self, hub: HubRecipe) -> list[str]:
-        """What `hf-gpt push` is given to send what is missing."""
-        raise NotImplementedError
-
-    def begins(self) -> None:
-        """A push begins; sets `sending`."""
-        raise NotImplementedError
-
-    def ended(self, answer: dict[str, Any]) -> str:
-        """The push has ended; what it printed says with what. Returns what is there now, for people."""
-        raise NotImplementedError
-
-
-@dataclass(kw_only=True)
-class _Branch(_Target):
-    """A branch: the checkpoint that it should show, and the one it shows."""
-
-    is_tagged: bool
-    wanted: Path | None = None
-    pushed: Path | None = None
-    pushing: Path | None = None
+        return self.wanted not in (None, (), self.pushed)
 
     @property
-    def is_behind(self) -> bool:
-        return self.wanted not in (None, self.pushed)
-
-    def arguments(self, hub: HubRecipe) -> list[str]:
-        arguments = [str(self.wanted.absolute()), hub.repo_id]
-        if self.name != "main":
-            arguments += ["--revision", self.name]
-        if self.is_tagged:
-            arguments += ["--tag", self.wanted.name]
-        if hub.with_training_state and self.is_tagged:
-            arguments += ["--with-training-state"]
-        if hub.format == "gpt2":
-            arguments += ["--format", "gpt2"]
-        return arguments
-
-    def begins(self) -> None:
-        self.pushing, self.sending = self.wanted, self.wanted.name
-
-    def ended(self, answer: dict[str, Any]) -> str:
-        if self.error is None:
-            self.pushed = self.pushing
-        return f"{self.sending} is at {answer.get('url')}"
+    def subject(self) -> str:
+        """What is sent, for people."""
+        if isinstance(self.sending, Path):
+            return self.sending.name
+        first, *more = self.sending
+        return f"{first} and {len(more)} more" if more else first
 
 
-@dataclass(kw_only=True)
-class _Milestones(_Target):
-    """The milestones of a run: a process sends all that are missing."""
+def refuse_unpublishable(job: "Job") -> None:
+    """Refuse, before anything is written, a run that could not be published as `recipe.hub` says.
 
-    run_dir: Path
-    ladder: Ladder
-    unsent: Sequence[str] = ()
+    Raises:
+        UserError: a milestone cannot have its name, or GPT-2 cannot express the model.
+    """
+    hub = job.recipe.hub
+    if hub.format == "gpt2":
+        from ..conversion.gpt2 import stock_config
 
-    @property
-    def is_behind(self) -> bool:
-        return bool(self.unsent)
-
-    def look(self) -> None:
-        """Find what is missing now, by the record of what was sent."""
-        self.unsent = self.ladder.unsent()
-
-    def arguments(self, hub: HubRecipe) -> list[str]:
-        return [str(self.run_dir.absolute()), hub.repo_id, "--milestones"]
-
-    def begins(self) -> None:
-        self.sending = self.unsent[0] + (f" and {len(self.unsent) - 1} more" if len(self.unsent) > 1 else "")
-
-    def ended(self, answer: dict[str, Any]) -> str:
-        self.look()
-        return f"{self.sending} of the milestones: sent"
+        try:
+            stock_config(job.model.config, "the model")
+        except UserError as error:
+            raise UserError(str(error), field="hub.format", value="gpt2") from None
+    if hub.milestones != "none":
+        Ladder(job.run_dir, hub.repo_id, hub).refuse_names(job.milestones)
 
 
 class BackgroundPush(Observer):
@@ -157,38 +115,28 @@ class BackgroundPush(Observer):
     def __init__(self, hub: HubRecipe, *, first_pause: float = _FIRST_PAUSE):
         self._hub = hub
         self._first_pause = first_pause
-        self._branches = [
-            _Branch(name=name, is_tagged=name != "main", pause=first_pause) for name in (hub.branch, "main")
+        self._newest, self._main, self._milestones = self._targets = [
+            _Target(name, first_pause) for name in (hub.branch, "main", "milestones")
         ]
-        self._milestones: _Milestones | None = None
+        self._ladder: Ladder | None = None
 
     def began(self, training: "TrainingRun") -> None:
-        """Refuse what cannot be published, before the first step."""
-        hub, run_dir = self._hub, training.run_dir
-        if hub.format == "gpt2":
-            from ..conversion.gpt2 import stock_config
-
-            try:
-                stock_config(training.model.config, "the model")
-            except UserError as error:
-                raise UserError(str(error), field="hub.format", value="gpt2") from None
-        if hub.milestones != "none":
-            ladder = Ladder(run_dir, hub.repo_id, hub)
-            ladder.refuse_names(training.progress.step, training.job.milestones)
-            self._milestones = _Milestones(
-                name="milestones", pause=self._first_pause, run_dir=run_dir, ladder=ladder
-            )
+        if self._hub.milestones != "none":
+            self._ladder = Ladder(training.run_dir, self._hub.repo_id, self._hub)
 
     def saved(self, training: "TrainingRun", checkpoint: Path) -> None:
-        if self._milestones:
-            self._milestones.look()
-        every, step, best_step = training.recipe.hub.push_every, training.progress.step, training.progress.best_step
+        self._look_at_milestones()
         if not (checkpoint / checkpoints.TRAINING_STATE / "state.json").is_file():
             return  # it is a milestone, and nothing else
+        every, step, best_step = self._hub.push_every, training.progress.step, training.progress.best_step
         if every is None or step % every == 0 or step == training.max_steps:
-            is_last = best_step is None or self._hub.main == "last"
-            best = checkpoint if is_last else checkpoint.with_name(checkpoints.name_of(best_step))
+            is_best = best_step is None or self._hub.main == "last"
+            best = checkpoint if is_best else checkpoint.with_name(checkpoints.name_of(best_step))
             self.offer(checkpoint, best if best.is_dir() else None)
+
+    def _look_at_milestones(self) -> None:
+        if self._ladder:
+            self._milestones.wanted = tuple(self._ladder.unsent())
 
     def stepped(self, training: "TrainingRun", step: int, metrics: dict[str, Any] | None) -> None:
         for text in self.tick():
@@ -199,13 +147,13 @@ class BackgroundPush(Observer):
             training.say(text)
 
     def needs(self, training: "TrainingRun") -> set[Path]:
-        waiting = {branch.wanted for branch in self._branches if branch.is_behind}
-        return waiting | {branch.pushing for branch in self._branches if branch.process}
+        branches = (self._newest, self._main)
+        waiting = {branch.wanted for branch in branches if branch.is_behind}
+        return waiting | {branch.sending for branch in branches if branch.process}
 
     def offer(self, newest: Path, best: Path | None) -> None:
         """Let the branches show these checkpoints (None: as before). Others that are still waiting are not sent."""
-        for branch in self._branches:
-            branch.wanted = (newest if branch.is_tagged else best) or branch.wanted
+        self._newest.wanted, self._main.wanted = newest, best or self._main.wanted
 
     def tick(self) -> list[str]:
         """Collect the push that has ended and start the next one, without waiting; returns messages for people."""
@@ -237,10 +185,6 @@ class BackgroundPush(Observer):
             yield "hub: not everything was sent; this sends the rest: " + " && ".join(commands)
 
     @property
-    def _targets(self) -> list[_Target]:
-        return [*self._branches, *([self._milestones] if self._milestones else [])]
-
-    @property
     def _active(self) -> _Target | None:
         return next((target for target in self._targets if target.process), None)
 
@@ -267,15 +211,14 @@ class BackgroundPush(Observer):
                 self._start(target)
             where = f"{self._hub.repo_id} ({target.name})"
             if is_first or target.error is None:
-                yield f"hub: sending {target.sending} to {where}; Ctrl-C leaves it for later"
+                yield f"hub: sending {target.subject} to {where}; Ctrl-C leaves it for later"
             target.process.wait()
             yield from self._collect(target, is_last=True)
             if target.error and not (target.has_moved and target.is_transient):
                 return
 
     def _start(self, target: _Target) -> None:
-        target.begins()
-        target.last_attempt = time.monotonic()
+        target.sending, target.last_attempt = target.wanted, time.monotonic()
         target.process = subprocess.Popen(
             [sys.executable, "-c", _HF_GPT, str(_PACKAGE), *self._arguments(target), "--json"],
             stdin=subprocess.PIPE,
@@ -286,7 +229,16 @@ class BackgroundPush(Observer):
         )
 
     def _arguments(self, target: _Target) -> list[str]:
-        return ["push", *target.arguments(self._hub), *(["--private"] if self._hub.private else [])]
+        hub = self._hub
+        if target is self._milestones:
+            arguments = ["push", str(self._ladder.run_dir.absolute()), hub.repo_id, "--milestones"]
+        else:
+            arguments = ["push", str(target.wanted.absolute()), hub.repo_id]
+            arguments += ["--format", "gpt2"] if hub.format == "gpt2" else []
+        if target is self._newest:
+            arguments += ["--revision", target.name, "--tag", target.wanted.name]
+            arguments += ["--with-training-state"] if hub.with_training_state else []
+        return arguments + (["--private"] if hub.private else [])
 
     def _collect(self, target: _Target, is_last: bool = False) -> list[str]:
         """Record how a push ended. Returns the message, if it is news."""
@@ -299,14 +251,18 @@ class BackgroundPush(Observer):
             answer = {"error": f"the process that pushes ended with {code}", "is_transient": code < 0}
         target.process, target.error = None, answer.get("error")
         target.is_transient, target.retry_after = bool(answer.get("is_transient")), answer.get("retry_after") or 0.0
-        sent = answer.get("sent") or []
-        target.has_moved = bool(sent)
-        text = target.ended(answer)
+        sent = answer.get("sent", [])
         news = [f"hub: {one['name']} held other weights, and was replaced" for one in sent if one["is_replaced"]]
-        if target.has_moved or target.error is None:
+        target.has_moved = bool(sent)
+        if target is self._milestones:
+            self._look_at_milestones()
+        if target.error is None or sent:
             target.pause = self._first_pause
         if target.error is None:
             target.next_attempt = 0.0
+            if target is not self._milestones:
+                target.pushed = target.sending
+            text = f"{target.subject} is at {answer['url']}" if "url" in answer else f"{target.subject} was sent"
             if is_last:
                 return [*news, f"hub: {text}"]
             return [*news, *([f"hub: pushing works again; {text}"] if had_failed else [])]

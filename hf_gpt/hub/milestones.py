@@ -107,24 +107,29 @@ class Ladder:
     """
 
     def __init__(self, run: str | Path, repo_id: str, hub: HubRecipe | None = None, as_gpt2: bool = False):
-        self._run_dir, self._repo_id = Path(run), repo_id
+        self.run_dir, self._repo_id = Path(run), repo_id
         if hub is None:
-            recipe = self._run_dir / "recipe.yaml"
+            recipe = self.run_dir / "recipe.yaml"
             if not is_there(recipe):
                 raise UserError(f"{run}: is no run: it has no recipe.yaml, which says what its milestones are called")
             hub = Recipe.from_yaml(recipe).hub
         self._hub, self._kind = hub, "branches" if hub.milestones == "branches" else "tags"
         self._as_gpt2 = as_gpt2 or hub.format == "gpt2"
 
-    def refuse_names(self, step: int, milestones: "Mapping[int, Milestone]") -> None:
-        """Refuse names that the milestones until `step` that are here, and those of the run, cannot have."""
-        here = {at: asked for at, asked in self._asked().items() if at <= step}
-        revisions(self._hub, {**here, **{at: (at, one.tokens, one.words) for at, one in milestones.items()}}.values())
+    def refuse_names(self, milestones: "Mapping[int, Milestone]") -> None:
+        """Refuse names that the milestones of a run, by step, and those that are here cannot have.
+
+        Those ahead of where the run goes on do not count: it makes them again, or removes them.
+        """
+        asked = {step: (step, one.tokens, one.words) for step, one in milestones.items()}
+        goes_on = max(map(checkpoint.step_of, checkpoint.checkpoints(self.run_dir)), default=-1)
+        here = {step: one for step, one in self._asked().items() if step <= goes_on}
+        revisions(self._hub, (here | asked).values())
 
     def unsent(self) -> list[str]:
         """The revisions that were not sent as they are now, by the record; the Hub is not asked."""
         record, found = self._read_record(), []
-        for name, folder in self._folders().items() if checkpoint.milestones(self._run_dir) else ():
+        for name, folder in self._folders().items() if checkpoint.milestones(self.run_dir) else ():
             with contextlib.suppress(checkpoint.DamagedCheckpoint):
                 sent = {**record.get(name, {}), "commit": None}
                 found += [name] * (sent != {**self._entry(folder), "commit": None})
@@ -194,7 +199,7 @@ class Ladder:
     def _asked(self) -> dict[int, tuple[int, Sequence[int], Sequence[int]]]:
         """The milestones that are here, as `revisions` takes them, by step."""
         found = {}
-        for path in checkpoint.milestones(self._run_dir):
+        for path in checkpoint.milestones(self.run_dir):
             step, asked = checkpoint.step_of(path), (checkpoint.milestone(path) or {}).get("asked", {})
             found[step] = (step, asked.get("tokens", ()), asked.get("words", ()))
         return found
@@ -203,13 +208,12 @@ class Ladder:
         """The checkpoint of each revision."""
         names = revisions(self._hub, self._asked().values())
         if not names:
-            raise UserError(f"{self._run_dir}: has no milestones; checkpoint.milestones in its recipe asks for them")
-        return {name: self._run_dir / "checkpoints" / checkpoint.name_of(step) for name, step in names.items()}
+            raise UserError(f"{self.run_dir}: has no milestones; checkpoint.milestones in its recipe asks for them")
+        return {name: self.run_dir / "checkpoints" / checkpoint.name_of(step) for name, step in names.items()}
 
     def _entry(self, folder: Path) -> dict[str, Any]:
         """What is written down of a revision, beside its commit; by the manifest, without reading the weights."""
-        listed = checkpoint.listed(folder)
-        weights = {path.name: listed[path.name][1] for path in checkpoint.weight_files(folder)}
+        weights = checkpoint.hashes_of_weights(folder)
         return {"among": self._kind, "format": "gpt2" if self._as_gpt2 else "hf_gpt", "weights": weights}
 
     def _hashes(self, folder: Path) -> "_Hashes":
@@ -226,7 +230,7 @@ class Ladder:
     def _read_record(self) -> dict[str, Any]:
         """What was sent to this repository, by revision. Without it, or if it is damaged, the Hub is asked."""
         with contextlib.suppress(UserError):
-            found = read_json(self._run_dir / RECORD).get(self._repo_id)
+            found = read_json(self.run_dir / RECORD).get(self._repo_id)
             if isinstance(found, dict) and all(isinstance(entry, dict) for entry in found.values()):
                 return found
         return {}
@@ -234,8 +238,8 @@ class Ladder:
     def _write_record(self, record: Mapping[str, Any]) -> None:
         others = {}
         with contextlib.suppress(UserError):
-            others = read_json(self._run_dir / RECORD)
-        write_json(self._run_dir / RECORD, {**others, self._repo_id: record})
+            others = read_json(self.run_dir / RECORD)
+        write_json(self.run_dir / RECORD, {**others, self._repo_id: record})
 
     # On the Hub
 
