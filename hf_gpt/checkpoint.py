@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 
 TRAINING_STATE = "training_state"
 MANIFEST = f"{TRAINING_STATE}/manifest.json"
-MILESTONE = "milestone.json"
 _CARD, _ADAPTER = "README.md", "adapter_config.json"
 _STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})")
 
@@ -84,18 +83,6 @@ def checkpoints(run_dir: str | Path) -> list[Path]:
         UserError: their folder cannot be read.
     """
     return sorted((path for path in entries(Path(run_dir) / "checkpoints") if _STEP.fullmatch(path.name)), key=step_of)
-
-
-def milestones(run_dir: str | Path) -> list[Path]:
-    """The milestones of a run, by step."""
-    folder = Path(run_dir) / "checkpoints"
-    found = [path for path in entries(folder) if _STEP.fullmatch(path.name) and is_there(path / MILESTONE)]
-    return sorted(found, key=step_of)
-
-
-def milestone(checkpoint: Path) -> dict[str, Any] | None:
-    """What the `milestone.json` of a checkpoint holds."""
-    return read_json(checkpoint / MILESTONE) or None
 
 
 @contextlib.contextmanager
