@@ -94,8 +94,9 @@ def push(
         raise UserError(f"{model}: no such directory; only a model on this disk can be pushed")
     source = source.resolve()  # so that its parents are those of the run
     is_checkpoint = (source / checkpoint.MANIFEST).is_file()
-    if is_checkpoint:
-        checkpoint.verify(source)
+    if is_checkpoint:  # a run may take the state out of a milestone meanwhile
+        is_sent = lambda name: with_training_state or not name.startswith(f"{checkpoint.TRAINING_STATE}/")  # noqa: E731
+        checkpoint.verify(source, {*filter(is_sent, checkpoint.listed(source))})
     if with_training_state and not is_checkpoint:
         raise UserError(f"{model} has none; only checkpoints of a run have one", field="with_training_state")
     if as_gpt2 and with_training_state:
