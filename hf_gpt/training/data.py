@@ -13,7 +13,7 @@ from transformers import TOKENIZER_MAPPING, PreTrainedConfig, PreTrainedTokenize
 
 from .. import checkpoint
 from ..data.batches import BatchPlan, Windows
-from ..data.cache import cache_folder, kept, seal
+from ..data.cache import cache_folder, digest, kept, seal
 from ..data.corpus import Corpus, load_corpora, load_text
 from ..data.progress import WorkProgress
 from ..data.token_store import TokenStore, fraction_of_split_characters, tokenize
@@ -256,11 +256,12 @@ def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFa
         name = str(checkpoint.tokenizer_folder(folder)) if folder.is_dir() else recipe.name
         return load_tokenizer(name, revision=recipe.revision)
     # Trained once for a corpus and a size, by the first process that asks, and kept beside the token stores.
-    folder = cache_folder() / "tokenizers" / f"bpe-1-{recipe.train.vocab_size}-{corpus.identity}"
+    how, padding = recipe.train, f"-{digest(recipe.train.pad_token)[:16]}" if recipe.train.pad_token else ""
+    folder = cache_folder() / "tokenizers" / f"bpe-1-{how.vocab_size}-{corpus.identity}{padding}"
 
     def make() -> None:
         with replacing_directory(folder) as directory:
-            save_tokenizer(train_tokenizer(_texts(corpus), recipe.train.vocab_size), directory)
+            save_tokenizer(train_tokenizer(_texts(corpus), how.vocab_size, how.pad_token), directory)
             seal(directory, folder.name)
 
     kept(folder, folder.name, make)
