@@ -37,6 +37,11 @@ def label_of(text: str) -> str:
     return text.partition("/")[2] or f"{recorded_as(text)} text"
 
 
+def loss_label(text: str) -> str:
+    """What people read of its loss: `training loss`, `validation loss`, or `loss on` and the text's own name."""
+    return f"loss on {label_of(text)}" if is_further(text) else label_of(text).replace("text", "loss")
+
+
 def judging(texts: Iterable[str], best_on: str | None = None) -> str | None:
     """The validation text that `best` follows: the one that `best_on` names, else the first; None if there is none."""
     found = [text for text in texts if text != TRAINING]

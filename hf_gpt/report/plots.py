@@ -18,6 +18,7 @@ import numpy as np
 from ..display import escape_unprintable, short_number
 from ..errors import UserError
 from ..storage import local_path, write_bytes
+from ..texts import label_of, loss_label, loss_of
 from ..training.run_log import read_metrics
 from . import fonts
 from .html import PALETTE
@@ -106,7 +107,7 @@ def loss_plots(runs: Sequence[RunRecord], x: str = "steps", log: bool = False, t
     if len(runs) == 1:
         losses, curves = "loss (nats per token)", [*_losses(runs[0], column, unit)]
         at = next((line.get(column) for line in runs[0].evaluated if line["step"] == turn), None)
-        mark = (at / unit, f"lowest validation loss: step {turn:,}") if is_number(at) else None
+        mark = (at / unit, f"lowest {loss_label(runs[0].judge)}: step {turn:,}") if is_number(at) else None
         plots = [Plot("Loss", x_label, losses, curves, log, mark=mark)]
     else:
         keys = ("validation_loss", "eval_train_loss", "train_loss")
@@ -167,7 +168,11 @@ def run_style(number: int) -> dict[str, Any]:
 
 
 def _losses(run: RunRecord, column: str, unit: float = 1) -> Iterator[Curve]:
-    for key, (name, style) in LOSSES.items():
+    further = [text for text in run.texts if loss_of(text) not in LOSSES]
+    named = {
+        loss_of(text): (label_of(text), {**run_style(number), "marker": "^"}) for number, text in enumerate(further, 2)
+    }
+    for key, (name, style) in {**LOSSES, **named}.items():
         x, y = run.points(column, key)
         if len(x):
             yield Curve(name, x / unit, y, style)

@@ -16,6 +16,7 @@ from .. import checkpoint
 from ..display import Shown
 from ..errors import UserError
 from ..storage import local_path, read_file, read_json
+from ..texts import evaluated_in, judging, text_of
 from ..training.run_log import read_events, read_lines, read_metrics
 from ..yaml_text import load_yaml
 
@@ -53,6 +54,18 @@ class RunRecord(Shown):
     def evaluated(self) -> list[dict[str, Any]]:
         """The lines about evaluations."""
         return [line for line in self.metrics if is_number(line.get("eval_train_loss"))]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The texts that it was validated on (texts.py), in order."""
+        return evaluated_in(self.evaluated)
+
+    @property
+    def judge(self) -> str | None:
+        """The text that its best checkpoint follows."""
+        evaluation = self.recipe.get("evaluation")
+        best_on = evaluation.get("best_on") if isinstance(evaluation, dict) else None
+        return judging(self.texts, best_on if text_of(str(best_on)) in self.texts else None)
 
     @property
     def last(self) -> dict[str, Any]:
