@@ -4,7 +4,7 @@ A run may be training still, have died, or come from another machine, so nothing
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +122,11 @@ def read_run(run_dir: str | Path) -> RunRecord:
         best=checkpoint.step_of(best) if best else None,
         problems=problems,
     )
+
+
+def common_texts(runs: Sequence[RunRecord]) -> list[str]:
+    """The texts that all of these runs were validated on; by the first of them they are compared."""
+    return [text for text in runs[0].texts if all(text in run.texts for run in runs)]
 
 
 def has_losses(metrics: list[dict[str, Any]]) -> bool:

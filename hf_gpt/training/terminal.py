@@ -79,7 +79,8 @@ class Terminal(Observer):
         shown = {name: value for name, value in losses.items() if not is_further(name)}
         left = [name for name in losses if is_further(name)]
         while left and len(_losses(where, shown | {left[0]: losses[left[0]]}, end)) <= _LINE_LENGTH:
-            shown[left[0]] = losses[left.pop(0)]
+            text = left.pop(0)
+            shown[text] = losses[text]
         _write(_losses(where, shown, f"{end}  (and {len(left)} more texts)" if left else end))
         for sample in samples:
             text = " ".join(sample["text"].split())
