@@ -291,7 +291,9 @@ class TokenizerRecipe:
         None, "gpt2, bytes, a path or a Hub id; if nothing is said, that of model.from_pretrained, else gpt2"
     )
     revision: Name | None = _doc(None, "branch, tag or commit of that Hub id")
-    train: TrainTokenizerRecipe | None = _doc(None, "train a byte-level BPE on the training text instead")
+    train: TrainTokenizerRecipe | None = _doc(
+        None, "train a byte-level BPE on the training text instead: {vocab_size: 4096, pad_token: null}"
+    )
 
     def __post_init__(self) -> None:
         _refuse_both(self)
@@ -408,7 +410,7 @@ class EvaluationRecipe:
     top_k: PositiveInt | None = _doc(None, "sample among the k most likely tokens")
     datasets: NamedTexts = _doc(
         dict,
-        "further texts to validate on, {NAME: SOURCE} or {NAME: {source: ..., split: ...}}, with data's other names",
+        "further texts to validate on, {NAME: SOURCE} or {NAME: {source: ..., config: ..., split: ...}}",
     )
     best_on: Name | None = _doc(None, "which of them `best` follows; default: data's validation text, else the first")
 

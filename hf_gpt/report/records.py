@@ -16,7 +16,7 @@ from .. import checkpoint
 from ..display import Shown
 from ..errors import UserError
 from ..storage import local_path, read_file, read_json
-from ..texts import evaluated_in, judging, text_of
+from ..texts import VALIDATION, evaluated_in, judging, text_of
 from ..training.run_log import read_events, read_lines, read_metrics
 from ..yaml_text import load_yaml
 
@@ -64,8 +64,11 @@ class RunRecord(Shown):
     def judge(self) -> str | None:
         """The text that its best checkpoint follows."""
         evaluation = self.recipe.get("evaluation")
-        best_on = evaluation.get("best_on") if isinstance(evaluation, dict) else None
-        return judging(self.texts, best_on if text_of(str(best_on)) in self.texts else None)
+        evaluation = evaluation if isinstance(evaluation, dict) else {}
+        named, best_on = evaluation.get("datasets"), evaluation.get("best_on")
+        now = [VALIDATION, *map(text_of, named if isinstance(named, dict) else ())]
+        texts = [text for text in now if text in self.texts] or self.texts
+        return judging(texts, best_on if text_of(best_on) in texts else None)
 
     @property
     def last(self) -> dict[str, Any]:
