@@ -27,7 +27,7 @@ def judge_by(text: str | None, progress: Progress, run_dir: Path) -> str | None:
         return None
     had_best = progress.best_step is not None
     progress.best_on, progress.best_validation_loss, progress.best_step = text, None, None
-    kept = {checkpoint.step_of(path) for path in checkpoint.checkpoints(run_dir)}
+    kept = {checkpoint.step_of(path) for path in (*checkpoint.checkpoints(run_dir), *checkpoint.milestones(run_dir))}
     for line in read_lines(run_dir / "metrics.jsonl"):
         if loss_of(text) in line and line["step"] in kept and line["step"] <= progress.step:
             offer(progress, line["step"], line[loss_of(text)])
