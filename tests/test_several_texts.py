@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 import hf_gpt
+from hf_gpt import checkpoint
 from hf_gpt.cli import main
 from hf_gpt.evaluation import bits_per_byte, loss_on_windows, targets_and_bytes
 from hf_gpt.report.page import write_report
@@ -49,7 +50,7 @@ def best_of(run_dir) -> str | None:
 
 
 def lowest(run, metric: str) -> str:
-    saved = {int(path.name.removeprefix("step-")) for path in run.checkpoints}
+    saved = {checkpoint.step_of(path) for path in checkpoint.saved(run.output_dir)}
     line = min((line for line in evaluations(run) if line["step"] in saved), key=lambda line: line[metric])
     return f"step-{line['step']:08}"
 
@@ -226,7 +227,9 @@ def test_best_follows_the_first_text_or_the_one_that_is_named(several, tmp_path)
     assert best_of(alone.output_dir) == lowest(alone, "validation/dialogue_loss")
 
 
-def test_where_another_text_judges_the_best_is_chosen_anew(several, tmp_path, capsys):
+def test_where_another_text_judges_the_best_is_chosen_anew(several, capsys):
+    several["checkpoint"] |= {"every": 6, "milestones": {"steps": [4]}}
+    several["evaluation"]["every"] = 2
     run = hf_gpt.train(several)
     assert best_of(run.output_dir) == "step-00000012"
     several["train"]["max_steps"] = 16
