@@ -150,7 +150,7 @@ def writing(run_dir: str | Path, step: int, *, with_state: bool = True) -> Itera
 
 @contextlib.contextmanager
 def placing(final: Path) -> Iterator[Path]:
-    """A directory to fill, which then becomes the checkpoint `final`. One that is there is set aside; a milestone goes."""
+    """A directory to fill, which then becomes the checkpoint `final`; one there is set aside, a milestone goes."""
     with replacing_directory(final) as directory:
         yield directory
         if is_there(final / MILESTONE) and is_whole(final):
