@@ -205,7 +205,7 @@ def batch_plan(recipe: Recipe, windows: Windows, num_processes: int = 1) -> Batc
         train.batch_size,
         world_size=num_processes,
         accumulation=accumulation,
-        seed=recipe.seed,
+        seed=recipe.data_seed,
         shuffle=recipe.data.shuffle,
         drop_last=recipe.data.drop_last,
     )

@@ -195,7 +195,7 @@ class TrainingRun:
 
     def _load_checkpoint(self, start: Path, as_branch: bool) -> None:
         """The weights, the optimizer and the position of a checkpoint."""
-        self.progress = load_training_state(start, self.accelerator, self.loss, self.optimizer, self.recipe.seed)
+        self.progress = load_training_state(start, self.accelerator, self.loss, self.optimizer, self.recipe.model_seed)
         self.resumed_from = start
         if as_branch:
             self.progress = Progress(step=self.progress.step, tokens=self.progress.tokens)
