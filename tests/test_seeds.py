@@ -1,11 +1,21 @@
-"""The seed of a run, and those of its weights and of its order alone."""
+"""The seed of a run, those of its weights and of its order alone, and runs that differ in nothing else."""
+
+import json
+import math
+from statistics import mean, stdev
 
 import pytest
 import torch
+from test_report_page import Page
 from test_training import changed
 
 import hf_gpt
+from hf_gpt.cli import main
 from hf_gpt.recipe import Recipe
+from hf_gpt.report.page import plot
+from hf_gpt.report.plots import curve_names, loss_plots
+from hf_gpt.report.records import read_run
+from hf_gpt.report.seeds import seed_groups
 from hf_gpt.training.run_log import read_metrics
 from hf_gpt.training.setup import prepare
 
@@ -98,3 +108,94 @@ def test_names_hold_the_seed(tmp_path):
 def test_seeds_that_cannot_be_are_refused(recipe, message):
     with pytest.raises(hf_gpt.UserError, match=message):
         Recipe.from_dict(recipe)
+
+
+# Drawn together -----------------------------------------------------------------------------------------------------
+
+LOSSES = [4.0, 2.0, 3.0, 2.5, 3.5]  # at step 10, by seed
+
+
+def write_seed(folder, seed, last_loss, recipe="", environment=None, steps=(0, 5, 10)):
+    """A run that begins at a loss of 5 and ends at another."""
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(f"seed: {seed}\noutput_dir: {folder}\nhub: {{repo_id: me/{seed}}}\n{recipe}")
+    (folder / "environment.json").write_text(json.dumps(environment or {}))
+    lines = [
+        {"step": step, "tokens": 64 * step, "seconds": seed + step, "epoch": step / 10, "eval_train_loss": 1.0}
+        | {"validation_loss": 5 + step / 10 * (last_loss - 5), "words": step}
+        for step in steps
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize("num_seeds", [2, 4, 5])
+def test_a_mean_has_a_band_and_few_seeds_their_curves(tmp_path, num_seeds):
+    losses = LOSSES[:num_seeds]
+    runs = [read_run(write_seed(tmp_path / f"{seed}", seed, loss)) for seed, loss in enumerate(losses)]
+    shown, perplexity, training = loss_plots(runs, "seconds")
+    *single, curve = shown.curves
+    assert curve.label == f"1-{num_seeds}. mean of {num_seeds} seeds"
+    assert curve.y.tolist() == pytest.approx([5, (5 + mean(losses)) / 2, mean(losses)])
+    assert curve.deviation.tolist() == pytest.approx([0, stdev(losses) / 2, stdev(losses)])
+    assert curve.x.tolist() == [mean(range(num_seeds)) + step for step in (0, 5, 10)]  # the mean time of each step
+    assert len(single) == (num_seeds if num_seeds < 5 else 0)
+    assert all(one.label.startswith("_") and one.deviation is None for one in single)  # in no legend
+    assert perplexity.curves[-1].y[-1] == pytest.approx(mean(map(math.exp, losses)))
+    assert training.curves[-1].deviation.tolist() == [0, 0, 0]
+
+
+def test_plot_prints_the_figures_over_seeds(tmp_path, capsys):
+    runs = [write_seed(tmp_path / f"{seed}", seed, loss) for seed, loss in enumerate(LOSSES)]
+    assert main(["plot", *map(str, runs), "--output", str(tmp_path / "all"), "--log"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "1-5. mean of 5 seeds: eval_train_loss 1.0000 ± 0.0000 at step 10",
+        "1-5. mean of 5 seeds: validation_loss 3.0000 ± 0.7906 at step 10",
+        "1-5. mean of 5 seeds: lowest validation_loss 3.0000 ± 0.7906 at step 10",
+        *(str(tmp_path / "all" / name) for name in ("report.html", "loss.png")),
+    ]
+    words = Page(tmp_path / "all" / "report.html").words
+    assert "1-5. mean of 5 seeds validation_loss 3.0000 0.7906 5 10" in words
+    assert plot(runs[0]).figures == []
+
+
+def test_runs_are_grouped_by_what_differs(tmp_path):
+    slow, fast = "optimizer: {lr: 0.001}\n", "optimizer: {lr: 0.002}\ncheckpoint: {every: 5}\ntracking: {to: [x]}\n"
+    kept = "checkpoint: {every: 9}\n"  # is no difference
+    runs = [
+        write_seed(tmp_path / "a", 1, 4.0, slow),
+        write_seed(tmp_path / "b", 1, 3.0, fast),
+        write_seed(tmp_path / "c", 2, 2.0, slow + kept),
+        write_seed(tmp_path / "d", 1, 2.5, fast + "model: {seed: 5}\n"),
+        write_seed(tmp_path / "e", 2, 1.0, slow + "model: {seed: 1}\ndata: {seed: 2}\n"),
+        write_seed(tmp_path / "same seeds as c", 7, 9.0, slow + "model: {seed: 2}\ndata: {seed: 2}\n"),
+        write_seed(tmp_path / "another text", 3, 9.0, slow, {"text": {"eval_train": "2"}}),
+        write_seed(tmp_path / "a branch", 4, 9.0, slow, {"parent": {"run": "a", "step": 5}}),
+    ]
+    records = [read_run(run) for run in runs]
+    assert seed_groups(records) == [[0, 2, 4], [1, 3], [5], [6], [7]]
+    assert [name for name, _ in curve_names(records[:4])] == [
+        "1, 3. mean of 2 seeds: optimizer.lr 0.001",
+        "2, 4. mean of 2 seeds: optimizer.lr 0.002",
+    ] * 2
+    figures = plot(runs[:5], tmp_path / "all").figures
+    assert [(f.label[:7], f.mean, f.num_runs) for f in figures if f.name == "validation_loss"] == [
+        ("1, 3, 5", pytest.approx(7 / 3), 3),
+        ("2, 4. m", 2.75, 2),
+    ]
+
+
+def test_a_run_that_is_not_as_far_is_compared_where_it_is(tmp_path):
+    runs = [write_seed(tmp_path / "a", 1, 4.0), write_seed(tmp_path / "b", 2, 2.0, steps=(0, 5))]
+    found = {figure.name: figure for figure in plot(runs, tmp_path / "all").figures}["validation_loss"]
+    assert (found.step, found.mean) == (5, 4.0)
+    *single, curve = loss_plots([read_run(run) for run in runs])[0].curves
+    assert curve.x.tolist() == [0, 5]
+    assert [one.x.tolist() for one in single] == [[0, 5, 10], [0, 5]]
+
+
+def test_runs_without_a_recipe_are_not_seeds_of_one(tmp_path):
+    runs = [write_seed(tmp_path / name, 1, 4.0) for name in "ab"]
+    for run in runs:
+        (run / "recipe.yaml").unlink()
+    assert seed_groups([read_run(run) for run in runs]) == [[0], [1]]

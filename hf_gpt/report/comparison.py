@@ -1,14 +1,15 @@
 """The page that compares runs: their figures, their curves over one axis, and where their recipes differ."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median_high
 from typing import Any
 
 from ..display import duration, perplexity, short_number
 from .html import render
 from .overfitting import loss_trend
-from .plots import as_image, loss_plots, run_labels, run_style, training_plots
+from .plots import as_image, curve_names, loss_plots, run_labels, training_plots
 from .records import RunRecord, is_number
+from .seeds import over_seeds
 
 _OVERFITS = {
     "overfitting": "from step {:,}",
@@ -20,7 +21,7 @@ _OVERFITS = {
 
 
 def comparison_page(runs: Sequence[RunRecord], x: str = "steps", log: bool = False) -> str:
-    labels = run_labels(runs)
+    labels, names = run_labels(runs), curve_names(runs)
     validated = all(any(is_number(line.get("validation_loss")) for line in run.evaluated) for run in runs)
     losses = [_by_step(run, "validation_loss" if validated else "eval_train_loss") for run in runs]
     steps = sorted({step for found in losses for step in found})
@@ -29,9 +30,10 @@ def comparison_page(runs: Sequence[RunRecord], x: str = "steps", log: bool = Fal
         title=f"{len(runs)} runs compared",
         subtitle=", ".join(labels),
         runs=[
-            {"label": label, "style": run_style(number), "figures": [*_figures(run)]}
-            for number, (run, label) in enumerate(zip(runs, labels))
+            {"label": label, "style": style, "figures": [*_figures(run)]}
+            for run, label, (_, style) in zip(runs, labels, names)
         ],
+        over_seeds=[(dict(names)[figure.label], figure) for figure in over_seeds(runs, [name for name, _ in names])],
         different_texts=len({_validation_text(run) for run in runs} - {None}) > 1,
         different_tokenizers=len({_tokenizer(run) for run in runs}) > 1,
         loss_images=[(plot, as_image(plot, legend=False)) for plot in loss_plots(runs, x, log)],
@@ -81,19 +83,11 @@ def _sources(run: RunRecord) -> dict[str, Any]:
 
 
 def _recipe_differences(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[str]]]:
-    recipes = [dict(_flat(run.recipe)) for run in runs]
+    recipes = [run.fields for run in runs]
     for key in dict.fromkeys(key for recipe in recipes for key in recipe if key != "output_dir"):
         values = ["" if key not in recipe else _yaml(recipe[key]) for recipe in recipes]
         if len(set(values)) > 1:
             yield key, values
-
-
-def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _yaml(value: Any) -> str:

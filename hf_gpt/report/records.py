@@ -4,7 +4,7 @@ A run may be training still, have died, or come from another machine, so nothing
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -54,17 +54,28 @@ class RunRecord(Shown):
         """The lines about evaluations."""
         return [line for line in self.metrics if is_number(line.get("eval_train_loss"))]
 
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The recipe as `{"section.key": value}`."""
+
+        def walk(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+            for key, value in values.items():
+                if isinstance(value, dict):
+                    yield from walk(value, f"{prefix}{key}.")
+                else:
+                    yield f"{prefix}{key}", value
+
+        return dict(walk(self.recipe))
+
     @property
     def last(self) -> dict[str, Any]:
         """The newest line of metrics, empty if there is none."""
         return max(self.metrics, key=lambda line: line["step"], default={})
 
-    def points(self, x: str, y: str) -> tuple[Any, Any]:
-        """Two columns of the metrics as arrays, in the order of the first; only lines that have both."""
-        found = np.array(
-            [(line[x], line[y]) for line in self.metrics if is_number(line.get(x)) and is_number(line.get(y))],
-            dtype=float,
-        ).reshape(-1, 2)
+    def points(self, *columns: str) -> tuple[Any, ...]:
+        """Columns of the metrics as arrays, in the order of the first; only lines that have them all."""
+        found = [[line.get(column) for column in columns] for line in self.metrics]
+        found = np.array([values for values in found if all(map(is_number, values))], float).reshape(-1, len(columns))
         return tuple(found[np.argsort(found[:, 0], kind="stable")].T)
 
 
