@@ -94,10 +94,9 @@ def tokenize(
     Raises:
         UserError: no text in the corpus, no separator in the tokenizer for several documents, no place for the cache.
     """
-    separator, begin = separator_id(tokenizer) if corpus.separated else None, begin_id(tokenizer)
-    marks = str(separator) if begin is None else f"{separator} {begin}"
-    key = hashlib.sha256(f"{_FORMAT} {corpus.identity} {fingerprint(tokenizer)} {marks}".encode()).hexdigest()
-    folder = cache_folder() / "tokens" / key[:32]
+    separator, begin = _marks(corpus, tokenizer)
+    key = _key(corpus, tokenizer)
+    folder = cache_folder() / "tokens" / store_name(corpus, tokenizer)
 
     def make() -> None:
         _make(folder, key, corpus, encoder_of(tokenizer), separator, begin, progress)
@@ -105,6 +104,22 @@ def tokenize(
     facts = kept(folder, key, make, fits=lambda facts: corpus.has_characters(facts["num_characters"]))
     tokens = np.memmap(folder / "tokens.bin", dtype=np.dtype(facts.pop("dtype")), mode="r")
     return TokenStore(name=corpus.name, path=folder, tokens=tokens, origin=corpus.origin, **facts)
+
+
+def store_name(corpus: Corpus, tokenizer: "PreTrainedTokenizerFast") -> str:
+    """The name of the folder of a store: a hash of everything that decides its content. The text is not read."""
+    return _key(corpus, tokenizer)[:32]
+
+
+def _key(corpus: Corpus, tokenizer: "PreTrainedTokenizerFast") -> str:
+    separator, begin = _marks(corpus, tokenizer)
+    marks = str(separator) if begin is None else f"{separator} {begin}"
+    return hashlib.sha256(f"{_FORMAT} {corpus.identity} {fingerprint(tokenizer)} {marks}".encode()).hexdigest()
+
+
+def _marks(corpus: Corpus, tokenizer: "PreTrainedTokenizerFast") -> tuple[int | None, int | None]:
+    """The ids of the separator and of what a document begins with."""
+    return separator_id(tokenizer) if corpus.separated else None, begin_id(tokenizer)
 
 
 def fraction_of_split_characters(

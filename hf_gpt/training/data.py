@@ -122,7 +122,7 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
         if not local_path(named.name).exists():  # a Hub id, perhaps with its revision
             repo_id, _, revision = named.name.partition("@")
             named = dataclasses.replace(named, name=repo_id, revision=named.revision or revision or None)
-    tokenizer = _tokenizer(named, corpus)
+    tokenizer = recipe_tokenizer(named, corpus)
     pretrained = pretrained and pretrained.with_tokenizer(tokenizer)
     config = model_config(recipe.model, tokenizer, pretrained, recipe.data.context_length)
     _refuse_unsaved(tokenizer, config)
@@ -135,11 +135,11 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
     def windows(store: TokenStore, stride: int, **options: str) -> Windows:
         return Windows(store, context_length, stride, data.isolate_documents, **options)
 
-    store = _tokenize(corpus, tokenizer)
+    store = tokenized(corpus, tokenizer)
     evaluated = {"eval_train": windows(store, context_length)}
     if validation is not None:
         remedy = "raise data.validation_fraction" if data.validation_fraction else "give more text to validate on"
-        evaluated["validation"] = windows(_tokenize(validation, tokenizer), context_length, remedy=remedy)
+        evaluated["validation"] = windows(tokenized(validation, tokenizer), context_length, remedy=remedy)
     return Data(
         recipe=dataclasses.replace(recipe, data=data, model=model, tokenizer=named),
         tokenizer=tokenizer,
@@ -230,7 +230,8 @@ def text_facts(windows: Windows) -> dict[str, Any]:
     }
 
 
-def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFast:
+def recipe_tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFast:
+    """The tokenizer that a recipe names, or that it trains on `corpus`."""
     if recipe.train is None:
         folder = local_path(recipe.name, "tokenizer.name")
         name = str(checkpoint.tokenizer_folder(folder)) if folder.is_dir() else recipe.name
@@ -247,7 +248,8 @@ def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFa
     return load_tokenizer(str(folder))
 
 
-def _tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> TokenStore:
+def tokenized(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> TokenStore:
+    """`token_store.tokenize`, which shows its progress."""
     with WorkProgress(f"tokenising {corpus.name}") as progress:
         return tokenize(corpus, tokenizer, progress=progress)
 
