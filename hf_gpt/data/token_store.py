@@ -96,7 +96,7 @@ def tokenize(
     """
     separator, begin = _marks(corpus, tokenizer)
     key = _key(corpus, tokenizer)
-    folder = cache_folder() / "tokens" / store_name(corpus, tokenizer)
+    folder = cache_folder() / "tokens" / key[:32]
 
     def make() -> None:
         _make(folder, key, corpus, encoder_of(tokenizer), separator, begin, progress)
