@@ -14,16 +14,14 @@ from transformers import AutoConfig
 
 from . import checkpoint
 from .data.batches import Windows
-from .data.corpus import load_corpora
 from .data.places import Part, Places
 from .data.progress import WorkProgress
-from .data.token_store import store_name
 from .display import Shown, escape_unprintable
 from .errors import UserError
 from .loading import num_positions
 from .recipe import Recipe
 from .storage import is_there, local_path
-from .training.data import batch_plan, num_steps, recipe_tokenizer, tokenized
+from .training.data import batch_plan, num_steps, text_of_run
 from .training.resume import read_environment
 
 _SHOWN = 300  # characters of a window's text that people are shown
@@ -75,14 +73,7 @@ class Batches:
             raise UserError(f"{run_dir}: has no environment.json, which says what text it was trained on")
         recipe, self._parent = Recipe.from_yaml(run_dir / "recipe.yaml"), recorded.get("parent", {})
         self.first_step = self._parent.get("step", 0) + 1
-        corpus, _ = load_corpora(recipe.data)
-        self._tokenizer = recipe_tokenizer(recipe.tokenizer, corpus)
-        if store_name(corpus, self._tokenizer) != recorded["text"].get("eval_train"):
-            raise UserError(
-                f"{run_dir}: was trained on another text: the files of the corpus or the tokenizer have changed since,"
-                " or an earlier version read them otherwise; put back what it began with"
-            )
-        store = tokenized(corpus, self._tokenizer)
+        corpus, self._tokenizer, store = text_of_run(recipe, recorded["text"].get("eval_train"))
         windows = Windows(store, recipe.data.context_length or _positions(run_dir), recipe.data.stride)
         self.plan = batch_plan(recipe, windows)
         self.num_steps = num_steps(recipe.train, self.plan)

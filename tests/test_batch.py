@@ -213,7 +213,7 @@ def test_what_cannot_be_known_is_refused_in_one_line(documents, tmp_path, capsys
     assert Batches(branch["output_dir"])[5]
     text = source.read_text()
     source.write_text(text.replace("lazy", "busy"))
-    assert "was trained on another text" in refused(capsys, "batch", run_dir, "--step", "1")
+    assert "is no longer the text that the run was trained on" in refused(capsys, "batch", run_dir, "--step", "1")
     moved = source.replace(tmp_path / "moved.jsonl")
     moved.write_text(text)
     assert "no such file" in refused(capsys, "batch", run_dir, "--step", "1")

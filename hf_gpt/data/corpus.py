@@ -55,7 +55,7 @@ class Corpus:
     - `pieces()`: streams the text.
     - `documents()`: streams it as it was read, a document's place after it, also where documents are joined. None
       where the text has lost its rows, since lines of it were left out.
-    - `files`: what the numbers of files in places mean.
+    - `file_names`: what the numbers of files in places mean.
     - `has_characters(number)`: whether so many characters may be those of the stream.
     - `origin`: where to find it again, without a local path. For files: the names and SHA-256 hashes (of the
       decompressed content) of the first `files` and their number, `num_files`. On the Hub: `dataset`, `config`,
@@ -71,7 +71,7 @@ class Corpus:
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     has_characters: Callable[[int], bool] = dataclasses.field(default=lambda number: True, repr=False, compare=False)
     documents: Callable[[], Iterator[str | Place]] | None = dataclasses.field(default=None, repr=False, compare=False)
-    files: Sequence[str] = dataclasses.field(default=(), repr=False, compare=False)
+    file_names: Sequence[str] = dataclasses.field(default=(), repr=False, compare=False)
     notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
 
@@ -243,7 +243,7 @@ def _joined(sources: Sequence[_Source]) -> _Source:
             lambda: chain.from_iterable(corpus.pieces() for corpus in corpora),
             origin,
             documents=lambda: chain.from_iterable(_renumbered(corpora)),
-            files=[file for corpus in corpora for file in corpus.files],
+            file_names=[name for corpus in corpora for name in corpus.file_names],
             notes=tuple(note for corpus in corpora for note in corpus.notes),
         )
 
@@ -260,7 +260,7 @@ def _renumbered(corpora: Sequence[Corpus]) -> Iterator[Iterator[str | Place]]:
             lambda before, piece: piece if isinstance(piece, str) else (before + piece[0], piece[1]), before
         )
         yield map(shifted, corpus.documents())
-        before += len(corpus.files)
+        before += len(corpus.file_names)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -353,7 +353,7 @@ def _corpus(
     separated: bool,
     documents: Callable[[], Iterator[str | Place]],
     origin: Mapping[str, Any],
-    files: Sequence[str],
+    file_names: Sequence[str],
 ) -> Corpus:
     """A corpus of documents, or of one text if they are not `separated`. `content` identifies them."""
 
@@ -365,7 +365,7 @@ def _corpus(
                 yield None
 
     identity = digest(*content, str(separated))
-    return Corpus(name, identity, separated, pieces, origin, documents=documents, files=files)
+    return Corpus(name, identity, separated, pieces, origin, documents=documents, file_names=file_names)
 
 
 def _table_corpus(

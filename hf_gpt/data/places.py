@@ -57,7 +57,7 @@ class Places:
         tokenizer: "PreTrainedTokenizerFast",
         progress: Callable[[int], None] = lambda num_characters: None,
     ):
-        self._store, self._files = store, corpus.files
+        self._store, self._files = store, corpus.file_names
         key = f"places-{_FORMAT}-{store.path.name}"
         folder = cache_folder() / "places" / key
 

@@ -9,7 +9,7 @@ from .html import render
 from .overfitting import loss_trend
 from .plots import as_image, curve_names, loss_plots, run_labels, training_plots
 from .records import RunRecord, is_number
-from .seeds import over_seeds
+from .seeds import over_seeds, recipe_fields
 
 _OVERFITS = {
     "overfitting": "from step {:,}",
@@ -83,7 +83,7 @@ def _sources(run: RunRecord) -> dict[str, Any]:
 
 
 def _recipe_differences(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[str]]]:
-    recipes = [run.fields for run in runs]
+    recipes = [dict(recipe_fields(run.recipe)) for run in runs]
     for key in dict.fromkeys(key for recipe in recipes for key in recipe if key != "output_dir"):
         values = ["" if key not in recipe else _yaml(recipe[key]) for recipe in recipes]
         if len(set(values)) > 1:

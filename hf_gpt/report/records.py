@@ -4,7 +4,7 @@ A run may be training still, have died, or come from another machine, so nothing
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -53,19 +53,6 @@ class RunRecord(Shown):
     def evaluated(self) -> list[dict[str, Any]]:
         """The lines about evaluations."""
         return [line for line in self.metrics if is_number(line.get("eval_train_loss"))]
-
-    @cached_property
-    def fields(self) -> dict[str, Any]:
-        """The recipe as `{"section.key": value}`."""
-
-        def walk(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-            for key, value in values.items():
-                if isinstance(value, dict):
-                    yield from walk(value, f"{prefix}{key}.")
-                else:
-                    yield f"{prefix}{key}", value
-
-        return dict(walk(self.recipe))
 
     @property
     def last(self) -> dict[str, Any]:

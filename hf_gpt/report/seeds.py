@@ -5,7 +5,7 @@ one standard deviation (of a sample: n - 1) around it. Where a run is kept is no
 recipe is, and so are its text and the step that it branched off from.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -85,11 +85,20 @@ def over_seeds(runs: Sequence[RunRecord], labels: Sequence[str]) -> Iterator[Fig
             yield Figure(label, "lowest validation_loss", step, mean(lowest), stdev(lowest), len(lowest))
 
 
+def recipe_fields(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`("section.key", value)` of a recipe as it is read from a file."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from recipe_fields(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _what(run: RunRecord) -> dict[str, Any]:
     """What a run is, apart from its seeds and from where it is kept."""
     fields = {
         key: repr(value) if isinstance(value, list) else value
-        for key, value in run.fields.items()
+        for key, value in recipe_fields(run.recipe)
         if value is not None and key not in _SEEDS and not key.startswith(_WHERE_KEPT)
     }
     texts = run.environment.get("text")
@@ -100,7 +109,8 @@ def _what(run: RunRecord) -> dict[str, Any]:
 
 
 def _seeds(run: RunRecord) -> list[Any]:
-    return [run.fields.get("seed") if (own := run.fields.get(key)) is None else own for key in _SEEDS[1:]]
+    fields = dict(recipe_fields(run.recipe))
+    return [fields.get("seed") if (own := fields.get(key)) is None else own for key in _SEEDS[1:]]
 
 
 def _differ(fields: Sequence[dict[str, Any]], key: str) -> bool:

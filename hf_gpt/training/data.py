@@ -16,7 +16,7 @@ from ..data.batches import BatchPlan, Windows
 from ..data.cache import cache_folder, kept, seal
 from ..data.corpus import Corpus, load_corpora
 from ..data.progress import WorkProgress
-from ..data.token_store import TokenStore, fraction_of_split_characters, tokenize
+from ..data.token_store import TokenStore, fraction_of_split_characters, store_name, tokenize
 from ..data.tokenizer import content_of, load_tokenizer, save_tokenizer, train_tokenizer, vocab_size
 from ..display import escape_unprintable
 from ..errors import UserError
@@ -122,7 +122,7 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
         if not local_path(named.name).exists():  # a Hub id, perhaps with its revision
             repo_id, _, revision = named.name.partition("@")
             named = dataclasses.replace(named, name=repo_id, revision=named.revision or revision or None)
-    tokenizer = recipe_tokenizer(named, corpus)
+    tokenizer = _tokenizer(named, corpus)
     pretrained = pretrained and pretrained.with_tokenizer(tokenizer)
     config = model_config(recipe.model, tokenizer, pretrained, recipe.data.context_length)
     _refuse_unsaved(tokenizer, config)
@@ -135,11 +135,11 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
     def windows(store: TokenStore, stride: int, **options: str) -> Windows:
         return Windows(store, context_length, stride, data.isolate_documents, **options)
 
-    store = tokenized(corpus, tokenizer)
+    store = _tokenize(corpus, tokenizer)
     evaluated = {"eval_train": windows(store, context_length)}
     if validation is not None:
         remedy = "raise data.validation_fraction" if data.validation_fraction else "give more text to validate on"
-        evaluated["validation"] = windows(tokenized(validation, tokenizer), context_length, remedy=remedy)
+        evaluated["validation"] = windows(_tokenize(validation, tokenizer), context_length, remedy=remedy)
     return Data(
         recipe=dataclasses.replace(recipe, data=data, model=model, tokenizer=named),
         tokenizer=tokenizer,
@@ -230,8 +230,7 @@ def text_facts(windows: Windows) -> dict[str, Any]:
     }
 
 
-def recipe_tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFast:
-    """The tokenizer that a recipe names, or that it trains on `corpus`."""
+def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFast:
     if recipe.train is None:
         folder = local_path(recipe.name, "tokenizer.name")
         name = str(checkpoint.tokenizer_folder(folder)) if folder.is_dir() else recipe.name
@@ -248,8 +247,23 @@ def recipe_tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedToken
     return load_tokenizer(str(folder))
 
 
-def tokenized(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> TokenStore:
-    """`token_store.tokenize`, which shows its progress."""
+def text_of_run(recipe: Recipe, name: str | None) -> tuple[Corpus, PreTrainedTokenizerFast, TokenStore]:
+    """The training text of a run's own recipe, in which nothing is left open; `name` is what the run calls its store.
+
+    Raises:
+        UserError: the text or the tokenizer is not there, or no longer what it was.
+    """
+    corpus, _ = load_corpora(recipe.data)
+    tokenizer = _tokenizer(recipe.tokenizer, corpus)
+    if store_name(corpus, tokenizer) != name:
+        raise UserError(
+            f"{corpus.name}: is no longer the text that the run was trained on: files of the corpus or the tokenizer"
+            " have changed since, or an earlier version read them otherwise; put back what it began with"
+        )
+    return corpus, tokenizer, _tokenize(corpus, tokenizer)
+
+
+def _tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> TokenStore:
     with WorkProgress(f"tokenising {corpus.name}") as progress:
         return tokenize(corpus, tokenizer, progress=progress)
 
