@@ -134,6 +134,26 @@ def test_what_is_left_out_of_a_text_moves_no_row(tmp_path):
     assert all(b"one\ntwo\nthree\n"[part.offset :].startswith(text) for text, part in joined)
 
 
+@pytest.mark.parametrize("begin", ["<s>", "<|endoftext|>"])
+def test_a_document_begins_with_its_bos(tmp_path, begin):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = load_tokenizer("bytes")
+    tokenizer.add_special_tokens({"bos_token": begin})
+    template = {"single": f"{begin} $A", "special_tokens": [(begin, tokenizer.bos_token_id)]}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**template)
+    rows = ["one", "", "two", "three"]
+    found = parts_of(DataRecipe(source=str(write_jsonl(tmp_path / "rows.jsonl", rows))), tokenizer)
+    assert {part.row for _, part in found} == {0, 2, 3}
+    assert all(rows[part.row].encode()[part.offset :].startswith(text) for text, part in found)
+    corpus, _ = load_corpora(DataRecipe(source=str(tmp_path / "rows.jsonl")))
+    store = tokenize(corpus, tokenizer)
+    marks = 1 if begin == "<|endoftext|>" else 2  # the separator is the BOS of what follows, or stands before it
+    assert store.num_tokens == 3 + 3 + 5 + 1 + 2 * marks
+    parts = [*Places(store, corpus, tokenizer).parts(0, store.num_tokens)]
+    assert [(part.row, part.num_tokens) for part in parts] == [(0, 3 + marks), (2, 3 + marks), (3, 6)]
+
+
 def test_other_vocabularies_have_rows_and_no_bytes(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
