@@ -53,8 +53,8 @@ class Corpus:
     - `identity`: a hash of the content of the stream, and of nothing else.
     - `separated`: whether its documents are joined with the separator. False: the stream is one text.
     - `pieces()`: streams the text.
-    - `documents()`: streams it as it was read, a document's place after it, also where documents are joined. None
-      where the text has lost its rows, since lines of it were left out.
+    - `documents()`: streams it with each document's place after it, also where documents are joined, and to the end
+      where only the first part is trained on. None where lines of a joined text were left out, and its rows with them.
     - `file_names`: what the numbers of files in places mean.
     - `has_characters(number)`: whether so many characters may be those of the stream.
     - `origin`: where to find it again, without a local path. For files: the names and SHA-256 hashes (of the
@@ -109,12 +109,12 @@ def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
 def without_blank_lines(corpus: Corpus) -> Corpus:
     r"""The corpus without the lines (ended by "\n") that hold no visible character."""
 
-    def pieces() -> Pieces:
+    def shortened(stream: Callable[[], Iterator[str | Place | None]]) -> Iterator[str | Place | None]:
         # Whitespace at the start of a line is held back until a visible character or the end of the line comes.
         held, visible = "", False
-        for piece in corpus.pieces():
+        for piece in stream():
             kept = []
-            for part in _PARTS_OF_LINES.findall(piece or ""):
+            for part in _PARTS_OF_LINES.findall(piece) if isinstance(piece, str) else ():
                 held += part
                 if visible or held.strip():
                     kept.append(held)
@@ -123,13 +123,15 @@ def without_blank_lines(corpus: Corpus) -> Corpus:
                     held, visible = "", False
             if kept:
                 yield "".join(kept)
-            if piece is None:
+            if not isinstance(piece, str):
                 held, visible = "", False
-                yield None
+                yield piece
 
     name, identity = f"{corpus.name} without blank lines", digest("blank", corpus.identity)
-    documents = corpus.documents if corpus.separated else None
-    return dataclasses.replace(corpus, name=name, identity=identity, pieces=pieces, documents=documents)
+    streams = {"pieces": partial(shortened, corpus.pieces), "documents": None}
+    if corpus.separated and corpus.documents is not None:
+        streams["documents"] = partial(shortened, corpus.documents)
+    return dataclasses.replace(corpus, name=name, identity=identity, **streams)
 
 
 def split_by_characters(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus]:

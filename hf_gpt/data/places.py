@@ -80,8 +80,8 @@ class Places:
             return np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
 
         documents, self._starts, self._sizes, self._before = map(load, ("documents", "starts", "sizes", "before"))
-        # A token that is the same as the separator may occur in the text of an odd tokenizer.
-        is_known = len(documents) == len(self._starts) if corpus.separated else self._sizes is not None
+        # The text of an odd tokenizer may hold the separator. Of a text that is cut, the last documents do not train.
+        is_known = len(documents) >= len(self._starts) if corpus.separated else self._sizes is not None
         self._documents = documents if is_known and len(documents) else None
         self._separated = corpus.separated
 
@@ -115,20 +115,15 @@ def _documents(corpus: Corpus, progress: Callable[[int], None]) -> np.ndarray:
     """File, row and first byte of each document with text, (documents, 3); none if the corpus does not know them."""
     if corpus.documents is None:
         return np.zeros((0, 3), np.int64)
-    # Lines may be left out of documents, so their text is what is trained on; their places are those of what was read.
-    places = (piece for piece in corpus.documents() if not isinstance(piece, str))
     found, total, size = array("q"), 0, 0
-    for piece in corpus.pieces() if corpus.separated else corpus.documents():
+    for piece in corpus.documents():
         if isinstance(piece, str):
             size += len(piece) if piece.isascii() else len(repair_surrogates(piece).encode())
             progress(len(piece))
             continue
-        place = next(places)
         if size:
-            found.extend((*place, total))
+            found.extend((*piece, total))
         total, size = total + size, 0
-    if size:  # the text was cut inside this one
-        found.extend((*next(places), total))
     return np.frombuffer(found, np.int64).reshape(-1, 3)
 
 
