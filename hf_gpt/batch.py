@@ -21,8 +21,9 @@ from .errors import UserError
 from .loading import num_positions
 from .recipe import Recipe
 from .storage import is_there, local_path
-from .training.data import batch_plan, num_steps, text_of_run
+from .training.data import batch_plan, text_of_run
 from .training.resume import read_environment
+from .training.seen import num_steps
 
 _SHOWN = 300  # characters of a window's text that people are shown
 

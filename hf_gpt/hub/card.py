@@ -121,7 +121,7 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     weights = meta_weights(checkpoint).values()
     dtypes = {str(weight.dtype).removeprefix("torch.") for weight in weights}
     positions = num_positions(config)
-    length, is_finished = _length(train, step, max((line.get("epoch", 0.0) for line in metrics), default=0.0))
+    length, is_finished = _length(train, progress, max((line.get("epoch", 0.0) for line in metrics), default=0.0))
     prompt, samples = _samples(read_lines(run_dir / "samples.jsonl"), step, recipe.evaluation.prompts)
     parent = environment.get("parent")
     repo_id = recipe.hub.repo_id
@@ -193,14 +193,18 @@ def _value(config: PreTrainedConfig, names: list[str]) -> Any:
     return None
 
 
-def _length(train: Any, step: int, epoch: float) -> tuple[str, bool]:
+def _length(train: Any, progress: dict[str, Any], epoch: float) -> tuple[str, bool]:
     """`300 of 900 steps` or `900 steps`, and whether the run is finished."""
-    is_finished = step >= train.max_steps if train.max_steps is not None else epoch >= train.epochs
-    if is_finished:
-        return f"{step:,} step{'s' * (step != 1)}", True
-    if train.max_steps is not None:
-        return f"{step:,} of {train.max_steps:,} steps", False
-    return f"{step:,} steps ({epoch:.2f} of {train.epochs:g} epochs)", False
+    asked = {"steps": train.max_steps, "epochs": train.epochs, "tokens": train.max_tokens, "words": train.max_words}
+    (unit, end), *_ = ((unit, end) for unit, end in asked.items() if end is not None)
+    so_far = {"steps": progress["step"], "epochs": epoch}.get(unit) or progress.get(unit) or 0
+    steps = f"{progress['step']:,}"
+    if so_far >= end:
+        return f"{steps} step{'s' * (progress['step'] != 1)}", True
+    if unit == "steps":
+        return f"{steps} of {end:,} steps", False
+    done = f"{so_far:.2f} of {end:g}" if unit == "epochs" else f"{so_far:,} of {end:,}"
+    return f"{steps} steps ({done} {unit})", False
 
 
 def _samples(lines: list[dict[str, Any]], step: int, prompts: list[str]) -> tuple[str | None, list[tuple[int, str]]]:
