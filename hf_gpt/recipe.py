@@ -81,7 +81,7 @@ def _temperature(value: float) -> float:
 
 def _repo_id(value: str) -> str:
     pattern = r"(?=.{1,96}$)(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-    if not re.fullmatch(pattern, value, re.ASCII):
+    if not re.fullmatch(pattern, value.replace(_SEED, "1"), re.ASCII):
         raise ValueError(f"must be OWNER/NAME, such as someone/my-gpt, found {_shown(value)}")
     return value
 
@@ -149,6 +149,7 @@ Counts = Annotated[list[Count], BeforeValidator(_one_or_more)]
 Source = Name | Annotated[list[Name], Field(min_length=1)]
 
 _LARGEST_FILE = 1_000_000  # characters
+_SEED = "{seed}"  # in the names of a run: its seed
 
 
 def _section(*, one_of: Sequence[tuple[str, str]] = (), needs: Mapping[str, str] | None = None) -> Callable:
@@ -231,6 +232,7 @@ class ModelRecipe:
     model_type: Name | None = _doc(None, "llama, qwen3, gpt2 or any other of transformers; default: our GPT")
     from_pretrained: Name | None = _doc(None, "directory or Hub id of a causal language model to continue")
     revision: Name | None = _doc(None, "branch, tag or commit of that Hub id")
+    seed: Count | None = _doc(None, "of new weights and of dropout; default: seed")
     config: dict[str, Any] = _doc(dict, "fields of its configuration; in YAML they stand directly in the section")
 
     @model_validator(mode="before")
@@ -243,6 +245,8 @@ class ModelRecipe:
         config = values.get("config") or {}
         if not isinstance(config, Mapping):
             return values  # refused by its type
+        for key in config.keys() & own:
+            raise ValueError(f"'{key}' is a field of the section, and cannot be given in its 'config'")
         beside = {k: v for k, v in values.items() if k not in own}
         for key in beside:
             if key in config and config[key] != beside[key]:
@@ -322,6 +326,7 @@ class DataRecipe:
     context_length: PositiveInt | None = _doc(None, "length of a window, in tokens; default: the model's positions")
     stride: PositiveInt | None = _doc(None, "distance between window starts, in tokens; default: the context length")
     shuffle: bool = _doc(True, "a new order of windows each epoch; false: in the order of the text")
+    seed: Count | None = _doc(None, "of that order; default: seed")
     drop_last: bool = _doc(False, "leave out an epoch's last global batch when it is short")
 
     def __post_init__(self) -> None:
@@ -460,7 +465,7 @@ class TrackingRecipe:
 @_section()
 class HubRecipe:
     repo_id: Annotated[str, AfterValidator(_repo_id)] | None = _doc(
-        None, "OWNER/NAME to publish to while training; the best checkpoint becomes its main"
+        None, "OWNER/NAME to publish to while training; the best checkpoint becomes its main; {seed} is the seed"
     )
     push_every: PositiveInt | None = _doc(None, "steps between pushes; null: each checkpoint")
     private: bool = _doc(False, "make the repository a private one")
@@ -481,8 +486,8 @@ class Recipe:
     types and impossible values.
     """
 
-    seed: Count = _doc(123, "of the weights, dropout and the order of windows")
-    output_dir: Name = _doc("runs/gpt", "folder of the run")
+    seed: Count = _doc(123, "of the weights, dropout, the order of windows and samples")
+    output_dir: Name = _doc("runs/gpt", "folder of the run; {seed} in it is the seed")
     model: ModelRecipe = _doc(ModelRecipe, "")
     tokenizer: TokenizerRecipe = _doc(TokenizerRecipe, "")
     data: DataRecipe = _doc(DataRecipe, "")
@@ -500,6 +505,19 @@ class Recipe:
         every, push_every = self.checkpoint.every, self.hub.push_every
         if push_every is not None and (every is None or push_every % every):
             raise ValueError(f"'hub.push_every' is a multiple of 'checkpoint.every', which is {every}")
+        self.output_dir = self.output_dir.replace(_SEED, str(self.seed))
+        if _SEED in (self.hub.repo_id or ""):
+            self.hub = dataclasses.replace(self.hub, repo_id=self.hub.repo_id.replace(_SEED, str(self.seed)))
+
+    @property
+    def model_seed(self) -> int:
+        """The seed of the weights and of dropout."""
+        return self.seed if self.model.seed is None else self.model.seed
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of the order of windows."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     def __repr__(self) -> str:
         changed = differences(Recipe(), self).items()

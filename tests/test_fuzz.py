@@ -210,6 +210,7 @@ WORKING = {
     "tokenize": ["recipe.yaml"],
     "estimate": ["recipe.yaml", "--device", "H100"],
     "replay": ["done"],
+    "batch": ["done", "--step", "1"],
     "plot": ["done"],
     "evaluate": ["ours", "--text", "text.txt"],
     "generate": ["ours", "--prompt", "It", "--max-new-tokens", "2"],

@@ -75,12 +75,10 @@ class RunRecord(Shown):
         """The newest line of metrics, empty if there is none."""
         return max(self.metrics, key=lambda line: line["step"], default={})
 
-    def points(self, x: str, y: str) -> tuple[Any, Any]:
-        """Two columns of the metrics as arrays, in the order of the first; only lines that have both."""
-        found = np.array(
-            [(line[x], line[y]) for line in self.metrics if is_number(line.get(x)) and is_number(line.get(y))],
-            dtype=float,
-        ).reshape(-1, 2)
+    def points(self, *columns: str) -> tuple[Any, ...]:
+        """Columns of the metrics as arrays, in the order of the first; only lines that have them all."""
+        found = [[line.get(column) for column in columns] for line in self.metrics]
+        found = np.array([values for values in found if all(map(is_number, values))], float).reshape(-1, len(columns))
         return tuple(found[np.argsort(found[:, 0], kind="stable")].T)
 
 

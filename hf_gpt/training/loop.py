@@ -207,7 +207,7 @@ class TrainingRun:
 
     def _load_checkpoint(self, start: Path, as_branch: bool) -> None:
         """The weights, the optimizer and the position of a checkpoint."""
-        self.progress = load_training_state(start, self.accelerator, self.loss, self.optimizer, self.recipe.seed)
+        self.progress = load_training_state(start, self.accelerator, self.loss, self.optimizer, self.recipe.model_seed)
         self.resumed_from = start
         if self.progress.words is None:
             self.progress.words = count_until(self.job.plan, "words", self.progress.step)
