@@ -1,13 +1,16 @@
 """Decides device, precision, attention and compilation where a recipe says `auto`.
 
 Each is decided once, by a rule on the hardware and the size of the run, never by a clock. The decision is written to
-`recipe.yaml`, and a resumed run takes it from there.
+`recipe.yaml`, and a resumed run takes it from there. `deterministic` is what makes a run repeat itself on a GPU.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
+from collections.abc import Iterator
 
+import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -38,7 +41,36 @@ def resolve_hardware(recipe: Recipe, earlier: Recipe | None, pretrained: Pretrai
         raise UserError("train.mixed_precision: fp16 needs a GPU; use bf16 or no on a cpu")
     compiled = train.compile if train.compile != "auto" else before.compile  # perhaps still auto: see pays_to_compile
     resolved = dataclasses.replace(train, device=device, mixed_precision=precision, compile=compiled)
+    if device == "cuda" and train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for cuBLAS, before its first product
     return dataclasses.replace(recipe, train=resolved)
+
+
+@contextlib.contextmanager
+def deterministic(train: TrainRecipe) -> Iterator[None]:
+    """On a GPU, torch's deterministic algorithms while the block runs; on a CPU a run repeats itself as it is.
+
+    Without them the backward pass of attention adds up its blocks in the order in which they end.
+
+    Raises:
+        UserError: the model has an operation of which torch has no such algorithm.
+    """
+    if train.device != "cuda" or not train.deterministic:
+        yield
+        return
+    mode, fills = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.set_deterministic_debug_mode("error")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it, and filling takes time
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        what = str(error).split(",")[0]
+        raise UserError(f"train.deterministic: {what}; false trains it, and the run cannot be repeated") from error
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
 
 
 def pays_in_bf16(config: PreTrainedConfig) -> bool:
