@@ -463,7 +463,7 @@ def test_on_a_gpu_algorithms_are_deterministic_or_refused_by_name():
         assert switches() == before
     with deterministic(dataclasses.replace(train, device="cpu")):
         assert switches() == before
-    refused = pytest.raises(UserError, match="^train.deterministic: put_ does not have a deterministic impl")
+    refused = pytest.raises(UserError, match=r"^train.deterministic: put_ does not have a deterministic impl")
     with refused, deterministic(train):
         torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
     with pytest.raises(RuntimeError, match="of another kind"), deterministic(train):
