@@ -47,6 +47,7 @@ finally:
 __version__ = "0.2.0"
 
 _DEFINED_IN = {
+    "benchmark": "benchmarks",
     "CausalLMLoss": "loss",
     "Evaluation": "evaluation",
     "HubError": "errors",

@@ -439,7 +439,7 @@ def test_a_folder_that_holds_another_run_is_refused(recipe, tiny, capsys):
         (["decode", "RUN", "--prompt", "a", "--draws", "-1"], "--draws -1: must be 0 to 1,000,000"),
         (["demo", "RUN", "--port", "0"], "--port 0: must be 1 to 65535"),
         (["convert", "RUN", "NOT_A_MODEL", "--to", "gpt2", "--heads", "2"], "go with --from book"),
-        (["evaluate", "RUN"], "one of the arguments --text --dataset is required"),
+        (["evaluate", "RUN"], "one of the arguments --text --dataset --tasks is required"),
         (["evaluate", "RUN", "--text", ""], "source: must not be empty"),
         (["train", "NOT_A_MODEL"], "is a folder and no recipe; text to train on is data.source"),
         (["fly"], "invalid choice: 'fly'"),

@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..checkpoint import TRAINING_STATE, meta_weights
+from ..checkpoint import MANIFEST, TRAINING_STATE, meta_weights, weights_hash
 from ..configuration_gpt import TRANSFORMERS
 from ..display import duration, escape_unprintable, perplexity, short_number
 from ..errors import UserError
 from ..loading import num_positions
 from ..recipe import Recipe
 from ..report.plots import loss_plot
-from ..report.records import has_losses
-from ..storage import read_json, write_bytes, write_text
+from ..report.records import has_losses, read_benchmarks
+from ..storage import is_there, read_file, read_json, write_bytes, write_text
 from ..training.observers import Observer
 from ..training.resume import earlier_recipe
 from ..training.run_log import read_lines
 from ..transformers_4 import VERSION, lost_in_transformers_4
-from .card_merge import UNPUBLISHED, bare_card, compose
+from .card_merge import UNPUBLISHED, bare_card, compose, merge
 from .markdown import template
 
 if TYPE_CHECKING:
@@ -74,6 +74,14 @@ def write_card(checkpoint: Path, run_dir: Path) -> Path:
     template("card.md.jinja").render(facts, section=section, has_plot=(checkpoint / "loss.png").is_file())
     write_text(checkpoint / "README.md", compose(_metadata(facts), sections))
     return checkpoint / "README.md"
+
+
+def renew_card(checkpoint: Path, run_dir: Path) -> None:
+    """Make the card of a checkpoint again from what the run has recorded since. What people wrote into it stays."""
+    before = (read_file(checkpoint / "README.md") or b"").decode("utf-8", "replace")
+    write_card(checkpoint, run_dir)
+    if before:
+        write_text(checkpoint / "README.md", merge(read_file(checkpoint / "README.md").decode(), before))
 
 
 class CardWriter(Observer):
@@ -123,6 +131,7 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     positions = num_positions(config)
     length, is_finished = _length(train, step, max((line.get("epoch", 0.0) for line in metrics), default=0.0))
     prompt, samples = _samples(read_lines(run_dir / "samples.jsonl"), step, recipe.evaluation.prompts)
+    own = weights_hash(checkpoint) if is_there(checkpoint / MANIFEST) else None  # which one that is written lacks
     parent = environment.get("parent")
     repo_id = recipe.hub.repo_id
     return {
@@ -154,6 +163,7 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
         "metrics": metrics,
         "evaluation": evaluation,
         "is_evaluated": evaluation.get("step") == step,  # these weights, not earlier ones
+        "benchmarks": [one for one in read_benchmarks(run_dir) if one.weights == own],
         "step": step,
         "tokens": progress["tokens"],
         "skipped": progress.get("skipped", 0),
@@ -222,7 +232,7 @@ def _samples(lines: list[dict[str, Any]], step: int, prompts: list[str]) -> tupl
 def _metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
     from huggingface_hub import ModelCardData
 
-    results = [*_eval_results(facts)]
+    results = [*_eval_results(facts), *_benchmarks(facts)]
     datasets = [text["dataset"] for text in (facts["training"], facts["validation"]) if text.get("dataset")]
     recipe, model, named = facts["recipe"], facts["model"], ("license", "license_name", "license_link")
     return ModelCardData(
@@ -265,6 +275,24 @@ def _eval_results(facts: Mapping[str, Any]) -> Iterator[Any]:
                 metric_type=kind,
                 metric_name=name,
                 metric_value=round(float(value), 6),
+            )
+
+
+def _benchmarks(facts: Mapping[str, Any]) -> Iterator[Any]:
+    """What exactly these weights reached in lm-eval's tasks."""
+    from huggingface_hub import EvalResult
+
+    for one in facts["benchmarks"]:
+        if math.isfinite(one.value):
+            yield EvalResult(
+                task_type="text-generation",
+                task_name="Text generation",
+                dataset_type=one.task,
+                dataset_name=escape_unprintable(one.label, one_line=True),
+                dataset_args={"num_few_shot": one.num_fewshot, **({"limit": one.limit} if one.limit else {})},
+                metric_type=one.metric,
+                metric_name=one.metric,
+                metric_value=round(one.value, 6),
             )
 
 
