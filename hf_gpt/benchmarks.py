@@ -135,7 +135,8 @@ def _evaluate(one: Measured, tasks: Sequence[Task], limit: int | None, device: s
     from lm_eval.models.huggingface import HFLM
 
     model, tokenizer = checkpoint.load_model(str(one.folder), device)
-    evaluated = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH_SIZE)
+    with _task_errors(tasks[0].name):
+        evaluated = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH_SIZE)
     found = {}
     for task in tasks:
         for part in task.loaded["tasks"].values():
@@ -206,24 +207,29 @@ def _of_run(folder: Path) -> Measured:
 @contextlib.contextmanager
 def _as_data() -> Iterator[None]:
     """While the block runs, lm-eval's templates are in a sandbox, it fetches no metric, and it warns of nothing."""
+    import datasets
+
     try:
         from lm_eval import utils
-        from lm_eval.api import metrics, registry  # noqa: F401
+        from lm_eval.api import metrics  # noqa: F401 (its own metrics, before `evaluate` is out of reach)
     except ImportError:
         raise UserError("needs lm-eval; pip install 'hf_gpt[eval]'", field="tasks") from None
     from jinja2.sandbox import SandboxedEnvironment
 
     templates, logger, fetched = utils.env, logging.getLogger("lm_eval"), sys.modules.get("evaluate")
-    level = logger.level
+    level, had_bars = logger.level, datasets.is_progress_bar_enabled()
     utils.env = SandboxedEnvironment(undefined=templates.undefined, keep_trailing_newline=True)
     utils.env.filters |= templates.filters
     sys.modules["evaluate"] = None  # its `load` runs code from the Hub
     logger.setLevel(logging.CRITICAL)
+    datasets.disable_progress_bars()
     try:
         yield
     finally:
         utils.env = templates
         logger.setLevel(level)
+        if had_bars:
+            datasets.enable_progress_bars()
         sys.modules.pop("evaluate")
         if fetched is not None:
             sys.modules["evaluate"] = fetched
@@ -318,9 +324,11 @@ def _task_errors(name: str) -> Iterator[None]:
         yield
     except HubError as error:
         raise UserError(str(error)) from None
-    except (UserError, KeyboardInterrupt, OSError):
+    except UserError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise
         raise UserError(f"{type(error).__name__}: {error}", field="tasks", value=name) from error
 
 

@@ -357,6 +357,23 @@ def test_templates_and_metrics_of_a_task_run_nothing(run_dir, tmp_path):
     assert not (run_dir / "evaluations.jsonl").exists()
 
 
+def test_a_task_that_fails_is_named_and_leaves_nothing(run_dir, tmp_path):
+    rows = [{"sentence_good": good, "sentence_bad": bad} for good, bad in PAIRS]
+    write_task(tmp_path / "tasks", "gone", rows, **AS_BLIMP)
+    (tmp_path / "tasks" / "gone.jsonl").unlink()
+    write_task(tmp_path / "tasks", "field", rows, **{**AS_BLIMP, "doc_to_text": "{{sentence_god}}"})
+    write_task(tmp_path / "tasks", "kind", rows, **{**AS_BLIMP, "output_type": "essay"})
+    problems = {
+        "gone": "gone.jsonl",
+        "field": "'sentence_god' is undefined",
+        "kind": "invalid output_type 'essay'",
+    }
+    for name, problem in problems.items():
+        with pytest.raises(UserError, match=f"^tasks {name}: .*{problem}"):
+            benchmark(str(run_dir), [name], include_path=str(tmp_path / "tasks"), device="cpu")
+    assert not (run_dir / "evaluations.jsonl").exists()
+
+
 def test_without_lm_eval_a_line_names_the_extra(run_dir, tasks, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UserError, match=r"tasks: needs lm-eval; pip install 'hf_gpt\[eval\]'"):
