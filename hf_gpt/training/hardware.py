@@ -42,7 +42,9 @@ def resolve_hardware(recipe: Recipe, earlier: Recipe | None, pretrained: Pretrai
     compiled = train.compile if train.compile != "auto" else before.compile  # perhaps still auto: see pays_to_compile
     resolved = dataclasses.replace(train, device=device, mixed_precision=precision, compile=compiled)
     if device == "cuda" and train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for cuBLAS, before its first product
+        # As transformers' `enable_full_determinism`: for cuBLAS, before its first product, and for flash attention.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
     return dataclasses.replace(recipe, train=resolved)
 
 
