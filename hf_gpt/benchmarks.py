@@ -24,7 +24,7 @@ import yaml
 
 from . import checkpoint
 from .errors import HubError, UserError
-from .hub.card import renew_card
+from .hub.card import add_benchmarks
 from .network import hub_requests
 from .report.page import write_report
 from .storage import append, flush_path, is_there, local_path, read_file, read_json, refuse_unwritable
@@ -96,7 +96,7 @@ def benchmark(
         results = [_measure(one, found, limit, device, say) for one in measured]
     changed = [one for one, (_, is_new) in zip(measured, results) if is_new and one.run_dir]
     for one in changed:
-        _try(lambda one=one: renew_card(one.folder, one.run_dir), f"the card of {one.name}", say)
+        _try(lambda one=one: add_benchmarks(one.folder, one.run_dir), f"the card of {one.name}", say)
     for run_dir in {one.run_dir for one in changed if is_there(one.run_dir / "metrics.jsonl")}:
         _try(lambda run_dir=run_dir: write_report(run_dir), f"the report of {run_dir}", say)
     return [line for line, _ in results]
@@ -176,7 +176,7 @@ def _models(model: str, checkpoints: str | None, revisions: Sequence[str]) -> li
     run_dir = local_path(model)
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"{model} is not the folder of a run", field="checkpoints", value=checkpoints)
-    kept = _kept(run_dir) if checkpoints == "all" else checkpoint.milestones(run_dir)
+    kept = (checkpoint.saved if checkpoints == "all" else checkpoint.milestones)(run_dir)
     if not kept:
         raise UserError(f"{model} has none", field="checkpoints", value=checkpoints)
     return [_of_run(folder) for folder in kept]
@@ -185,13 +185,9 @@ def _models(model: str, checkpoints: str | None, revisions: Sequence[str]) -> li
 def _model(model: str) -> Measured:
     folder = checkpoint.model_folder(model)
     absolute = folder.absolute()
-    if absolute.parent.name == "checkpoints" and absolute in _kept(absolute.parents[1]):
+    if absolute.parent.name == "checkpoints" and absolute in checkpoint.saved(absolute.parents[1]):
         return _of_run(absolute)
     return Measured(model, folder, checkpoint.weights_hash(folder))
-
-
-def _kept(run_dir: Path) -> list[Path]:
-    return sorted({*checkpoint.checkpoints(run_dir), *checkpoint.milestones(run_dir)}, key=checkpoint.step_of)
 
 
 def _of_run(folder: Path) -> Measured:

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 TRAINING_STATE = "training_state"
 MANIFEST = f"{TRAINING_STATE}/manifest.json"
+MILESTONE = "milestone.json"  # in a checkpoint that stays for ever
 _CARD, _ADAPTER = "README.md", "adapter_config.json"
 _STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,17})")
 
@@ -76,8 +77,8 @@ def step_of(checkpoint: Path) -> int:
     return int(_STEP.fullmatch(checkpoint.name).group(1))
 
 
-def checkpoints(run_dir: str | Path) -> list[Path]:
-    """The checkpoints of a run, oldest first. Half-written ones have another name and are not among them.
+def saved(run_dir: str | Path) -> list[Path]:
+    """All checkpoints of a run, oldest first. Half-written ones have another name and are not among them.
 
     Raises:
         UserError: their folder cannot be read.
@@ -85,22 +86,76 @@ def checkpoints(run_dir: str | Path) -> list[Path]:
     return sorted((path for path in entries(Path(run_dir) / "checkpoints") if _STEP.fullmatch(path.name)), key=step_of)
 
 
+def checkpoints(run_dir: str | Path) -> list[Path]:
+    """Those of them that training can go on from: all but milestones without a training state."""
+    return [path for path in saved(run_dir) if _has_state(path)]
+
+
+def milestones(run_dir: str | Path) -> list[Path]:
+    """Those of them that stay for ever."""
+    return [path for path in saved(run_dir) if is_there(path / MILESTONE)]
+
+
+def milestone(checkpoint: Path) -> dict[str, Any] | None:
+    """What the `milestone.json` of a checkpoint says; None if it is no milestone.
+
+    Raises:
+        UserError: it is damaged, or cannot be read.
+    """
+    if not is_there(checkpoint / MILESTONE):
+        return None
+    found = read_json(checkpoint / MILESTONE)
+    asked = found.get("asked")
+    counts = [found.get(name) for name in ("step", "tokens", "words")]
+    lists = [asked.get(name) for name in ("tokens", "words")] if isinstance(asked, dict) else [None]
+    if not all(isinstance(one, list) for one in lists) or not all(type(n) is int for n in sum(lists, counts)):
+        raise UserError(f"{checkpoint / MILESTONE}: is damaged")
+    return found
+
+
+def _has_state(checkpoint: Path) -> bool:
+    """Whether a checkpoint has a training state, by its manifest; also if that is damaged, which is then found out."""
+    try:
+        return f"{TRAINING_STATE}/state.json" in (names := listed(checkpoint)) or MILESTONE not in names
+    except UserError:
+        return True
+
+
+class _LeftAlone(Exception):
+    """The checkpoint is there."""
+
+
 @contextlib.contextmanager
-def writing(run_dir: str | Path, step: int) -> Iterator[Path]:
-    """A directory to fill; when the block ends without an error it becomes the checkpoint of `step` in one rename."""
+def writing(run_dir: str | Path, step: int, *, with_state: bool = True) -> Iterator[Path]:
+    """A directory to fill; when the block ends without an error it becomes the checkpoint of `step` in one rename.
+
+    One that is there and has the same weights is left alone, unless it lacks the training state of the new one.
+
+    Args:
+        with_state: keep what the block puts into `training_state/`.
+    """
     final = Path(run_dir) / "checkpoints" / name_of(step)
-    with translate_disk_errors(final), quiet(), placing(final) as directory:  # a bar would cross that of the run
+    # A bar would cross that of the run.
+    with contextlib.suppress(_LeftAlone), translate_disk_errors(final), quiet(), placing(final) as directory:
         (directory / TRAINING_STATE).mkdir()
         yield directory
+        if not with_state:
+            shutil.rmtree(directory / TRAINING_STATE)
+            (directory / TRAINING_STATE).mkdir()
         write_json(directory / MANIFEST, _describe(directory))
+        lacks_nothing = is_whole(final) and (_has_state(final) or not with_state)
+        if lacks_nothing and hashes_of_weights(final) == hashes_of_weights(directory):
+            raise _LeftAlone
 
 
 @contextlib.contextmanager
 def placing(final: Path) -> Iterator[Path]:
-    """A directory to fill, which then becomes the checkpoint `final`; another one of that name is set aside."""
+    """A directory to fill, which then becomes the checkpoint `final`. One that is there is set aside; a milestone goes."""
     with replacing_directory(final) as directory:
         yield directory
-        if is_there(final):
+        if is_there(final / MILESTONE) and is_whole(final):
+            discard(final)
+        elif is_there(final):
             set_aside(final)
 
 
@@ -149,6 +204,25 @@ def verify(checkpoint: str | Path, names: Collection[str] | None = None) -> None
                 raise DamagedCheckpoint(f"{path}: missing")
             if _sha256(file) != digest or os.fstat(file.fileno()).st_size != size:
                 raise DamagedCheckpoint(f"{path}: truncated or altered: its size or SHA-256 is not the manifest's")
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint is there, and verifies."""
+    try:
+        verify(checkpoint)
+    except DamagedCheckpoint:
+        return False
+    return True
+
+
+def hashes_of_weights(checkpoint: Path) -> dict[str, str]:
+    """The SHA-256 of each file of the weights of a checkpoint, by its manifest.
+
+    Raises:
+        UserError: there is no manifest, or it cannot be read.
+    """
+    files = listed(checkpoint)
+    return {path.name: files[path.name][1] for path in weight_files(checkpoint)}
 
 
 def unlisted(checkpoint: Path) -> list[str]:
@@ -277,8 +351,13 @@ def pointed(run_dir: str | Path, name: str) -> Path | None:
     return pointer.parent / found if is_there(pointer.parent / found) else None
 
 
-def prune(run_dir: str | Path, keep: int | None, needed: Collection[Path] = ()) -> None:
-    """Remove all but the newest `keep` checkpoints, the best one and those `needed`. The newest always stays."""
+def prune(
+    run_dir: str | Path, keep: int | None, needed: Collection[Path] = (), *, strips_milestones: bool = True
+) -> None:
+    """Remove all but the newest `keep` checkpoints, the best one and those `needed`. The newest always stays.
+
+    A milestone loses its training state instead, if `strips_milestones`.
+    """
     clear_unfinished(run_dir)
     if keep is None:
         return
@@ -288,10 +367,31 @@ def prune(run_dir: str | Path, keep: int | None, needed: Collection[Path] = ()) 
         return  # any of them may be the best
     for checkpoint in checkpoints(run_dir)[:-keep]:
         if checkpoint != best and checkpoint not in needed:
-            doomed = checkpoint.with_name(f".removing-{checkpoint.name}")
-            checkpoint.rename(doomed)  # so that no half-removed directory ever bears a checkpoint's name
-            with contextlib.suppress(OSError):  # the next run tries again
-                remove(doomed)
+            if not is_there(checkpoint / MILESTONE):
+                discard(checkpoint)
+            elif strips_milestones:
+                files = {
+                    name: {"size": size, "sha256": digest}
+                    for name, (size, digest) in listed(checkpoint).items()
+                    if not name.startswith(f"{TRAINING_STATE}/")
+                }
+                write_json(checkpoint / MANIFEST, {"files": files})  # from here on it has none
+                _remove_state(checkpoint)
+
+
+def discard(checkpoint: Path) -> None:
+    """Remove a checkpoint; no half-removed directory ever bears the name of one."""
+    doomed = checkpoint.with_name(f".removing-{checkpoint.name}")
+    checkpoint.rename(doomed)
+    with contextlib.suppress(OSError):  # the next run tries again
+        remove(doomed)
+
+
+def _remove_state(checkpoint: Path) -> None:
+    for path in entries(checkpoint / TRAINING_STATE):
+        if path.name != Path(MANIFEST).name:
+            with contextlib.suppress(OSError):
+                remove(path)
 
 
 def clear_unfinished(run_dir: str | Path) -> None:
@@ -300,6 +400,9 @@ def clear_unfinished(run_dir: str | Path) -> None:
         if path.name.startswith((".writing-", ".removing-")):
             with contextlib.suppress(OSError):
                 remove(path)
+    for path in milestones(run_dir):
+        if not _has_state(path):
+            _remove_state(path)
 
 
 @contextlib.contextmanager

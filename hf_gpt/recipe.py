@@ -15,6 +15,7 @@ an unquoted `no`, `off`, `yes` or `on`, which YAML reads as a boolean, still mea
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import re
@@ -105,8 +106,8 @@ def _path(value: Any) -> Any:
 
 
 def _one_or_more(value: Any) -> Any:
-    """A single text is a list of one."""
-    return [value] if isinstance(value, str) else value
+    """A single text or number is a list of one."""
+    return [value] if isinstance(value, (str, int)) else value
 
 
 _Whole, _Real = BeforeValidator(_whole), BeforeValidator(_number)
@@ -121,6 +122,7 @@ Temperature = Annotated[float, AfterValidator(_temperature), _Real]
 AutoOrBool = Literal["auto"] | bool
 Name = Annotated[str, Field(min_length=1), BeforeValidator(_path)]
 Texts = Annotated[list[Name], BeforeValidator(_one_or_more)]
+Counts = Annotated[list[Count], BeforeValidator(_one_or_more)]
 Source = Name | Annotated[list[Name], Field(min_length=1)]
 
 _LARGEST_FILE = 1_000_000  # characters
@@ -320,10 +322,17 @@ class ScheduleRecipe:
     decay_fraction: Fraction = _doc(0.2, "wsd: the part of the run that decays")
 
 
-@_section(one_of=[("max_steps", "epochs"), ("global_batch_size", "gradient_accumulation_steps")])
+_LENGTHS = ("max_steps", "epochs", "max_tokens", "max_words")
+
+
+@_section(one_of=[*itertools.combinations(_LENGTHS, 2), ("global_batch_size", "gradient_accumulation_steps")])
 class TrainRecipe:
     max_steps: Count | None = _doc(None, "global batches to train on; 0 evaluates and saves the untrained model")
     epochs: Annotated[Positive, Field(le=1e9)] | None = _doc(None, "or passes over the training windows")
+    max_tokens: PositiveInt | None = _doc(
+        None, "or tokens to train on, such as 10M; the last step is the first past them"
+    )
+    max_words: PositiveInt | None = _doc(None, "or words; each is counted as often as it is trained on")
     batch_size: PositiveInt = _doc(8, "windows a process takes at once")
     global_batch_size: PositiveInt | None = _doc(
         None, "windows of a step over all processes; batches are accumulated until they are together"
@@ -345,7 +354,7 @@ class TrainRecipe:
 
     def __post_init__(self) -> None:
         _refuse_both(self)
-        if self.max_steps is None and self.epochs is None:
+        if all(getattr(self, length) is None for length in _LENGTHS):
             self.max_steps = 1000
 
 
@@ -362,10 +371,23 @@ class EvaluationRecipe:
 
 
 @_section()
+class MilestonesRecipe:
+    """Which checkpoints stay for ever. Several fields may be given; milestones of one step are one checkpoint."""
+
+    steps: Counts = _doc(list, "at these steps; 0 is before training")
+    every_steps: PositiveInt | None = _doc(None, "after every so many steps")
+    powers_of_two_until: PositiveInt | None = _doc(None, "at steps 0, 1, 2, 4, 8 and so on up to this one")
+    tokens: Counts = _doc(list, "at the first step at or past so many tokens, such as [1M, 10M]")
+    words: Counts = _doc(list, "at the first step at or past so many words")
+    training_state: bool = _doc(False, "keep what resuming needs too: three times the size")
+
+
+@_section()
 class CheckpointRecipe:
     every: PositiveInt | None = _doc(500, "steps between checkpoints; null: only at the end")
     keep: PositiveInt | None = _doc(3, "newest checkpoints kept, beside the best one; null: all")
     at_epoch_end: bool = _doc(False, "a checkpoint at each epoch's end too")
+    milestones: MilestonesRecipe = _doc(MilestonesRecipe, "checkpoints that stay for ever: steps, tokens, words ...")
     resume: Literal["auto", "never", "hub"] = _doc(
         "auto", "auto resumes from the newest checkpoint in output_dir; hub: from hub.repo_id, where that is newer"
     )

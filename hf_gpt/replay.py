@@ -21,18 +21,18 @@ from .errors import UserError
 from .recipe import Recipe, TrainRecipe
 from .run import prepare_run, scratch_recipe
 from .storage import is_there, local_path
-from .training.data import num_steps
 from .training.loop import TrainingRun, run
 from .training.observers import Observer
 from .training.provenance import changes_of_environment
 from .training.resume import read_environment
 from .training.run_log import read_events, read_metrics
+from .training.seen import num_steps
 from .training.signals import lost_process_ends_run
 from .training.state import read_weights, whole_weights
 
 _NOT_COMPARED = ("step", "seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
 # Fields that may change when a run is resumed, and that a step depends on.
-_OF_A_STEP = ("train.max_steps", "train.epochs", "train.batch_size")
+_OF_A_STEP = ("train.max_steps", "train.epochs", "train.max_tokens", "train.max_words", "train.batch_size")
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,13 @@ class TrainingResult(Shown):
 
     @property
     def checkpoints(self) -> list[Path]:
-        """The checkpoints that were kept, oldest first; each loads with `from_pretrained`."""
+        """The newest checkpoints, oldest first, which training can go on from; each loads with `from_pretrained`."""
         return checkpoint.checkpoints(self.output_dir)
+
+    @property
+    def milestones(self) -> list[Path]:
+        """The checkpoints that stay for ever, oldest first; most have no training state."""
+        return checkpoint.milestones(self.output_dir)
 
     def in_short(self) -> str:
         found = [str(self.output_dir), *(f"step {checkpoint.step_of(path)}" for path in self.checkpoints[-1:])]

@@ -21,7 +21,7 @@ SEPARATOR = 60_000
 
 
 def store_of(tokens: np.ndarray) -> TokenStore:
-    counts = {"num_characters": 0, "num_bytes": 0, "num_documents": 1}
+    counts = {"num_characters": 0, "num_bytes": 0, "num_documents": 1, "num_words": 0, "words": None}
     return TokenStore("a corpus", Path("nowhere"), tokens, SEPARATOR, **counts)
 
 

@@ -21,6 +21,8 @@ from hf_gpt.benchmarks import benchmark
 from hf_gpt.checkpoint import load_model
 from hf_gpt.cli import main
 from hf_gpt.errors import UserError
+from hf_gpt.hub.card import add_benchmarks
+from hf_gpt.hub.card_merge import compose, merge
 from hf_gpt.report.plots import benchmark_plots
 from hf_gpt.report.records import read_benchmarks, read_run
 
@@ -42,7 +44,7 @@ PAIRS = [
     ("A lazy dog sleeps.", "A lazy dog sleep."),
 ]
 WORDS = [("Line 3: the quick brown", " fox"), ("over 9 lazy", " dogs"), ("the quick", " brown")]
-MILESTONE = 4
+MILESTONES = [4, 8]
 
 
 def write_task(folder: Path, name: str, rows: list[dict], **config) -> None:
@@ -106,7 +108,7 @@ def trained(tmp_path_factory) -> Path:
             "optimizer": {"lr": 1e-2},
             "train": {"max_steps": 12, "batch_size": 4, "device": "cpu"},
             "evaluation": {"every": 12, "tokens": 320, "prompts": []},
-            "checkpoint": {"every": 4, "keep": None, "milestones": {"steps": [MILESTONE]}},
+            "checkpoint": {"every": 4, "keep": 1, "milestones": {"steps": MILESTONES}},
         }
     )
     return folder / "run"
@@ -142,7 +144,9 @@ def lines_of(run_dir: Path) -> list[dict]:
 
 def test_accuracies_of_all_checkpoints_are_those_of_sentence_log_probabilities(run_dir, tasks):
     found = benchmark(str(run_dir), ["pairs", "words"], include_path=tasks, checkpoints="all", device="cpu")
-    folders = checkpoint.checkpoints(run_dir)
+    folders = checkpoint.saved(run_dir)
+    assert folders[:2] == checkpoint.milestones(run_dir)
+    assert folders[2:] == checkpoint.checkpoints(run_dir)  # the milestones have no training state any more
     assert [line["step"] for line in found] == [4, 8, 12]
     assert [line["tokens"] for line in found] == [4 * 4 * 48, 8 * 4 * 48, 12 * 4 * 48]
     for line, folder in zip(found, folders, strict=True):
@@ -208,7 +212,16 @@ def test_results_are_curves_in_the_report_and_metadata_of_the_card(run_dir, task
         assert result["metrics"] == [{"type": "acc", "value": round(value, 6), "name": "acc"}]
         checkpoint.verify(folder)
     assert "I wrote this." in card.read_text()
-    (plot,) = benchmark_plots(read_run(run_dir))
+    once = card.read_text()
+    add_benchmarks(card.parent, run_dir)
+    assert card.read_text() == once
+    benchmark(str(card.parent), ["words"], include_path=tasks, device="cpu")
+    (entry,) = yaml.safe_load(card.read_text().split("---")[1])["model-index"]
+    assert [result["dataset"]["type"] for result in entry["results"]] == ["pairs", "words"]
+    unmade = compose({"library_name": "transformers", "license": "mit"}, {"about": "New."})
+    assert "model-index" not in merge(unmade, card.read_text())  # the next push makes them anew
+    plot, of_words = benchmark_plots(read_run(run_dir))
+    assert (plot.y_label, of_words.y_label) == ("acc", "perplexity")
     (curve,) = plot.curves
     assert plot.x_label == "tokens seen"
     assert curve.x.tolist() == [line["tokens"] for line in found]
@@ -230,7 +243,7 @@ def test_lines_of_strangers_are_left_out_of_report_and_card(run_dir, tasks):
 
 def test_results_of_weights_that_a_step_had_before_are_not_shown(run_dir, tasks):
     benchmark(str(run_dir), ["pairs"], include_path=tasks, checkpoints="all", device="cpu")
-    last = checkpoint.checkpoints(run_dir)[-1]
+    last = checkpoint.saved(run_dir)[-1]
     changed = {**lines_of_last(run_dir), "weights": "0" * 64}
     changed["results"] = {"pairs": {"metrics": {"acc": 0.123456}}}
     with (run_dir / "evaluations.jsonl").open("a") as file:
@@ -247,10 +260,11 @@ def lines_of_last(run_dir: Path) -> dict:
 
 
 def test_milestones_alone(run_dir, tasks):
-    (line,) = benchmark(str(run_dir), ["pairs"], include_path=tasks, checkpoints="milestones", device="cpu")
-    folder = run_dir / "checkpoints" / line["model"]
-    assert (line["step"], line["tokens"]) == (MILESTONE, MILESTONE * 4 * 48)
-    assert line["results"]["pairs"]["metrics"]["acc"] == accuracy(folder, PAIRS)
+    found = benchmark(str(run_dir), ["pairs"], include_path=tasks, checkpoints="milestones", device="cpu")
+    assert [(line["step"], line["tokens"]) for line in found] == [(step, step * 4 * 48) for step in MILESTONES]
+    for line in found:
+        folder = run_dir / "checkpoints" / line["model"]
+        assert line["results"]["pairs"]["metrics"]["acc"] == accuracy(folder, PAIRS)
 
 
 def test_a_model_that_is_no_checkpoint_leaves_no_file(run_dir, tasks, tmp_path):

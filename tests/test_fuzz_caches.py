@@ -121,7 +121,7 @@ MUTATIONS = {
 def test_whatever_happens_to_one_file_a_run_sees_the_same(prepared, tmp_path, capsys, seed):
     expected, good = prepared(), contents(tmp_path / "cache")
     capsys.readouterr()
-    assert {name.split("/")[0] for name in good} == {"notes", "tokens", "tokenizers"}
+    assert {name.split("/")[0] for name in good} == {"notes", "tokens-2", "tokenizers"}
     where = random.Random(seed)
     for number, name in enumerate(good):
         # Each file meets half of the mutations; files that are alike (notes, stores of another text) meet the others.
@@ -150,7 +150,7 @@ def test_entries_and_files_that_change_places_are_noticed(prepared, tmp_path):
             assert contents(cache) == good, (a, b)
 
 
-KINDS = ("notes", "tokens", "tokenizers")
+KINDS = ("notes", "tokens-2", "tokenizers")
 
 
 def test_a_file_too_many_is_noticed(prepared, tmp_path):
@@ -186,7 +186,7 @@ def test_an_unfinished_store_of_another_text_is_not_continued(prepared, tmp_path
     """Its shards are whole, but the ids are others."""
     monkeypatch.setattr(token_store, "_SHARD", 100)
     expected = prepared()
-    stores = sorted(p for p in (tmp_path / "cache" / "tokens").iterdir() if p.is_dir())
+    stores = sorted(p for p in (tmp_path / "cache" / "tokens-2").iterdir() if p.is_dir())
     for a, b in itertools.pairwise(stores):
         shutil.rmtree(a)
         shutil.copytree(b, a.with_suffix(".part"))
@@ -195,7 +195,7 @@ def test_an_unfinished_store_of_another_text_is_not_continued(prepared, tmp_path
 
 def test_an_unfinished_store_with_other_counts_is_not_continued(prepared, tmp_path, monkeypatch):
     expected = prepared()
-    store = next(p for p in (tmp_path / "cache" / "tokens").iterdir() if p.is_dir())
+    store = next(p for p in (tmp_path / "cache" / "tokens-2").iterdir() if p.is_dir())
     for count in ("num_tokens", "num_characters", "num_bytes", "num_documents"):
         for value in (0, 1, 10**400, 1e400, -5, None):
             part = store.rename(store.with_suffix(".part"))
@@ -207,7 +207,7 @@ def test_an_unfinished_store_with_other_counts_is_not_continued(prepared, tmp_pa
 def test_a_store_cut_at_another_place_does_not_outlive_the_note_that_said_so(prepared, tmp_path, monkeypatch):
     """As where a note was changed by hand and mended again, whatever let it through."""
     expected, good = prepared(), contents(tmp_path / "cache")
-    for path in (tmp_path / "cache" / "tokens").iterdir():
+    for path in (tmp_path / "cache" / "tokens-2").iterdir():
         path.unlink() if path.suffix == ".lock" else shutil.rmtree(path)
     recipe = DataRecipe(source=str(tmp_path / "a.txt"), validation_fraction=0.25)
     tokenizer = _tokenizer(TokenizerRecipe(train={"vocab_size": 290}), load_corpora(recipe)[0])
@@ -238,14 +238,14 @@ def test_a_text_that_cannot_be_read_costs_no_store(prepared, tmp_path, monkeypat
 def test_leftovers_are_removed_when_they_are_old_and_nobodys(prepared, tmp_path):
     cache, gone = tmp_path / "cache", dead_process()
     age = {"new": time.time(), "old": time.time() - 30 * 86_400}
-    old_but_held, lock = cache / "tokens" / "held.part", FileLock(cache / "tokens" / "held.lock")
+    old_but_held, lock = cache / "tokens-2" / "held.part", FileLock(cache / "tokens-2" / "held.lock")
     left = {
         (when, who, kind): cache / kind / f".writing-{process}-{when}{who}{suffix}"
         for when in age
         for who, process in (("dead", gone), ("alive", os.getppid()))
         for kind, suffix in (("notes", ".json"), ("tokenizers", ""), ("models", ""))
     }
-    left |= {(when, "dead", "part"): cache / "tokens" / f"{when}.part" for when in age}
+    left |= {(when, "dead", "part"): cache / "tokens-2" / f"{when}.part" for when in age}
     left[("old", "alive", "part")] = old_but_held
     left[("old", "dead", "earlier")] = cache / "notes" / f"abc.{gone}.part"
     for (when, _, kind), path in left.items():
@@ -258,7 +258,7 @@ def test_leftovers_are_removed_when_they_are_old_and_nobodys(prepared, tmp_path)
             os.utime(path / "file", (age[when], age[when]))
         os.utime(path, (age[when], age[when]))
     with lock:
-        next(p for p in (cache / "tokens").iterdir() if (p / "entry.json").is_file()).rename(tmp_path / "away")
+        next(p for p in (cache / "tokens-2").iterdir() if (p / "entry.json").is_file()).rename(tmp_path / "away")
         prepared()
     for (when, who, kind), path in left.items():
         # A number that was given to another process since is nobody's.
@@ -287,8 +287,8 @@ def test_a_full_cache_that_cannot_be_written_is_enough(prepared, tmp_path, monke
         for note in os.listdir(tmp_path / "cache" / "notes"):
             os.remove(tmp_path / "cache" / "notes" / note)
         assert prepared() == expected  # what cannot be kept is found out each time
-        os.remove(next((tmp_path / "cache").glob("tokens/*/tokens.bin")))
-        with pytest.raises(UserError, match=r"tokens cannot be written: Read-only file system; set HF_GPT_CACHE$"):
+        os.remove(next((tmp_path / "cache").glob("tokens-2/*/tokens.bin")))
+        with pytest.raises(UserError, match=r"tokens-2 cannot be written: Read-only file system; set HF_GPT_CACHE$"):
             prepared()
 
 

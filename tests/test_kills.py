@@ -74,8 +74,9 @@ def recipe(tmp_path_factory) -> dict:
             marks=pytest.mark.slow,
         ),
         {"optimizer": {"name": "muon"}},
+        {"checkpoint": {"milestones": {"powers_of_two_until": 16, "words": [100, 300], "every_steps": 6}}},
     ],
-    ids=["fp32", "bf16", "best", "packed", "muon"],
+    ids=["fp32", "bf16", "best", "packed", "muon", "milestones"],
 )
 def test_a_run_killed_at_any_instant_repeats_the_uninterrupted_one(changes, recipe, forks: ForkServer, tmp_path):
     seed = random.Random(repr(changes))

@@ -221,7 +221,7 @@ def made_elsewhere(corpus, tokenizer, tmp_path, monkeypatch) -> dict[str, bytes]
 
 def num_shards(cache) -> int:
     """Finished shards of the unfinished store in a cache."""
-    lines = [path.read_bytes().splitlines() for path in cache.glob("tokens/*.part/shards.jsonl")]
+    lines = [path.read_bytes().splitlines() for path in cache.glob("tokens-2/*.part/shards.jsonl")]
     return len(lines[0]) if lines else 0
 
 
@@ -246,7 +246,7 @@ def test_killed_at_random_again_and_again_it_gives_the_same_bytes_and_encodes_no
     encoded.clear()
     assert content(tokenize(many_files, trained_tokenizer)) == expected
     assert sum(encoded) == 100_000 - ends[finished[-1]]
-    assert sorted(path.suffix for path in (tmp_path / "cache" / "tokens").iterdir()) == ["", ".lock"]
+    assert sorted(path.suffix for path in (tmp_path / "cache" / "tokens-2").iterdir()) == ["", ".lock"]
 
 
 def _blocked_after(num_characters: int, corpus: Corpus) -> Corpus:
@@ -296,22 +296,26 @@ def test_killed_at_any_moment_that_matters_it_gives_the_same_bytes(
     assert count > 11
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "more", "torn line", "not a line", "all"])
+@pytest.mark.parametrize("damage", ["flip", "words", "cut", "more", "torn line", "not a line", "all"])
 def test_shards_that_are_not_what_was_written_are_made_again(
     small_shards, encoded, bytes_tokenizer, tmp_path, monkeypatch, damage
 ):
     corpus = corpus_of("text " * 6000)
     expected = made_elsewhere(corpus, bytes_tokenizer, tmp_path, monkeypatch)
-    worker = FORK.Process(target=_killed_at, args=(13, corpus, bytes_tokenizer))
+    worker = FORK.Process(target=_killed_at, args=(18, corpus, bytes_tokenizer))
     worker.start()
     worker.join()
     assert num_shards(tmp_path / "cache") == 5
-    (part,) = (tmp_path / "cache" / "tokens").glob("*.part")
+    (part,) = (tmp_path / "cache" / "tokens-2").glob("*.part")
     ids, lines = part / "tokens.bin", part / "shards.jsonl"
     if damage == "flip":
         changed = bytearray(ids.read_bytes())
         changed[2 * 16_000] ^= 1  # in the fourth
         ids.write_bytes(changed)
+    elif damage == "words":
+        changed = bytearray((part / "words.bin").read_bytes())
+        changed[16_000] ^= 1
+        (part / "words.bin").write_bytes(changed)
     elif damage == "cut":
         os.truncate(ids, 2 * 16_000)
     elif damage == "more":
@@ -325,7 +329,7 @@ def test_shards_that_are_not_what_was_written_are_made_again(
     encoded.clear()
     store = tokenize(corpus, bytes_tokenizer)
     assert content(store) == expected
-    kept = {"flip": 3, "cut": 3, "more": 5, "torn line": 4, "not a line": 5, "all": 0}[damage]
+    kept = {"flip": 3, "words": 3, "cut": 3, "more": 5, "torn line": 4, "not a line": 5, "all": 0}[damage]
     ends = [0, *(json.loads(line)["num_characters"] for line in expected["shards.jsonl"].splitlines())]
     assert sum(encoded) == 30_000 - ends[kept]
 
@@ -344,7 +348,7 @@ def test_an_error_on_the_way_keeps_what_is_finished_and_leaves_nothing_when_noth
 
     with pytest.raises(UserError, match="the line is cut"):
         tokenize(breaks_after(3), bytes_tokenizer)
-    assert [path.suffix for path in (tmp_path / "cache" / "tokens").iterdir()] == [".lock"]
+    assert [path.suffix for path in (tmp_path / "cache" / "tokens-2").iterdir()] == [".lock"]
     with pytest.raises(UserError, match="the line is cut"):
         tokenize(breaks_after(20), bytes_tokenizer)
     finished = num_shards(tmp_path / "cache")

@@ -55,7 +55,7 @@ def test_a_run_leaves_the_files_it_promises(run):
     assert [path.name for path in run.checkpoints] == ["step-00000008", "step-00000012"]
     train = [line for line in run.metrics if "train_loss" in line]
     assert [line["step"] for line in train] == list(range(1, 13))
-    assert {"step", "tokens", "epoch", "train_loss", "lr", "grad_norm", *CLOCK} == set(train[0])
+    assert {"step", "tokens", "words", "epoch", "train_loss", "lr", "grad_norm", *CLOCK} == set(train[0])
     evaluated = [line for line in run.metrics if "eval_train_loss" in line]
     assert [line["step"] for line in evaluated] == [0, 4, 8, 12]
     assert evaluated[-1]["perplexity"] == pytest.approx(math.exp(evaluated[-1]["validation_loss"]))

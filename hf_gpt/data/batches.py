@@ -124,10 +124,10 @@ class BatchPlan:
             raise IndexError(f"steps are counted from 1, found {step}")
         return (step - 1) // self.steps_per_epoch
 
-    def indices(self, step: int) -> np.ndarray:
-        """The windows of the global batch, in order: int64 of shape (up to global_batch_size,)."""
+    def indices(self, step: int, num_steps: int = 1) -> np.ndarray:
+        """The windows of the global batch, in order: int64 of shape (up to global_batch_size,), or of several."""
         first = (step - 1) % self.steps_per_epoch * self.global_batch_size
-        places = np.arange(first, min(first + self.global_batch_size, len(self.windows)))
+        places = np.arange(first, min(first + num_steps * self.global_batch_size, len(self.windows)))
         return permuted(places, len(self.windows), f"{self.seed}/{self.epoch(step)}") if self.shuffle else places
 
     def num_targets(self, step: int) -> int:

@@ -1,7 +1,7 @@
 """Text to the token store: tokenised once, in parallel, into a file that every later run maps into memory.
 
 The one idea: the store's folder is named by a hash of everything that decides its content (corpus, separators,
-cleaning, tokenizer, format). So a store that is found is the right one, and no recipe can get another's. It appears
+cleaning, tokenizer). So a store that is found is the right one, and no recipe can get another's. It appears
 atomically, and its checksum is compared before it is used.
 
 - **Memory stays flat.** Text passes through in blocks of a few megabytes, cut only where a cut changes no token. The
@@ -12,6 +12,7 @@ atomically, and its checksum is compared before it is used.
 - **Making it can be resumed.** The store grows in shards of some 8 million characters, in a `.part` folder. A finished
   shard is forced to disk and then entered in `shards.jsonl` with its checksum. After a crash the next process checks
   the shards, skips the text up to the end of the last good one, and continues to the same bytes.
+- **Words are counted on the way**: how many begin in each token stands beside the ids (words.py).
 - **All cores are busy.** tiktoken and tokenizers release Python's lock. Each core encodes a block, while the next is
   read and the one before is written.
 
@@ -45,19 +46,21 @@ from .corpus import Corpus, Pieces
 from .cutting import repair_surrogates
 from .encoding import Encoder, encoder_of
 from .tokenizer import begin_id, fingerprint, separator_id
+from .words import WordCounter, WordCounts, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_FORMAT = 1  # of the store's files; part of its name
+_FORMAT = 2  # of the store's files; part of the name of the folder of them all
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenStore:
     """A tokenised corpus. `tokens` is a read-only memory map of shape (num_tokens,), of the smallest type that fits.
 
-    `num_characters` and `num_bytes` (UTF-8) count the text without separators. `separator_id` is what stands between
-    documents, `begin_id` what each begins with, None if nothing does. `origin` is that of the corpus.
+    `words` are the counts of words that begin in each. `num_characters`, `num_bytes` (UTF-8) and `num_words` count the
+    text without separators. `separator_id` is what stands between documents, `begin_id` what each begins with, None if
+    nothing does. `origin` is that of the corpus.
     """
 
     name: str
@@ -67,6 +70,8 @@ class TokenStore:
     num_characters: int
     num_bytes: int
     num_documents: int
+    num_words: int
+    words: WordCounts = dataclasses.field(repr=False, compare=False)
     begin_id: int | None = None
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
@@ -96,15 +101,17 @@ def tokenize(
     """
     separator, begin = separator_id(tokenizer) if corpus.separated else None, begin_id(tokenizer)
     marks = str(separator) if begin is None else f"{separator} {begin}"
-    key = hashlib.sha256(f"{_FORMAT} {corpus.identity} {fingerprint(tokenizer)} {marks}".encode()).hexdigest()
-    folder = cache_folder() / "tokens" / key[:32]
+    # The name says which ids these are, and runs write it down: it outlives a format.
+    key = hashlib.sha256(f"1 {corpus.identity} {fingerprint(tokenizer)} {marks}".encode()).hexdigest()
+    folder = cache_folder() / f"tokens-{_FORMAT}" / key[:32]
 
     def make() -> None:
-        _make(folder, key, corpus, encoder_of(tokenizer), separator, begin, progress)
+        _make(folder, key, corpus, encoder_of(tokenizer), WordCounter(tokenizer), separator, begin, progress)
 
     facts = kept(folder, key, make, fits=lambda facts: corpus.has_characters(facts["num_characters"]))
     tokens = np.memmap(folder / "tokens.bin", dtype=np.dtype(facts.pop("dtype")), mode="r")
-    return TokenStore(name=corpus.name, path=folder, tokens=tokens, origin=corpus.origin, **facts)
+    words = WordCounts(folder, len(tokens))
+    return TokenStore(name=corpus.name, path=folder, tokens=tokens, words=words, origin=corpus.origin, **facts)
 
 
 def fraction_of_split_characters(
@@ -135,6 +142,7 @@ def _make(
     key: str,
     corpus: Corpus,
     encoder: Encoder,
+    counter: WordCounter,
     separator: int | None,
     begin: int | None,
     progress: Callable[[int], None],
@@ -147,19 +155,22 @@ def _make(
     dtype = encoder.dtype.newbyteorder("<")
     try:
         with contextlib.closing(_Shards(part, key, dtype)) as shards:
-            texts = _texts(corpus, encoder, shards.counts["num_characters"], progress)
+            num_done = shards.counts["num_characters"]
+            pieces, before = _skip(corpus.pieces(), num_done, progress)
             if begin is not None and not shards.counts["num_tokens"]:
-                shards.append(np.array([begin], dtype).tobytes(), {"num_tokens": 1})
+                shards.append(np.array([begin], dtype).tobytes(), bytes(1), {"num_tokens": 1})
             marks = [separator] if begin in (None, separator) else [separator, begin]
-            encode = partial(_encode, corpus.name, encoder, marks if separator is not None else [], dtype)
-            for ids, counts in _in_background(encode, _batches(texts), encoder.num_threads):
-                shards.append(ids, counts)
+            encode = partial(_encode, corpus.name, encoder, counter, marks if separator is not None else [], dtype)
+            batches = _batches(_texts(pieces, encoder, num_done > 0), before)
+            for ids, words, counts in _in_background(encode, batches, encoder.num_threads):
+                shards.append(ids, words, counts)
                 progress(counts["num_characters"])
             shards.finish()
         if not shards.counts["num_characters"]:
             raise UserError(f"{corpus.name}: has no text; there is nothing to train on")
         counts = {name: count for name, count in shards.counts.items() if name != "num_tokens"}
         counts |= {} if begin is None else {"begin_id": begin}
+        pack(part)
         seal(part, key, dtype=dtype.str, separator_id=separator, **counts)
         flush_tree(part)
         part.rename(folder)
@@ -171,7 +182,8 @@ def _make(
 
 
 class _Shards:
-    """A store in the making: ids are appended to `tokens.bin`, and each finished shard has a line in `shards.jsonl`.
+    """A store in the making: ids are appended to `tokens.bin`, for each a byte to `words.bin`, the count of its words,
+    and each finished shard has a line in `shards.jsonl`.
 
     A line holds the counts from the beginning of the store to the end of its shard, and a checksum of these, of the
     shard, and of the store's key. What an earlier attempt left behind the last shard with a correct checksum is cut
@@ -180,20 +192,21 @@ class _Shards:
 
     def __init__(self, folder: Path, key: str, dtype: np.dtype):
         self._key = key
-        self.counts = {"num_tokens": 0, "num_characters": 0, "num_bytes": 0, "num_documents": 0}
+        self.counts = {"num_tokens": 0, "num_characters": 0, "num_bytes": 0, "num_documents": 0, "num_words": 0}
         self._itemsize = dtype.itemsize
         self._ids = open(folder / "tokens.bin", "a+b")  # noqa: SIM115 - closed by `close`
+        self._words = open(folder / "words.bin", "a+b")  # noqa: SIM115
         self._lines = open(folder / "shards.jsonl", "a+b")  # noqa: SIM115
         flush_path(folder)
         flush_path(folder.parent)
         self._keep_good_shards()
-        self._num_finished = self.counts["num_characters"]
-        self._hash = hashlib.blake2b(digest_size=16)
+        self._begin_shard()
 
-    def append(self, ids: bytes, counts: dict[str, int]) -> None:
-        """Add ids, and what they add to the counts."""
-        self._ids.write(ids)
-        self._hash.update(ids)
+    def append(self, ids: bytes, words: bytes, counts: dict[str, int]) -> None:
+        """Add ids, the counts of their words, and what they add to the counts of the store."""
+        for file, hashed, content in ((self._ids, self._hashes[0], ids), (self._words, self._hashes[1], words)):
+            file.write(content)
+            hashed.update(content)
         if not self.counts["num_documents"]:
             self.counts["num_documents"] = 1  # the first, which has no separator before it
         self.counts = {name: self.counts[name] + counts.get(name, 0) for name in self.counts}
@@ -205,22 +218,28 @@ class _Shards:
         if self.counts["num_characters"] > self._num_finished:
             self._finish_shard()
         flush_file(self._ids)
+        flush_file(self._words)
 
     def close(self) -> None:
-        self._ids.close()
-        self._lines.close()
+        for file in (self._ids, self._words, self._lines):
+            file.close()
+
+    def _begin_shard(self) -> None:
+        self._num_finished = self.counts["num_characters"]
+        self._hashes = [hashlib.blake2b(digest_size=16) for _ in range(2)]  # of its ids and its words
 
     def _keep_good_shards(self) -> None:
-        self._ids.seek(0)
-        self._lines.seek(0)
+        for file in (self._ids, self._words, self._lines):
+            file.seek(0)
         end_of_lines, most = 0, os.fstat(self._ids.fileno()).st_size
         for line in self._lines:
             try:
                 shard = json.loads(line)
                 counts = {name: int(shard[name]) for name in self.counts}
-                size = (counts["num_tokens"] - self.counts["num_tokens"]) * self._itemsize
-                found = hashlib.blake2b(self._ids.read(min(size, most)), digest_size=16)
-                if not line.endswith(b"\n") or self._checksum(counts, found.hexdigest()) != shard["checksum"]:
+                size = counts["num_tokens"] - self.counts["num_tokens"]
+                contents = self._ids.read(min(size * self._itemsize, most)), self._words.read(min(size, most))
+                found = [hashlib.blake2b(content, digest_size=16).hexdigest() for content in contents]
+                if not line.endswith(b"\n") or self._checksum(counts, found) != shard["checksum"]:
                     break
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 break
@@ -228,23 +247,33 @@ class _Shards:
             end_of_lines += len(line)
         self._lines.truncate(end_of_lines)
         self._ids.truncate(self.counts["num_tokens"] * self._itemsize)
+        self._words.truncate(self.counts["num_tokens"])
 
     def _finish_shard(self) -> None:
         flush_file(self._ids)  # before the line that says that they are there
-        line = json.dumps({**self.counts, "checksum": self._checksum(self.counts, self._hash.hexdigest())})
-        self._lines.write(line.encode() + b"\n")
+        flush_file(self._words)
+        checksum = self._checksum(self.counts, [hashed.hexdigest() for hashed in self._hashes])
+        self._lines.write(json.dumps({**self.counts, "checksum": checksum}).encode() + b"\n")
         flush_file(self._lines)
-        self._num_finished = self.counts["num_characters"]
-        self._hash = hashlib.blake2b(digest_size=16)
+        self._begin_shard()
 
-    def _checksum(self, counts: dict[str, int], hash_of_ids: str) -> str:
-        return digest(self._key, json.dumps(counts), hash_of_ids)[:32]
+    def _checksum(self, counts: dict[str, int], hashes: list[str]) -> str:
+        return digest(self._key, json.dumps(counts), *hashes)[:32]
 
 
 def _encode(
-    name: str, encoder: Encoder, between: list[int], dtype: np.dtype, batch: list[str | None]
-) -> tuple[bytes, dict[str, int]]:
-    """The ids of a batch as they stand in the file, and what they add to the counts of a store."""
+    name: str,
+    encoder: Encoder,
+    counter: WordCounter,
+    between: list[int],
+    dtype: np.dtype,
+    batch_and_before: tuple[list[str | None], str],
+) -> tuple[bytes, bytes, dict[str, int]]:
+    """The ids of a batch as they stand in the file, the counts of their words, and what they add to those of a store.
+
+    The batch comes with the character before it in its document, if there is one.
+    """
+    batch, before = batch_and_before
     texts = [text for text in batch if text is not None]
     if not between and len(texts) < len(batch):
         raise UserError(
@@ -253,13 +282,19 @@ def _encode(
         )
     encoded = iter(encoder.encode(texts))
     marks = np.array(between, dtype)
-    ids = np.concatenate([marks if text is None else next(encoded) for text in batch])
-    return ids.astype(dtype, copy=False).tobytes(), {
-        "num_tokens": len(ids),
-        "num_characters": sum(map(len, texts)),
-        "num_bytes": sum(len(text) if text.isascii() else len(repair_surrogates(text).encode()) for text in texts),
-        "num_documents": len(batch) - len(texts),
-    }
+    parts = [marks if text is None else next(encoded) for text in batch]
+    ids, words = np.concatenate(parts), counter.count(before, batch, parts)
+    return (
+        ids.astype(dtype, copy=False).tobytes(),
+        words.tobytes(),
+        {
+            "num_tokens": len(ids),
+            "num_words": int(words.sum()),
+            "num_characters": sum(map(len, texts)),
+            "num_bytes": sum(len(text) if text.isascii() else len(repair_surrogates(text).encode()) for text in texts),
+            "num_documents": len(batch) - len(texts),
+        },
+    )
 
 
 def _in_background(function: Callable[[Any], Any], items: Iterator[Any], num_threads: int) -> Iterator[Any]:
@@ -274,15 +309,12 @@ def _in_background(function: Callable[[Any], Any], items: Iterator[Any], num_thr
             yield ahead.popleft().result()
 
 
-def _texts(corpus: Corpus, encoder: Encoder, num_done: int, progress: Callable[[int], None]) -> Iterator[str | None]:
+def _texts(pieces: Pieces, encoder: Encoder, begun: bool) -> Iterator[str | None]:
     """The documents in chunks, None between two of them. Documents without text are left out.
 
-    The first `num_done` characters are skipped: they end inside a document, at the end of a chunk.
+    If they have `begun`, the pieces go on inside a document, at the end of a chunk.
     """
-    pieces = corpus.pieces()
-    begun = num_done > 0
     if begun:
-        pieces = _skip(pieces, num_done, progress)
         yield from encoder.cut(_rest_of_document(pieces), _CHUNK)
     for first in pieces:
         if not first:
@@ -298,29 +330,30 @@ def _texts(corpus: Corpus, encoder: Encoder, num_done: int, progress: Callable[[
             yield from encoder.cut(chain([first, second or ""], rest), _CHUNK)
 
 
-def _skip(pieces: Pieces, num_characters: int, progress: Callable[[int], None]) -> Pieces:
-    """Read the first `num_characters`, and return what follows them."""
-    for piece in pieces:
-        size = len(piece or "")
-        if size >= num_characters:
-            progress(num_characters)
-            return chain([piece[num_characters:]], pieces)
-        num_characters -= size
-        progress(size)
-    return pieces
+def _skip(pieces: Pieces, num_characters: int, progress: Callable[[int], None]) -> tuple[Pieces, str]:
+    """Read the first `num_characters`, and return what follows them, and the last of them."""
+    if num_characters:
+        for piece in pieces:
+            size = min(len(piece or ""), num_characters)
+            progress(size)
+            num_characters -= size
+            if not num_characters:
+                return chain([piece[size:]], pieces), piece[size - 1]
+    return pieces, ""
 
 
 def _rest_of_document(pieces: Pieces) -> Iterator[str]:
     return iter(lambda: next(pieces, None), None)
 
 
-def _batches(texts: Iterator[str | None]) -> Iterator[list[str | None]]:
+def _batches(texts: Iterator[str | None], before: str) -> Iterator[tuple[list[str | None], str]]:
+    """Texts to be encoded together, and the character before the first of them in its document."""
     batch, size = [], 0
     for text in texts:
         batch.append(text)
         size += len(text or "")
         if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
+            yield batch, before
+            batch, size, before = [], 0, text[-1] if text else ""
     if batch:
-        yield batch
+        yield batch, before

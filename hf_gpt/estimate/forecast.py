@@ -20,9 +20,10 @@ from ..display import Shown, duration, short_number
 from ..errors import UserError
 from ..recipe import Recipe
 from ..structure import attention_classes, matrices, position_tables
-from ..training.data import batch_plan, num_steps, prepare_data
+from ..training.data import batch_plan, prepare_data
 from ..training.hardware import resolve_hardware
 from ..training.model import find_pretrained
+from ..training.seen import num_steps
 from ..training.utilization import flops_per_token
 from .devices import Plan, check_plan, plan_run
 from .memory import HEAP_KEEPS, MIB, Memory

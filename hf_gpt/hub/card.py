@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..checkpoint import MANIFEST, TRAINING_STATE, meta_weights, weights_hash
+from ..checkpoint import TRAINING_STATE, meta_weights, weights_hash
 from ..configuration_gpt import TRANSFORMERS
 from ..display import duration, escape_unprintable, perplexity, short_number
 from ..errors import UserError
@@ -26,12 +26,12 @@ from ..loading import num_positions
 from ..recipe import Recipe
 from ..report.plots import loss_plot
 from ..report.records import has_losses, read_benchmarks
-from ..storage import is_there, read_file, read_json, write_bytes, write_text
+from ..storage import read_file, read_json, write_bytes, write_text
 from ..training.observers import Observer
 from ..training.resume import earlier_recipe
 from ..training.run_log import read_lines
 from ..transformers_4 import VERSION, lost_in_transformers_4
-from .card_merge import UNPUBLISHED, bare_card, compose, merge
+from .card_merge import UNPUBLISHED, bare_card, compose, with_results
 from .markdown import template
 
 if TYPE_CHECKING:
@@ -76,12 +76,29 @@ def write_card(checkpoint: Path, run_dir: Path) -> Path:
     return checkpoint / "README.md"
 
 
-def renew_card(checkpoint: Path, run_dir: Path) -> None:
-    """Make the card of a checkpoint again from what the run has recorded since. What people wrote into it stays."""
-    before = (read_file(checkpoint / "README.md") or b"").decode("utf-8", "replace")
-    write_card(checkpoint, run_dir)
-    if before:
-        write_text(checkpoint / "README.md", merge(read_file(checkpoint / "README.md").decode(), before))
+def add_benchmarks(checkpoint: Path, run_dir: Path) -> None:
+    """Put what exactly a checkpoint's weights reached in benchmarks into the metadata of its card; the rest stays."""
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    weights, recipe = weights_hash(checkpoint), earlier_recipe(run_dir)
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_type=one.task,
+            dataset_name=escape_unprintable(one.label, one_line=True),
+            dataset_args={"num_few_shot": one.num_fewshot, **({"limit": one.limit} if one.limit else {})},
+            metric_type=one.metric,
+            metric_name=one.metric,
+            metric_value=round(one.value, 6),
+        )
+        for one in read_benchmarks(run_dir)
+        if one.weights == weights and math.isfinite(one.value)
+    ]
+    card = (read_file(checkpoint / "README.md") or bare_card().encode()).decode("utf-8", "replace")
+    index = eval_results_to_model_index(_name(recipe) if recipe else "gpt", results)
+    write_text(checkpoint / "README.md", with_results(card, index))
 
 
 class CardWriter(Observer):
@@ -129,13 +146,12 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     weights = meta_weights(checkpoint).values()
     dtypes = {str(weight.dtype).removeprefix("torch.") for weight in weights}
     positions = num_positions(config)
-    length, is_finished = _length(train, step, max((line.get("epoch", 0.0) for line in metrics), default=0.0))
+    length, is_finished = _length(train, progress, max((line.get("epoch", 0.0) for line in metrics), default=0.0))
     prompt, samples = _samples(read_lines(run_dir / "samples.jsonl"), step, recipe.evaluation.prompts)
-    own = weights_hash(checkpoint) if is_there(checkpoint / MANIFEST) else None  # which one that is written lacks
     parent = environment.get("parent")
     repo_id = recipe.hub.repo_id
     return {
-        "name": repo_id.rpartition("/")[2] if repo_id else _last_part(recipe.output_dir),
+        "name": _name(recipe),
         "address": repo_id or UNPUBLISHED,
         "recipe": recipe,
         "optimizer": recipe.optimizer,
@@ -163,7 +179,6 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
         "metrics": metrics,
         "evaluation": evaluation,
         "is_evaluated": evaluation.get("step") == step,  # these weights, not earlier ones
-        "benchmarks": [one for one in read_benchmarks(run_dir) if one.weights == own],
         "step": step,
         "tokens": progress["tokens"],
         "skipped": progress.get("skipped", 0),
@@ -203,14 +218,18 @@ def _value(config: PreTrainedConfig, names: list[str]) -> Any:
     return None
 
 
-def _length(train: Any, step: int, epoch: float) -> tuple[str, bool]:
+def _length(train: Any, progress: dict[str, Any], epoch: float) -> tuple[str, bool]:
     """`300 of 900 steps` or `900 steps`, and whether the run is finished."""
-    is_finished = step >= train.max_steps if train.max_steps is not None else epoch >= train.epochs
-    if is_finished:
-        return f"{step:,} step{'s' * (step != 1)}", True
-    if train.max_steps is not None:
-        return f"{step:,} of {train.max_steps:,} steps", False
-    return f"{step:,} steps ({epoch:.2f} of {train.epochs:g} epochs)", False
+    asked = {"steps": train.max_steps, "epochs": train.epochs, "tokens": train.max_tokens, "words": train.max_words}
+    (unit, end), *_ = ((unit, end) for unit, end in asked.items() if end is not None)
+    so_far = {"steps": progress["step"], "epochs": epoch}.get(unit) or progress.get(unit) or 0
+    steps = f"{progress['step']:,}"
+    if so_far >= end:
+        return f"{steps} step{'s' * (progress['step'] != 1)}", True
+    if unit == "steps":
+        return f"{steps} of {end:,} steps", False
+    done = f"{so_far:.2f} of {end:g}" if unit == "epochs" else f"{so_far:,} of {end:,}"
+    return f"{steps} steps ({done} {unit})", False
 
 
 def _samples(lines: list[dict[str, Any]], step: int, prompts: list[str]) -> tuple[str | None, list[tuple[int, str]]]:
@@ -232,7 +251,7 @@ def _samples(lines: list[dict[str, Any]], step: int, prompts: list[str]) -> tupl
 def _metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
     from huggingface_hub import ModelCardData
 
-    results = [*_eval_results(facts), *_benchmarks(facts)]
+    results = [*_eval_results(facts)]
     datasets = [text["dataset"] for text in (facts["training"], facts["validation"]) if text.get("dataset")]
     recipe, model, named = facts["recipe"], facts["model"], ("license", "license_name", "license_link")
     return ModelCardData(
@@ -278,24 +297,6 @@ def _eval_results(facts: Mapping[str, Any]) -> Iterator[Any]:
             )
 
 
-def _benchmarks(facts: Mapping[str, Any]) -> Iterator[Any]:
-    """What exactly these weights reached in lm-eval's tasks."""
-    from huggingface_hub import EvalResult
-
-    for one in facts["benchmarks"]:
-        if math.isfinite(one.value):
-            yield EvalResult(
-                task_type="text-generation",
-                task_name="Text generation",
-                dataset_type=one.task,
-                dataset_name=escape_unprintable(one.label, one_line=True),
-                dataset_args={"num_few_shot": one.num_fewshot, **({"limit": one.limit} if one.limit else {})},
-                metric_type=one.metric,
-                metric_name=one.metric,
-                metric_value=round(one.value, 6),
-            )
-
-
 # Private facts ------------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +335,11 @@ def _without_paths(value: Any) -> Any:
         return [_without_paths(item) for item in value]
     is_path = isinstance(value, str) and re.match(r"[/\\~]|\.\.?[/\\]|[A-Za-z]:[/\\]|file:", value)
     return _last_part(value) if is_path else value
+
+
+def _name(recipe: Recipe) -> str:
+    """What the model is called."""
+    return recipe.hub.repo_id.rpartition("/")[2] if recipe.hub.repo_id else _last_part(recipe.output_dir)
 
 
 def _last_part(path: str) -> str:

@@ -21,7 +21,7 @@ from ..data.tokenizer import content_of, load_tokenizer, save_tokenizer, train_t
 from ..display import escape_unprintable
 from ..errors import UserError
 from ..loading import memory_of_machine, num_positions
-from ..recipe import Recipe, TokenizerRecipe, TrainRecipe
+from ..recipe import Recipe, TokenizerRecipe
 from ..storage import local_path, replacing_directory
 from .model import Pretrained, canonical_field_names, model_config
 
@@ -211,11 +211,6 @@ def batch_plan(recipe: Recipe, windows: Windows, num_processes: int = 1) -> Batc
     )
 
 
-def num_steps(train: TrainRecipe, plan: BatchPlan) -> int:
-    """How long a run is, whether its recipe counts in steps or in epochs."""
-    return train.max_steps if train.max_steps is not None else max(1, round(train.epochs * plan.steps_per_epoch))
-
-
 def text_facts(windows: Windows) -> dict[str, Any]:
     """What is known of a text, for people and for `environment.json`."""
     store = windows.store
@@ -224,6 +219,7 @@ def text_facts(windows: Windows) -> dict[str, Any]:
         "characters": store.num_characters,
         "bytes": store.num_bytes,
         "documents": store.num_documents,
+        "words": store.num_words,
         "tokens": store.num_tokens,
         "characters_per_token": round(store.characters_per_token, 4),
         "windows": len(windows),

@@ -27,17 +27,19 @@ import torch
 
 from .. import checkpoint
 from ..data.tokenizer import save_tokenizer
-from ..errors import RunPreempted, RunStopped
+from ..errors import RunPreempted
 from ..evaluation import bits_per_byte, loss_on_windows, perplexity, targets_and_bytes
 from ..generation import generate_text
 from ..loss import CausalLMLoss
 from ..storage import remove_leftovers, set_aside, write_json, write_text
+from . import milestones
 from .distributed import has_weights, on_device, prepare, whole_model
 from .hardware import deterministic
-from .nonfinite import NonFiniteWatch
+from .nonfinite import NonFiniteWatch, raise_if_nonfinite, run_stopped, skip_if_nonfinite
 from .observers import Observer, Observers
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
 from .resume import history, look_for_checkpoint, read_environment
+from .seen import count_until, words_of_step
 from .setup import Job
 from .signals import stop_on_signal
 from .state import Progress, load_training_state, save_training_state, save_weights, whole_weights
@@ -60,8 +62,9 @@ def run(job: Job, observers: Iterable[Observer] = (), *, until: int | None = Non
             if training.evaluates_at(step):
                 training.evaluate_and_sample(step)  # 6. evaluate, 7. sample
             stop_signal = stop.agreed(step, training.accelerator)
-            if stop_signal or training.saves_at(step):
-                training.save(step)  # 8. save
+            can_resume = bool(stop_signal) or training.saves_at(step)
+            if can_resume or step in job.milestones:
+                training.save(step, with_state=can_resume)  # 8. save
             if stop_signal and step < job.max_steps:
                 raise training.stopped_by(stop_signal)
     return training
@@ -93,12 +96,13 @@ def train_step(training: "TrainingRun", step: int) -> dict[str, Any] | None:
 
     max_grad_norm = training.recipe.train.max_grad_norm or math.inf
     training.nonfinite.set_grad_norm(accelerator.clip_grad_norm_(training.loss.parameters(), max_grad_norm))
-    skipped = training.skip_if_nonfinite(step)
+    skipped = skip_if_nonfinite(training, step)
     if not skipped:
         optimizer.step()  # 5. update
         training.nonfinite.check(step, losses.sum())
     training.progress.step = step
     training.progress.tokens += num_targets
+    training.progress.words += words_of_step(plan, step)
     return training.train_metrics(step, None if skipped else losses)
 
 
@@ -160,11 +164,13 @@ class TrainingRun:
         job, main = self.job, self.accelerator.is_main_process
         self.accelerator.wait_for_everyone()  # until the main process holds the lock
         found, damaged = look_for_checkpoint(job, self.say)
+        if found is not None:
+            milestones.refuse_added(job, checkpoint.step_of(found))
         if start := found or job.parent:
             self._load_checkpoint(start, as_branch=found is None)
         self.dtypes = checkpoint.dtypes_of(start or (job.data.pretrained and job.data.pretrained.folder))
         if found is None:
-            for line in (*job.describe(), *self._about_loss):
+            for line in (*job.describe(), *milestones.describe(self), *self._about_loss):
                 self.say(line)
         self.accelerator.wait_for_everyone()  # until every process has read the folder
         recorded = read_environment(self.run_dir / "environment.json")
@@ -176,6 +182,7 @@ class TrainingRun:
             remove_leftovers(self.run_dir)
             for path in damaged:
                 set_aside(path)
+            milestones.drop_abandoned(self)
         for kind, facts in history(job, found, damaged, self.progress.step):
             self.event(kind, **facts)
         if main:
@@ -190,18 +197,20 @@ class TrainingRun:
         if not start:
             if self.evaluates_at(0):
                 self.evaluate_and_sample(0)
-            if self.max_steps == 0:
-                self.save(0)
+            if self.max_steps == 0 or 0 in job.milestones:
+                self.save(0, with_state=self.max_steps == 0)
 
     def _load_checkpoint(self, start: Path, as_branch: bool) -> None:
         """The weights, the optimizer and the position of a checkpoint."""
         self.progress = load_training_state(start, self.accelerator, self.loss, self.optimizer, self.recipe.seed)
         self.resumed_from = start
+        if self.progress.words is None:
+            self.progress.words = count_until(self.job.plan, "words", self.progress.step)
         if as_branch:
-            self.progress = Progress(step=self.progress.step, tokens=self.progress.tokens)
+            self.progress = Progress(self.progress.step, self.progress.tokens, self.progress.words)
             what = f"branching off after step {self.progress.step}, from {start}"
         elif self.progress.step >= self.max_steps:
-            what = f"already finished: {start} is its last step; raise train.max_steps or train.epochs to continue"
+            what = f"already finished: {start} is its last step; give it a larger train.max_steps to continue"
         else:
             what = f"resuming after step {self.progress.step}, from {start}"
         self.say(what)
@@ -229,21 +238,6 @@ class TrainingRun:
     def learning_rate(self, step: int) -> float:
         return learning_rate(step, self.max_steps, self.recipe.optimizer.lr, self.recipe.schedule)
 
-    def skip_if_nonfinite(self, step: int) -> bool:
-        """Whether the update of `step` is left out: where `train.skip_nonfinite` allows it and the gradient is bad."""
-        allowed = self.recipe.train.skip_nonfinite
-        if self.progress.skipped >= allowed or self.nonfinite.gradient_is_finite():
-            return False
-        self.progress.skipped += 1
-        left = allowed - self.progress.skipped
-        self.event(
-            "skipped",
-            f"step {step}: the gradient is not finite; its update is skipped ({left} more may be)",
-            step=step,
-            **self.nonfinite.describe(float(self.nonfinite.grad_norm), self.job.plan.indices(step)),
-        )
-        return True
-
     def train_metrics(self, step: int, losses: torch.Tensor | None) -> dict[str, Any] | None:
         """The train line of `step`, every `log_every` steps and at the last one; without a loss if it was skipped.
 
@@ -251,7 +245,7 @@ class TrainingRun:
         """
         if step % self.recipe.train.log_every and step != self.max_steps:
             return None
-        self._raise_if_nonfinite()
+        raise_if_nonfinite(self)
         lr = self.optimizer.param_groups[0]["lr"]
         skipped = {"skipped": self.progress.skipped} if self.progress.skipped else {}
         if losses is None:
@@ -283,14 +277,14 @@ class TrainingRun:
 
     def evaluate_and_sample(self, step: int) -> None:
         """The losses on the training and the validation text, and a look at what the model writes."""
-        self._raise_if_nonfinite()
+        raise_if_nonfinite(self)
         how, data = self.recipe.evaluation, self.job.data
         losses = {
             f"{name}_loss": loss_on_windows(self.loss, windows, how.tokens, self.accelerator)
             for name, windows in data.evaluated.items()
         }
         if not all(math.isfinite(loss) for loss in losses.values()):
-            raise self._run_stopped(f"a loss evaluated at step {step} is not finite")
+            raise run_stopped(self, f"a loss evaluated at step {step} is not finite")
         judged = losses.get("validation_loss", losses["eval_train_loss"])
         metrics = {**self._position(), **losses, "perplexity": perplexity(judged)}
         if "validation_loss" in losses:
@@ -324,14 +318,18 @@ class TrainingRun:
     # Saving
 
     def saves_at(self, step: int) -> bool:
-        """Every `checkpoint.every` steps, at the last one, and with `checkpoint.at_epoch_end` at each epoch's end."""
+        """Every `checkpoint.every` steps, at the last one, and with `checkpoint.at_epoch_end` at each epoch's end.
+
+        These are the checkpoints that can be resumed; milestones have more steps, unless they keep their state too.
+        """
         when = self.recipe.checkpoint
         on_grid = when.every is not None and step % when.every == 0
+        on_grid |= when.milestones.training_state and step in self.job.milestones
         return on_grid or step == self.max_steps or self._ends_epoch(step, when.at_epoch_end)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, with_state: bool = True) -> None:
         """Write the checkpoint of `step`, let `latest` and perhaps `best` name it, and remove old ones."""
-        self._raise_if_nonfinite()
+        raise_if_nonfinite(self)
         accelerator, main, progress = self.accelerator, self.accelerator.is_main_process, self.progress
         self.optimizer.zero_grad()  # which makes room
         if self._last_validation is not None and self._last_validation[0] == step:
@@ -341,20 +339,21 @@ class TrainingRun:
         progress.seconds = self._seconds()
         weights = whole_weights(self.loss)
         if main and not all(torch.isfinite(tensor).all() for tensor in weights.values()):
-            raise self._run_stopped(f"the weights after step {step} are not finite")
-        with checkpoint.writing(self.run_dir, step) if main else contextlib.nullcontext() as directory:
-            save_training_state(directory, accelerator, self.loss, self.optimizer, progress)
+            raise run_stopped(self, f"the weights after step {step} are not finite")
+        with milestones.writing(self, step, with_state) if main else contextlib.nullcontext() as directory:
+            optimizer = self.optimizer if with_state else None
+            save_training_state(directory, accelerator, self.loss, optimizer, progress)
             if main:
                 save_weights(directory, self.model, weights, self.dtypes)
                 save_tokenizer(self.job.data.tokenizer, directory)
                 self.observers.saving(self, directory)
                 if odd := checkpoint.leave_out_odd(directory):
                     self.say(f"warning: {', '.join(odd)}: no file, and left out of the checkpoint of step {step}")
-        self._settle(self.run_dir / "checkpoints" / checkpoint.name_of(step))
+        self._settle(self.run_dir / "checkpoints" / checkpoint.name_of(step), with_state)
         accelerator.wait_for_everyone()
         self._restart_clock()
 
-    def _settle(self, newest: Path) -> None:
+    def _settle(self, newest: Path, with_state: bool = True) -> None:
         """Let `latest` and `best` name what they should, tell the observers, and remove what is not to be kept.
 
         After each checkpoint, and again when a run is resumed: it may have died between writing one and this.
@@ -362,7 +361,8 @@ class TrainingRun:
         if not self.accelerator.is_main_process:
             return
         try:
-            checkpoint.point(self.run_dir, "latest", newest)
+            if with_state:
+                checkpoint.point(self.run_dir, "latest", newest)
             if self.progress.best_step is not None:
                 best = newest.with_name(checkpoint.name_of(self.progress.best_step))
                 if best.is_dir():
@@ -374,7 +374,8 @@ class TrainingRun:
 
     def _prune(self) -> None:
         if self.accelerator.is_main_process:
-            checkpoint.prune(self.run_dir, self.recipe.checkpoint.keep, self.observers.needs(self))
+            how, needed = self.recipe.checkpoint, self.observers.needs(self)
+            checkpoint.prune(self.run_dir, how.keep, needed, strips_milestones=not how.milestones.training_state)
 
     def _ends_epoch(self, step: int, matters: bool) -> bool:
         return matters and step > 0 and step % self.job.plan.steps_per_epoch == 0
@@ -387,6 +388,7 @@ class TrainingRun:
         return {
             "step": step,
             "tokens": self.progress.tokens,
+            "words": self.progress.words,
             "epoch": round(step / self.job.plan.steps_per_epoch, 6),
             "seconds": round(self._seconds(), 3),
         }
@@ -398,24 +400,3 @@ class TrainingRun:
     def _restart_clock(self) -> None:
         """Tokens per second count from here, so that evaluating and saving do not."""
         self._clock, self._clock_tokens = time.monotonic(), self.progress.tokens
-
-    def _raise_if_nonfinite(self) -> None:
-        """Raises :class:`RunStopped` if a loss or gradient was not finite. Looking waits for the device."""
-        bad = self.nonfinite.found()
-        if bad is None:
-            return
-        facts = self.nonfinite.describe(bad.grad_norm, self.job.plan.indices(bad.step))
-        self.event("not finite", step=bad.step, **facts)
-        windows = ", ".join(map(str, facts["windows"][:8])) + (", ..." if len(facts["windows"]) > 8 else "")
-        raise self._run_stopped(
-            f"the loss or the gradient of step {bad.step} is not finite; its gradient norm is {facts['grad_norm']},"
-            f" its windows are {windows}"
-        )
-
-    def _run_stopped(self, what: str) -> RunStopped:
-        """The end of a run that cannot continue, with where to branch off."""
-        good = next(reversed(checkpoint.checkpoints(self.run_dir)), None)
-        if good is None:
-            return RunStopped(f"{what}; there is no checkpoint yet; a lower optimizer.lr may help")
-        where = f"the last good checkpoint is {good}; branch off from {self.run_dir}@{checkpoint.step_of(good)}"
-        return RunStopped(f"{what}; {where} with a lower optimizer.lr")

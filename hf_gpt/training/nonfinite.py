@@ -7,10 +7,16 @@ each step's gradient.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor
+
+from .. import checkpoint
+from ..errors import RunStopped
+
+if TYPE_CHECKING:
+    from .loop import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -58,3 +64,43 @@ class NonFiniteWatch:
     def describe(grad_norm: float, windows: Any) -> dict[str, Any]:
         """What a person needs to look into a bad step: its gradient's norm and the windows of its batch."""
         return {"grad_norm": str(grad_norm), "windows": windows.tolist()}
+
+
+def skip_if_nonfinite(training: "TrainingRun", step: int) -> bool:
+    """Whether the update of `step` is left out: where `train.skip_nonfinite` allows it and the gradient is bad."""
+    allowed = training.recipe.train.skip_nonfinite
+    if training.progress.skipped >= allowed or training.nonfinite.gradient_is_finite():
+        return False
+    training.progress.skipped += 1
+    left = allowed - training.progress.skipped
+    training.event(
+        "skipped",
+        f"step {step}: the gradient is not finite; its update is skipped ({left} more may be)",
+        step=step,
+        **training.nonfinite.describe(float(training.nonfinite.grad_norm), training.job.plan.indices(step)),
+    )
+    return True
+
+
+def raise_if_nonfinite(training: "TrainingRun") -> None:
+    """Raises :class:`RunStopped` if a loss or gradient was not finite. Looking waits for the device."""
+    bad = training.nonfinite.found()
+    if bad is None:
+        return
+    facts = training.nonfinite.describe(bad.grad_norm, training.job.plan.indices(bad.step))
+    training.event("not finite", step=bad.step, **facts)
+    windows = ", ".join(map(str, facts["windows"][:8])) + (", ..." if len(facts["windows"]) > 8 else "")
+    raise run_stopped(
+        training,
+        f"the loss or the gradient of step {bad.step} is not finite; its gradient norm is {facts['grad_norm']},"
+        f" its windows are {windows}",
+    )
+
+
+def run_stopped(training: "TrainingRun", what: str) -> RunStopped:
+    """The end of a run that cannot continue, with where to branch off."""
+    good = next(reversed(checkpoint.checkpoints(training.run_dir)), None)
+    if good is None:
+        return RunStopped(f"{what}; there is no checkpoint yet; a lower optimizer.lr may help")
+    where = f"the last good checkpoint is {good}; branch off from {training.run_dir}@{checkpoint.step_of(good)}"
+    return RunStopped(f"{what}; {where} with a lower optimizer.lr")

@@ -30,6 +30,8 @@ _CHANGEABLE = (
     "output_dir",
     "train.max_steps",
     "train.epochs",
+    "train.max_tokens",
+    "train.max_words",
     "train.log_every",
     "train.batch_size",  # how a global batch is cut up changes no more than the last digits;
     "train.gradient_accumulation_steps",  # its size is train.global_batch_size, which is always resolved
@@ -191,7 +193,7 @@ def find_checkpoint(name: str) -> Path:
         chosen = next((path for path in found if checkpoint.step_of(path) == int(step)), None)
     if chosen is None:
         steps = ", ".join(str(checkpoint.step_of(path)) for path in found)
-        raise UserError(f"{name}: {run} keeps no checkpoint of step {step}; it has: {steps}")
+        raise UserError(f"{name}: {run} keeps no training state of step {step}; it has that of: {steps}")
     checkpoint.verify(chosen)
     return chosen
 
@@ -221,11 +223,10 @@ def _is_the_same(asked: str, recorded: Mapping[str, Any]) -> bool:
 
 def describe_parent(parent: Path) -> dict[str, Any]:
     """What a branch writes down of the checkpoint it starts from."""
-    files = checkpoint.listed(parent)
     return {
         "run": str(parent.parent.parent.absolute()),
         "step": checkpoint.step_of(parent),
-        "weights": {path.name: files[path.name][1] for path in checkpoint.weight_files(parent)},
+        "weights": checkpoint.hashes_of_weights(parent),
     }
 
 

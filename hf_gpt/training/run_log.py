@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 _COUNTS = f"{TRAINING_STATE}/records.json"  # of a checkpoint: how many lines there were, by file
 # What is a number in every line of metrics that has it; observers may add others.
 _NUMBERS = {
-    *("step", "tokens", "epoch", "seconds", "train_loss", "lr", "grad_norm", "tokens_per_second", "skipped", "mfu"),
-    *("aux_loss", "peak_memory_bytes", "eval_train_loss", "validation_loss", "perplexity", "bits_per_byte"),
+    *("step", "tokens", "words", "epoch", "seconds", "train_loss", "lr", "grad_norm", "tokens_per_second", "skipped"),
+    *("mfu", "aux_loss", "peak_memory_bytes", "eval_train_loss", "validation_loss", "perplexity", "bits_per_byte"),
 }
 Say = Callable[[str], None]
 

@@ -19,12 +19,14 @@ from ..data.batches import BatchPlan
 from ..recipe import Recipe
 from ..storage import local_path, refuse_unwritable
 from . import deepspeed
-from .data import Data, batch_plan, num_steps, prepare_data
+from .data import Data, batch_plan, prepare_data
 from .distributed import has_weights, start_accelerator, together
 from .hardware import pays_to_compile, resolve_attention, resolve_hardware
+from .milestones import Milestone, milestones_of_run
 from .model import build_model, find_pretrained, refuse_prompts
 from .provenance import changes_of_environment, describe_environment
 from .resume import Change, changes_of_recipe, describe_parent, earlier_recipe, find_parent, run_and_step
+from .seen import num_steps
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Job:
     plan: BatchPlan
     model: PreTrainedModel
     max_steps: int
+    milestones: dict[int, Milestone]  # by step
     environment: dict[str, Any]
     changes: list[Change]  # of the recipe of the run in `run_dir`
     warnings: list[str]  # what else a person who resumes a run should know
@@ -85,15 +88,17 @@ def prepare(recipe: Recipe, parent: str | None = None, data: Data | None = None)
     train = dataclasses.replace(
         recipe.train, global_batch_size=plan.global_batch_size, gradient_accumulation_steps=None
     )
+    max_steps = num_steps(train, plan)
     if train.compile == "auto":
         tokens_per_step = plan.global_batch_size * data.windows.context_length
-        pays = pays_to_compile(train.device, data.config, num_steps(train, plan), tokens_per_step)
+        pays = pays_to_compile(train.device, data.config, max_steps, tokens_per_step)
         sharded = accelerator.distributed_type == DistributedType.FSDP  # where it was not tried
         train = dataclasses.replace(train, compile=pays and not sharded)
     recipe = dataclasses.replace(data.recipe, train=train)
     changes = changes_of_recipe(run_dir, earlier, recipe, data.config) if earlier is not None else []
     environment = describe_environment(run_dir, accelerator, data)
     branched_from = find_parent(run_dir, parent, data.config, data.tokenizer, recipe.optimizer.name)
+    milestones = milestones_of_run(recipe, plan, max_steps, run_dir, branched_from)
     if branched_from is not None:
         environment["parent"] = describe_parent(branched_from)
 
@@ -113,7 +118,8 @@ def prepare(recipe: Recipe, parent: str | None = None, data: Data | None = None)
         data=data,
         plan=plan,
         model=model,
-        max_steps=num_steps(train, plan),
+        max_steps=max_steps,
+        milestones=milestones,
         environment=environment,
         changes=changes,
         earlier=earlier,

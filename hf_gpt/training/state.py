@@ -52,6 +52,7 @@ class Progress:
 
     step: _Count = 0
     tokens: _Count = 0
+    words: _Count | None = 0  # None: it was saved before they were counted
     seconds: _Real = 0.0
     best_validation_loss: _Real | None = None  # of a checkpoint
     best_step: _Count | None = None
@@ -61,8 +62,8 @@ class Progress:
     def read(cls, path: Path) -> "Progress":
         """What a `state.json` says. Raises :class:`UserError` if it is damaged or cannot be read."""
         try:
-            return TypeAdapter(cls).validate_json(json.dumps(read_json(path).get("progress")))
-        except ValidationError:
+            return TypeAdapter(cls).validate_json(json.dumps({"words": None, **read_json(path).get("progress", {})}))
+        except (ValidationError, TypeError):
             raise UserError(f"{path}: is damaged, or of another program") from None
 
 
@@ -113,10 +114,18 @@ def save_training_state(
     checkpoint: Path | None,
     accelerator: Accelerator,
     loss: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     progress: Progress,
 ) -> None:
-    """Write every process's training state into `checkpoint`. All call it; the main one has the path and writes."""
+    """Write every process's training state into `checkpoint`. All call it; the main one has the path and writes.
+
+    Without an optimizer it is the progress alone, which a card is written from.
+    """
+    about = {"processes": accelerator.num_processes, "progress": asdict(progress)}
+    if optimizer is None:
+        if checkpoint is not None:
+            write_json(checkpoint / TRAINING_STATE / "state.json", about)
+        return
     if deepspeed.is_engine(loss):
         optimizer_state = deepspeed.optimizer_state(loss)
     else:
@@ -139,8 +148,7 @@ def save_training_state(
     write_json(
         directory / "state.json",
         {
-            "processes": len(random),
-            "progress": asdict(progress),
+            **about,
             "param_groups": optimizer_state["param_groups"],
             "scaler": scaler,
         },
