@@ -383,6 +383,7 @@ class TrainRecipe:
     )
     compile: AutoOrBool = _doc("auto", "torch.compile the model; auto: where the run is long enough for it to pay")
     device: Literal["auto", "cuda", "mps", "cpu"] = _doc("auto", "auto: cuda, else mps, else cpu")
+    deterministic: bool = _doc(True, "on a GPU, torch's deterministic algorithms; without them no run repeats itself")
     attn_implementation: Name = _doc("auto", "eager, sdpa, flash_attention_2, flex_attention; auto: sdpa if it can")
     gradient_checkpointing: bool = _doc(False, "recompute activations in the backward pass to save memory")
     log_every: PositiveInt = _doc(10, "steps between train lines in metrics.jsonl")
