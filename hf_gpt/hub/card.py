@@ -18,20 +18,21 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..checkpoint import TRAINING_STATE, meta_weights
+from ..checkpoint import TRAINING_STATE, meta_weights, weights_hash
 from ..configuration_gpt import TRANSFORMERS
 from ..display import duration, escape_unprintable, perplexity, short_number
 from ..errors import UserError
 from ..loading import num_positions
 from ..recipe import Recipe
 from ..report.plots import loss_plot
-from ..report.records import has_losses
-from ..storage import read_json, write_bytes, write_text
+from ..report.records import has_losses, read_benchmarks
+from ..storage import read_file, read_json, write_bytes, write_text
+from ..texts import VALIDATION, bits_of, evaluated_in, is_further, label_of, loss_of, text_of
 from ..training.observers import Observer
 from ..training.resume import earlier_recipe
 from ..training.run_log import read_lines
 from ..transformers_4 import VERSION, lost_in_transformers_4
-from .card_merge import UNPUBLISHED, bare_card, compose
+from .card_merge import UNPUBLISHED, bare_card, compose, with_results
 from .markdown import template
 
 if TYPE_CHECKING:
@@ -76,6 +77,31 @@ def write_card(checkpoint: Path, run_dir: Path) -> Path:
     return checkpoint / "README.md"
 
 
+def add_benchmarks(checkpoint: Path, run_dir: Path) -> None:
+    """Put what exactly a checkpoint's weights reached in benchmarks into the metadata of its card; the rest stays."""
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    weights, recipe = weights_hash(checkpoint), earlier_recipe(run_dir)
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_type=one.task,
+            dataset_name=escape_unprintable(one.label, one_line=True),
+            dataset_args={"num_few_shot": one.num_fewshot, **({"limit": one.limit} if one.limit else {})},
+            metric_type=one.metric,
+            metric_name=one.metric,
+            metric_value=round(one.value, 6),
+        )
+        for one in read_benchmarks(run_dir)
+        if one.weights == weights and math.isfinite(one.value)
+    ]
+    card = (read_file(checkpoint / "README.md") or bare_card().encode()).decode("utf-8", "replace")
+    index = eval_results_to_model_index(_name(recipe) if recipe else "gpt", results)
+    write_text(checkpoint / "README.md", with_results(card, index))
+
+
 class CardWriter(Observer):
     """Observer, for the main process: a card and a plot in each checkpoint, the newest plot also in the run.
 
@@ -117,7 +143,9 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     evaluation = next((line for line in reversed(metrics) if "eval_train_loss" in line), {})
     sources = environment.get("sources", {})
     model = sources.get("model", {})
-    training, validation = sources.get("training", {}), sources.get("validation", {})
+    training = sources.get("training", {})
+    texts = {text: found for text, found in sources.items() if text == VALIDATION or is_further(text)}
+    every = [training, *texts.values()]
     weights = meta_weights(checkpoint).values()
     dtypes = {str(weight.dtype).removeprefix("torch.") for weight in weights}
     positions = num_positions(config)
@@ -126,7 +154,7 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     parent = environment.get("parent")
     repo_id = recipe.hub.repo_id
     return {
-        "name": repo_id.rpartition("/")[2] if repo_id else _last_part(recipe.output_dir),
+        "name": _name(recipe),
         "address": repo_id or UNPUBLISHED,
         "recipe": recipe,
         "optimizer": recipe.optimizer,
@@ -143,12 +171,16 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
         "context": min(filter(None, (positions, tokenizer.get("model_max_length"))), default=None),
         "license": recipe.hub.license or model.get("license"),
         "training": training,
-        "validation": validation,
+        "texts": texts,  # to validate on
+        "measured": [
+            (text, texts.get(text, {}), evaluation[loss_of(text)], evaluation.get(bits_of(text)))
+            for text in evaluated_in([evaluation])
+        ],
         "tokenizer": sources.get("tokenizer", {}),
         "model": model,
         "trained_on": training.get("source", "").removesuffix(" (training text)"),
-        "hashes": dict([*training.get("files", []), *validation.get("files", [])]),
-        "num_files": max(training.get("num_files", 0), validation.get("num_files", 0)),
+        "hashes": [*dict.fromkeys((name, sha256) for text in every for name, sha256 in text.get("files", []))],
+        "num_files": max(text.get("num_files", 0) for text in every),
         "num_parameters": sum(weight.numel() for weight in weights),
         "shape": _shape(config.get_text_config(), dtypes),
         "metrics": metrics,
@@ -227,7 +259,8 @@ def _metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
     from huggingface_hub import ModelCardData
 
     results = [*_eval_results(facts)]
-    datasets = [text["dataset"] for text in (facts["training"], facts["validation"]) if text.get("dataset")]
+    texts = (facts["training"], *facts["texts"].values())
+    datasets = [text["dataset"] for text in texts if text.get("dataset")]
     recipe, model, named = facts["recipe"], facts["model"], ("license", "license_name", "license_link")
     return ModelCardData(
         **({"license": recipe.hub.license} if recipe.hub.license else {name: model.get(name) for name in named}),
@@ -242,32 +275,35 @@ def _metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _eval_results(facts: Mapping[str, Any]) -> Iterator[Any]:
-    """Loss, perplexity and bits per byte on the validation text, if exactly these weights were evaluated."""
+    """Loss, perplexity and bits per byte on the validation texts, if exactly these weights were evaluated."""
     from huggingface_hub import EvalResult
 
-    found, text = facts["evaluation"], facts["validation"]
-    if not facts["is_evaluated"] or "validation_loss" not in found:
-        return
-    split = text.get("split") if text.get("dataset") else "validation"
-    if text.get("dataset") and "part" in text:
-        split = None  # a part that the run cut off is not a split of the dataset; the name says which part
-    values = {
-        "loss": ("Loss (nats per token)", found["validation_loss"]),
-        "perplexity": ("Perplexity", found["perplexity"]),
-        "bits_per_byte": ("Bits per byte", found.get("bits_per_byte")),
-    }
-    for kind, (name, value) in values.items():
-        if value is not None and math.isfinite(value):
+    for name, text, loss, bits in facts["measured"] if facts["is_evaluated"] else ():
+        split = text.get("split") if text.get("dataset") else "validation"
+        if text.get("dataset") and "part" in text:
+            split = None  # a part that the run cut off is not a split of the dataset; the name says which part
+        source, config = text.get("source") or "validation text", text.get("config")
+        if is_further(name):
+            source = f"{label_of(name)}: {source}"
+            config = config if text.get("dataset") else label_of(name)  # by which the Hub tells two texts apart
+        values = {
+            "loss": ("Loss (nats per token)", loss),
+            "perplexity": ("Perplexity", math.exp(loss) if loss < 709 else math.inf),
+            "bits_per_byte": ("Bits per byte", bits),
+        }
+        for kind, (metric, value) in values.items():
+            if value is None or not math.isfinite(value):
+                continue
             yield EvalResult(
                 task_type="text-generation",
                 task_name="Text generation",
                 dataset_type=text.get("dataset") or "text",
-                dataset_name=escape_unprintable(text.get("source") or "validation text", one_line=True),
-                dataset_config=text.get("config"),
+                dataset_name=escape_unprintable(source, one_line=True),
+                dataset_config=config,
                 dataset_split=split,
                 dataset_revision=text.get("revision"),
                 metric_type=kind,
-                metric_name=name,
+                metric_name=metric,
                 metric_value=round(float(value), 6),
             )
 
@@ -281,18 +317,19 @@ def _public(recipe: Recipe, sources: Mapping[str, Any]) -> dict[str, Any]:
     values["evaluation"]["prompts"] = list(recipe.evaluation.prompts)
     values["output_dir"] = _last_part(recipe.output_dir)
     fields = {
-        "training": ("data", "source"),
-        "validation": ("data", "validation_source"),
-        "tokenizer": ("tokenizer", "name"),
-        "model": ("model", "from_pretrained"),
+        "training": (values["data"], "source"),
+        "validation": (values["data"], "validation_source"),
+        "tokenizer": (values["tokenizer"], "name"),
+        "model": (values["model"], "from_pretrained"),
+        **{text_of(name): (text, "source") for name, text in values["evaluation"]["datasets"].items()},
     }
     for kind, (section, key) in fields.items():
-        source, value = sources.get(kind, {}), values[section].get(key)
+        source, value = sources.get(kind, {}), section.get(key)
         if isinstance(value, list):
             origins = source.get("sources") or [source] * len(value)
-            values[section][key] = [_published(name, origin) for name, origin in zip(value, origins)]
+            section[key] = [_published(name, origin) for name, origin in zip(value, origins)]
         elif value:
-            values[section][key] = _published(value, source)
+            section[key] = _published(value, source)
     return values
 
 
@@ -310,6 +347,11 @@ def _without_paths(value: Any) -> Any:
         return [_without_paths(item) for item in value]
     is_path = isinstance(value, str) and re.match(r"[/\\~]|\.\.?[/\\]|[A-Za-z]:[/\\]|file:", value)
     return _last_part(value) if is_path else value
+
+
+def _name(recipe: Recipe) -> str:
+    """What the model is called."""
+    return recipe.hub.repo_id.rpartition("/")[2] if recipe.hub.repo_id else _last_part(recipe.output_dir)
 
 
 def _last_part(path: str) -> str:
