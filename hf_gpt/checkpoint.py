@@ -150,7 +150,7 @@ def writing(run_dir: str | Path, step: int, *, with_state: bool = True) -> Itera
 
 @contextlib.contextmanager
 def placing(final: Path) -> Iterator[Path]:
-    """A directory to fill, which then becomes the checkpoint `final`. One that is there is set aside; a milestone goes."""
+    """A directory to fill, which then becomes the checkpoint `final`; one there is set aside, a milestone goes."""
     with replacing_directory(final) as directory:
         yield directory
         if is_there(final / MILESTONE) and is_whole(final):
@@ -296,6 +296,22 @@ def weight_files(folder: Path) -> list[Path]:
                 raise UserError(f"{folder}: has no {missing[0]}")
             return [folder / file for file in names]
     raise UserError(f"{folder}: has no model.safetensors")
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the file of a model's weights, or of the hashes of its shards; of a checkpoint, as its manifest says.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    known, hashes = listed(folder) if is_there(folder / MANIFEST) else {}, []
+    for path in weight_files(folder):
+        if path.name in known:
+            hashes.append(known[path.name][1])
+            continue
+        with reading(path) as file:
+            hashes.append(_sha256(file))
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def newest_whole(run_dir: str | Path) -> tuple[Path | None, dict[Path, str]]:

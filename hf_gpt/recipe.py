@@ -19,6 +19,7 @@ import itertools
 import math
 import os
 import re
+import string
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
@@ -43,6 +44,8 @@ _TOO_LARGE = 2**63
 # Between these temperatures no model's logits become infinite or all equal when they are divided.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e6
 MOST_NEW_TOKENS = 1_000_000
+# What a milestone can be named by: its step, what was asked for, and that as `7M`.
+MILESTONE_PLACEHOLDERS = ("step", "tokens", "words", "tokens_short", "words_short")
 
 
 def _number(value: Any) -> Any:
@@ -81,16 +84,42 @@ def _temperature(value: float) -> float:
 
 def _repo_id(value: str) -> str:
     pattern = r"(?=.{1,96}$)(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-    if not re.fullmatch(pattern, value, re.ASCII):
+    if not re.fullmatch(pattern, value.replace(_SEED, "1"), re.ASCII):
         raise ValueError(f"must be OWNER/NAME, such as someone/my-gpt, found {_shown(value)}")
     return value
+
+
+def is_branch_name(text: str) -> bool:
+    """Whether a branch or a tag of the Hub can have this name."""
+    pattern = r"(?!refs/)(?!.*(\.\.|//|/\.|\./))\w[\w./-]{0,99}(?<![./])(?<!\.lock)"
+    return re.fullmatch(pattern, text) is not None
 
 
 def _branch(value: str) -> str:
     if value == "main":
         raise ValueError("takes every checkpoint, and main the best one; name another branch")
-    if not re.fullmatch(r"(?!.*(\.\.|//|/\.|\./))\w[\w./-]{0,99}(?<![./])(?<!\.lock)", value):
+    if not is_branch_name(value):
         raise ValueError(f"must be a name such as training, found {_shown(value)}")
+    return value
+
+
+def placeholders(template: str) -> set[str]:
+    """The names in the {brackets} of a text; a `ValueError` where there is something else in them."""
+    parts = [*string.Formatter().parse(template)]
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise ValueError("a {placeholder} is a name alone")
+    return {name for _, name, _, _ in parts if name is not None}
+
+
+def _milestone_name(value: str) -> str:
+    try:
+        unknown = sorted(placeholders(value) - set(MILESTONE_PLACEHOLDERS))
+    except ValueError as error:
+        raise ValueError(f"must be a name such as step{{step}}, found {_shown(value)}: {error}") from None
+    if unknown:
+        raise ValueError(f"{{{unknown[0]}}} is no placeholder; there are {{{'}, {'.join(MILESTONE_PLACEHOLDERS)}}}")
+    if not is_branch_name(value.format(**dict.fromkeys(MILESTONE_PLACEHOLDERS, "1"))):
+        raise ValueError(f"must make the name of a branch, such as step{{step}}, found {_shown(value)}")
     return value
 
 
@@ -149,6 +178,7 @@ Counts = Annotated[list[Count], BeforeValidator(_one_or_more)]
 Source = Name | Annotated[list[Name], Field(min_length=1)]
 
 _LARGEST_FILE = 1_000_000  # characters
+_SEED = "{seed}"  # in the names of a run: its seed
 
 
 def _section(*, one_of: Sequence[tuple[str, str]] = (), needs: Mapping[str, str] | None = None) -> Callable:
@@ -231,6 +261,7 @@ class ModelRecipe:
     model_type: Name | None = _doc(None, "llama, qwen3, gpt2 or any other of transformers; default: our GPT")
     from_pretrained: Name | None = _doc(None, "directory or Hub id of a causal language model to continue")
     revision: Name | None = _doc(None, "branch, tag or commit of that Hub id")
+    seed: Count | None = _doc(None, "of new weights and of dropout; default: seed")
     config: dict[str, Any] = _doc(dict, "fields of its configuration; in YAML they stand directly in the section")
 
     @model_validator(mode="before")
@@ -243,6 +274,8 @@ class ModelRecipe:
         config = values.get("config") or {}
         if not isinstance(config, Mapping):
             return values  # refused by its type
+        for key in config.keys() & own:
+            raise ValueError(f"'{key}' is a field of the section, and cannot be given in its 'config'")
         beside = {k: v for k, v in values.items() if k not in own}
         for key in beside:
             if key in config and config[key] != beside[key]:
@@ -322,6 +355,7 @@ class DataRecipe:
     context_length: PositiveInt | None = _doc(None, "length of a window, in tokens; default: the model's positions")
     stride: PositiveInt | None = _doc(None, "distance between window starts, in tokens; default: the context length")
     shuffle: bool = _doc(True, "a new order of windows each epoch; false: in the order of the text")
+    seed: Count | None = _doc(None, "of that order; default: seed")
     drop_last: bool = _doc(False, "leave out an epoch's last global batch when it is short")
 
     def __post_init__(self) -> None:
@@ -378,6 +412,7 @@ class TrainRecipe:
     )
     compile: AutoOrBool = _doc("auto", "torch.compile the model; auto: where the run is long enough for it to pay")
     device: Literal["auto", "cuda", "mps", "cpu"] = _doc("auto", "auto: cuda, else mps, else cpu")
+    deterministic: bool = _doc(True, "on a GPU, torch's deterministic algorithms; without them no run repeats itself")
     attn_implementation: Name = _doc("auto", "eager, sdpa, flash_attention_2, flex_attention; auto: sdpa if it can")
     gradient_checkpointing: bool = _doc(False, "recompute activations in the backward pass to save memory")
     log_every: PositiveInt = _doc(10, "steps between train lines in metrics.jsonl")
@@ -460,17 +495,29 @@ class TrackingRecipe:
 @_section()
 class HubRecipe:
     repo_id: Annotated[str, AfterValidator(_repo_id)] | None = _doc(
-        None, "OWNER/NAME to publish to while training; the best checkpoint becomes its main"
+        None, "OWNER/NAME to publish to while training; {seed} is the seed"
     )
+    main: Literal["best", "last"] = _doc("best", "checkpoint that main shows: best on the validation text, or newest")
     push_every: PositiveInt | None = _doc(None, "steps between pushes; null: each checkpoint")
     private: bool = _doc(False, "make the repository a private one")
     branch: Annotated[str, AfterValidator(_branch)] = _doc(
         "training", "branch of all pushed checkpoints, each with a tag such as step-00000500"
     )
+    milestones: Literal["tags", "branches", "none"] = _doc("tags", "each milestone becomes a tag or a branch")
+    milestone_name: Annotated[str, AfterValidator(_milestone_name)] = _doc(
+        "step{step}", "its name, with {step}, or {tokens} or {words} as asked for, or as 7M: {words_short}"
+    )
+    format: Literal["hf_gpt", "gpt2"] = _doc(
+        "hf_gpt", "gpt2: our GPT is published as a stock GPT-2, which needs no code of this package"
+    )
     with_training_state: bool = _doc(False, "push what resuming needs too: three times the size")
     license: Annotated[str, AfterValidator(_license)] | None = _doc(
         None, "licence of the model as the Hub names it, such as mit or cc-by-sa-4.0"
     )
+
+    def __post_init__(self) -> None:
+        if self.format == "gpt2" and self.with_training_state:
+            raise ValueError("'with_training_state' goes with format: hf_gpt; a stock GPT-2 cannot be resumed")
 
 
 @_section()
@@ -481,8 +528,8 @@ class Recipe:
     types and impossible values.
     """
 
-    seed: Count = _doc(123, "of the weights, dropout and the order of windows")
-    output_dir: Name = _doc("runs/gpt", "folder of the run")
+    seed: Count = _doc(123, "of the weights, dropout, the order of windows and samples")
+    output_dir: Name = _doc("runs/gpt", "folder of the run; {seed} in it is the seed")
     model: ModelRecipe = _doc(ModelRecipe, "")
     tokenizer: TokenizerRecipe = _doc(TokenizerRecipe, "")
     data: DataRecipe = _doc(DataRecipe, "")
@@ -497,9 +544,24 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.checkpoint.resume == "hub" and self.hub.repo_id is None:
             raise ValueError("'checkpoint.resume: hub' needs 'hub.repo_id', from where the run is resumed")
+        if self.checkpoint.resume == "hub" and self.hub.format == "gpt2":
+            raise ValueError("'checkpoint.resume: hub' goes with 'hub.format: hf_gpt'; a GPT-2 cannot be resumed")
         every, push_every = self.checkpoint.every, self.hub.push_every
         if push_every is not None and (every is None or push_every % every):
             raise ValueError(f"'hub.push_every' is a multiple of 'checkpoint.every', which is {every}")
+        self.output_dir = self.output_dir.replace(_SEED, str(self.seed))
+        if _SEED in (self.hub.repo_id or ""):
+            self.hub = dataclasses.replace(self.hub, repo_id=self.hub.repo_id.replace(_SEED, str(self.seed)))
+
+    @property
+    def model_seed(self) -> int:
+        """The seed of the weights and of dropout."""
+        return self.seed if self.model.seed is None else self.model.seed
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of the order of windows."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     def __repr__(self) -> str:
         changed = differences(Recipe(), self).items()

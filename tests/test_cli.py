@@ -28,7 +28,7 @@ from hf_gpt.hub.background import _HF_GPT
 HF_GPT = [sys.executable, "-m", "hf_gpt.cli"]
 
 _COMMANDS = ["train", "tokenize", "estimate", "replay", "plot", "evaluate", "generate", "explain", "decode", "demo"]
-_COMMANDS += ["convert", "push"]
+_COMMANDS += ["convert", "push", "batch"]
 _WITH_A_DEVICE = ["generate --prompt a", "decode --prompt a", "explain --text ab", "evaluate --text T"]
 
 

@@ -210,6 +210,7 @@ WORKING = {
     "tokenize": ["recipe.yaml"],
     "estimate": ["recipe.yaml", "--device", "H100"],
     "replay": ["done"],
+    "batch": ["done", "--step", "1"],
     "plot": ["done"],
     "evaluate": ["ours", "--text", "text.txt"],
     "generate": ["ours", "--prompt", "It", "--max-new-tokens", "2"],
@@ -279,7 +280,7 @@ READERS = [
     ["convert", "odd", "new", "--to", "gpt2"],
     ["convert", "odd", "new", "--from", "gpt2"],
     ["push", "odd", "someone/x"],
-    ["push", "odd", "someone/x", "--as", "gpt2"],
+    ["push", "odd", "someone/x", "--format", "gpt2"],
     ["train", "continue.yaml"],
 ]
 SIZES = {

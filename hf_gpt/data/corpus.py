@@ -41,6 +41,9 @@ from .tables import Table, are_lines, text_column, texts
 Pieces = Iterator[str | None]
 """Text in order; None ends a document. A document has any number of pieces."""
 
+Place = tuple[int, int]
+"""Where a document stands: the number of its file, and of its row in that file, or -1 where a file is a document."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
@@ -50,6 +53,9 @@ class Corpus:
     - `identity`: a hash of the content of the stream, and of nothing else.
     - `separated`: whether its documents are joined with the separator. False: the stream is one text.
     - `pieces()`: streams the text.
+    - `documents()`: streams it with each document's place after it, also where documents are joined, and to the end
+      where only the first part is trained on. None where lines of a joined text were left out, and its rows with them.
+    - `file_names`: what the numbers of files in places mean.
     - `has_characters(number)`: whether so many characters may be those of the stream.
     - `origin`: where to find it again, without a local path. For files: the names and SHA-256 hashes (of the
       decompressed content) of the first `files` and their number, `num_files`. On the Hub: `dataset`, `config`,
@@ -65,6 +71,8 @@ class Corpus:
     pieces: Callable[[], Pieces] = dataclasses.field(repr=False, compare=False)
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     has_characters: Callable[[int], bool] = dataclasses.field(default=lambda number: True, repr=False, compare=False)
+    documents: Callable[[], Iterator[str | Place]] | None = dataclasses.field(default=None, repr=False, compare=False)
+    file_names: Sequence[str] = dataclasses.field(default=(), repr=False, compare=False)
     notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     files: Sequence[Path] = dataclasses.field(default=(), repr=False, compare=False)
 
@@ -132,12 +140,12 @@ def _compared(corpus: Corpus, training: Corpus, field: str) -> Corpus:
 def without_blank_lines(corpus: Corpus) -> Corpus:
     r"""The corpus without the lines (ended by "\n") that hold no visible character."""
 
-    def pieces() -> Pieces:
+    def shortened(stream: Callable[[], Iterator[str | Place | None]]) -> Iterator[str | Place | None]:
         # Whitespace at the start of a line is held back until a visible character or the end of the line comes.
         held, visible = "", False
-        for piece in corpus.pieces():
+        for piece in stream():
             kept = []
-            for part in _PARTS_OF_LINES.findall(piece or ""):
+            for part in _PARTS_OF_LINES.findall(piece) if isinstance(piece, str) else ():
                 held += part
                 if visible or held.strip():
                     kept.append(held)
@@ -146,12 +154,15 @@ def without_blank_lines(corpus: Corpus) -> Corpus:
                     held, visible = "", False
             if kept:
                 yield "".join(kept)
-            if piece is None:
+            if not isinstance(piece, str):
                 held, visible = "", False
-                yield None
+                yield piece
 
     name, identity = f"{corpus.name} without blank lines", digest("blank", corpus.identity)
-    return dataclasses.replace(corpus, name=name, identity=identity, pieces=pieces)
+    streams = {"pieces": partial(shortened, corpus.pieces), "documents": None}
+    if corpus.separated and corpus.documents is not None:
+        streams["documents"] = partial(shortened, corpus.documents)
+    return dataclasses.replace(corpus, name=name, identity=identity, **streams)
 
 
 def split_by_characters(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus]:
@@ -189,6 +200,7 @@ def split_by_characters(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus
             identity=identity,
             pieces=partial(part, first),
             origin=origin,
+            documents=corpus.documents if first else None,
             has_characters=lambda number: number == num_characters(first),
         )
 
@@ -268,12 +280,25 @@ def _joined(sources: Sequence[_Source]) -> _Source:
             corpora[0].separated,
             lambda: chain.from_iterable(corpus.pieces() for corpus in corpora),
             origin,
+            documents=lambda: chain.from_iterable(_renumbered(corpora)),
+            file_names=[name for corpus in corpora for name in corpus.file_names],
             notes=tuple(note for corpus in corpora for note in corpus.notes),
         )
 
     files_of = {split: [path for source in sources for path in source.files.get(split, ())] for split in splits}
     takes = frozenset[str]().union(*(source.takes for source in sources))
     return _Source(_listed([source.name for source in sources]), splits, make, files_of, takes)
+
+
+def _renumbered(corpora: Sequence[Corpus]) -> Iterator[Iterator[str | Place]]:
+    """The documents of each corpus, the numbers of whose files go on from the corpus before."""
+    before = 0
+    for corpus in corpora:
+        shifted = partial(
+            lambda before, piece: piece if isinstance(piece, str) else (before + piece[0], piece[1]), before
+        )
+        yield map(shifted, corpus.documents())
+        before += len(corpus.file_names)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -290,8 +315,8 @@ def _builtin(source: str) -> _Source:
 
         documents = [topics[name] for name in sorted(topics)]
         content = ["documents", *documents]
-        pieces = partial(chain.from_iterable, [(document, None) for document in documents])
-        return _corpus(source, content, separator is not False, pieces, {"builtin": source})
+        pieces = partial(chain.from_iterable, [(document, (0, row)) for row, document in enumerate(documents)])
+        return _corpus(source, content, separator is not False, pieces, {"builtin": source}, [source])
 
     return _Source(source, ["train"], make)
 
@@ -316,13 +341,14 @@ def _local(source: str, listing: Listing, recipe: DataRecipe) -> _Source:
         origin["num_files"] = len(paths)
         if kinds == ["text"]:
 
-            def documents() -> Pieces:  # each file is one: a folder of books
-                for path, check in zip(paths, unchanged):
+            def documents() -> Iterator[str | Place]:  # each file is one: a folder of books
+                for number, (path, check) in enumerate(zip(paths, unchanged)):
                     yield from read_text(path)
                     check()
-                    yield None
+                    yield number, -1
 
-            corpus = _corpus(name, ["documents", *hashes], separator is not False, documents, origin)
+            files = [*map(str, paths)]
+            corpus = _corpus(name, ["documents", *hashes], separator is not False, documents, origin, files)
         else:
             tables = [Table(str(p), kinds[0], partial(open_bytes, p), check) for p, check in zip(paths, unchanged)]
             corpus = _table_corpus(name, tables, digest(kinds[0], *hashes), recipe.text_column, separator, origin)
@@ -360,14 +386,24 @@ def _name(source: str, split: str, splits: Iterable[str], config: str = "default
 
 
 def _corpus(
-    name: str, content: Sequence[str], separated: bool, documents: Callable[[], Pieces], origin: Mapping[str, Any]
+    name: str,
+    content: Sequence[str],
+    separated: bool,
+    documents: Callable[[], Iterator[str | Place]],
+    origin: Mapping[str, Any],
+    file_names: Sequence[str],
 ) -> Corpus:
     """A corpus of documents, or of one text if they are not `separated`. `content` identifies them."""
 
-    def joined() -> Pieces:
-        return (piece for piece in documents() if piece is not None)
+    def pieces() -> Pieces:
+        for piece in documents():
+            if isinstance(piece, str):
+                yield piece
+            elif separated:
+                yield None
 
-    return Corpus(name, digest(*content, str(separated)), separated, documents if separated else joined, origin)
+    identity = digest(*content, str(separated))
+    return Corpus(name, identity, separated, pieces, origin, documents=documents, file_names=file_names)
 
 
 def _table_corpus(
@@ -384,7 +420,7 @@ def _table_corpus(
     """
 
     def rows(column: str) -> Iterator[str]:
-        return chain.from_iterable(texts(table, column) for table in tables)
+        return (text for table in tables for _, text in texts(table, column))
 
     key = digest("column", content, str(wanted))
     facts = cache_get(key)
@@ -396,10 +432,11 @@ def _table_corpus(
         facts = {"column": column, "lines": are_lines(first)}
         cache_put(key, facts)
 
-    def documents() -> Pieces:
-        for text in rows(facts["column"]):
-            yield text
-            yield None
+    def documents() -> Iterator[str | Place]:
+        for number, table in enumerate(tables):
+            for row, text in texts(table, facts["column"]):
+                yield text
+                yield number, row
 
     def lines() -> Pieces:
         found = rows(facts["column"])
@@ -407,7 +444,9 @@ def _table_corpus(
             yield "".join(some)
 
     separated = not facts["lines"] if separator == "auto" else bool(separator)
-    return _corpus(name, ["table", content, facts["column"]], separated, documents if separated else lines, origin)
+    files = [table.name for table in tables]
+    corpus = _corpus(name, ["table", content, facts["column"]], separated, documents, origin, files)
+    return corpus if separated else dataclasses.replace(corpus, pieces=lines)
 
 
 _NUM_NAMED = 8  # files of a corpus that are named: a person can compare a few hashes, not thousands

@@ -1,6 +1,6 @@
 """The page that compares runs: their figures, their curves over one axis, and where their recipes differ."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median_high
 from typing import Any
 
@@ -8,8 +8,9 @@ from ..display import duration, perplexity, short_number
 from ..texts import TRAINING, VALIDATION, bits_of, loss_label, loss_of
 from .html import render
 from .overfitting import loss_trend
-from .plots import as_image, loss_plots, run_labels, run_style, training_plots
+from .plots import as_image, curve_names, loss_plots, run_labels, training_plots
 from .records import RunRecord, common_texts, is_number
+from .seeds import over_seeds, recipe_fields
 
 _OVERFITS = {
     "overfitting": "from step {:,}",
@@ -21,7 +22,7 @@ _OVERFITS = {
 
 
 def comparison_page(runs: Sequence[RunRecord], x: str = "steps", log: bool = False) -> str:
-    labels = run_labels(runs)
+    labels, names = run_labels(runs), curve_names(runs)
     texts = common_texts(runs)
     compared = texts[0] if texts else TRAINING
     losses = [_by_step(run, loss_of(compared)) for run in runs]
@@ -31,9 +32,10 @@ def comparison_page(runs: Sequence[RunRecord], x: str = "steps", log: bool = Fal
         title=f"{len(runs)} runs compared",
         subtitle=", ".join(labels),
         runs=[
-            {"label": label, "style": run_style(number), "figures": [*_figures(run, *texts[:1])]}
-            for number, (run, label) in enumerate(zip(runs, labels))
+            {"label": label, "style": style, "figures": [*_figures(run, *texts[:1])]}
+            for run, label, (_, style) in zip(runs, labels, names)
         ],
+        over_seeds=[(dict(names)[figure.label], figure) for figure in over_seeds(runs, [name for name, _ in names])],
         different_texts=any(len({_text(run, text) for run in runs} - {None}) > 1 for text in texts or [VALIDATION]),
         different_tokenizers=len({_tokenizer(run) for run in runs}) > 1,
         loss_images=[(plot, as_image(plot, legend=False)) for plot in loss_plots(runs, x, log)],
@@ -84,19 +86,11 @@ def _sources(run: RunRecord) -> dict[str, Any]:
 
 
 def _recipe_differences(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[str]]]:
-    recipes = [dict(_flat(run.recipe)) for run in runs]
+    recipes = [dict(recipe_fields(run.recipe)) for run in runs]
     for key in dict.fromkeys(key for recipe in recipes for key in recipe if key != "output_dir"):
         values = ["" if key not in recipe else _yaml(recipe[key]) for recipe in recipes]
         if len(set(values)) > 1:
             yield key, values
-
-
-def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _yaml(value: Any) -> str:

@@ -20,8 +20,9 @@ from .comparison import comparison_page
 from .html import render
 from .notebook import Pictures, is_picture
 from .overfitting import loss_trend
-from .plots import MOST_RUNS, as_image, draw, loss_plot, loss_plots, training_plots
+from .plots import MOST_RUNS, as_image, benchmark_plots, curve_names, draw, loss_plot, loss_plots, training_plots
 from .records import RunRecord, has_losses, is_number, read_run
+from .seeds import over_seeds
 
 if TYPE_CHECKING:
     from ..training.loop import TrainingRun
@@ -55,7 +56,7 @@ def plot(
 ) -> Pictures:
     """Write a report of one run, or one that compares several, and its plots as PNG.
 
-    Returns a list of the files, which a notebook shows.
+    Returns a list of the files, which a notebook shows. Its `figures` are those over runs that differ in seeds alone.
 
     Args:
         output: the folder to write into; by default the run's own, or `comparison` for several. A name that ends in
@@ -79,14 +80,15 @@ def plot(
     if len(set(folders)) < len(folders):
         twice = next(folder for folder in folders if folders.count(folder) > 1)
         raise UserError(f"{twice}: is named twice; name each run once")
-    if len(runs) > MOST_RUNS:
+    names = [name for name, _ in curve_names(runs)]
+    if len(set(names)) > MOST_RUNS:
         raise UserError(f"{len(runs)} runs: at most {MOST_RUNS} can be told apart in one report")
     folder = None if output is None else local_path(output, "output")
     if alone_in_file:
         plots = loss_plots(runs, x, log)[:3]
         if not plots:
             raise UserError(f"{runs[0].run_dir}: metrics.jsonl holds nothing to draw over {x}")
-        return Pictures([draw(folder, plots)])
+        return _with_figures([draw(folder, plots)], runs, names)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError("is a file; name a folder", field="output", value=output)
     if folder is not None:
@@ -94,11 +96,17 @@ def plot(
     alone = len(runs) == 1
     folder = folder or (runs[0].run_dir if alone else Path("comparison"))
     write_text(folder / REPORT, run_page(runs[0], x, log) if alone else comparison_page(runs, x, log))
-    written = Pictures([folder / REPORT])
+    written = [folder / REPORT]
     if alone:
         written.append(loss_plot(runs[0].run_dir, folder / "loss.png", dpi=300))
     plots = {"curves.png" if alone else "loss.png": loss_plots(runs, x, log), "training.png": training_plots(runs, x)}
     written += [draw(folder / name, found[:3]) for name, found in plots.items() if found]
+    return _with_figures(written, runs, names)
+
+
+def _with_figures(paths: Sequence[Path], runs: Sequence[RunRecord], names: Sequence[str]) -> Pictures:
+    written = Pictures(paths)
+    written.figures = [*over_seeds(runs, names)]
     return written
 
 
@@ -120,6 +128,8 @@ def run_page(run: RunRecord, x: str = "steps", log: bool = False) -> str:
         loss_images=[(plot, as_image(plot, legend=True)) for plot in loss_plots([run], x, log, turn)],
         evaluation_columns=columns,
         evaluations=evaluations,
+        benchmark_images=[(plot, as_image(plot, legend=True)) for plot in benchmark_plots(run)],
+        benchmarks=sorted(run.benchmarks, key=lambda one: (one.label, one.metric, one.step)),
         training_images=[(plot, as_image(plot, legend=False)) for plot in training_plots([run], x)],
         samples=[(prompt, *_chosen_samples(run, prompt, turn)) for prompt in prompts[:_MOST_PROMPTS]],
         num_prompts=len(prompts),

@@ -16,7 +16,7 @@ from ..data.batches import BatchPlan, Windows
 from ..data.cache import cache_folder, digest, kept, seal
 from ..data.corpus import Corpus, load_corpora, load_text
 from ..data.progress import WorkProgress
-from ..data.token_store import TokenStore, fraction_of_split_characters, tokenize
+from ..data.token_store import TokenStore, fraction_of_split_characters, store_name, tokenize
 from ..data.tokenizer import content_of, load_tokenizer, save_tokenizer, train_tokenizer, vocab_size
 from ..display import escape_unprintable
 from ..errors import UserError
@@ -225,7 +225,7 @@ def batch_plan(recipe: Recipe, windows: Windows, num_processes: int = 1) -> Batc
         train.batch_size,
         world_size=num_processes,
         accumulation=accumulation,
-        seed=recipe.seed,
+        seed=recipe.data_seed,
         shuffle=recipe.data.shuffle,
         drop_last=recipe.data.drop_last,
     )
@@ -262,6 +262,22 @@ def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFa
 
     kept(folder, folder.name, make)
     return load_tokenizer(str(folder))
+
+
+def text_of_run(recipe: Recipe, name: str | None) -> tuple[Corpus, PreTrainedTokenizerFast, TokenStore]:
+    """The training text of a run's own recipe, in which nothing is left open; `name` is what the run calls its store.
+
+    Raises:
+        UserError: the text or the tokenizer is not there, or no longer what it was.
+    """
+    corpus, _ = load_corpora(recipe.data)
+    tokenizer = _tokenizer(recipe.tokenizer, corpus)
+    if store_name(corpus, tokenizer) != name:
+        raise UserError(
+            f"{corpus.name}: is no longer the text that the run was trained on: files of the corpus or the tokenizer"
+            " have changed since, or an earlier version read them otherwise; put back what it began with"
+        )
+    return corpus, tokenizer, _tokenize(corpus, tokenizer)
 
 
 def _tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> TokenStore:
