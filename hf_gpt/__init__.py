@@ -47,6 +47,7 @@ finally:
 __version__ = "0.2.0"
 
 _DEFINED_IN = {
+    "Batches": "batch",
     "benchmark": "benchmarks",
     "CausalLMLoss": "loss",
     "Evaluation": "evaluation",
@@ -58,7 +59,8 @@ _DEFINED_IN = {
     "RunStopped": "errors",
     "TrainingResult": "run",
     "UserError": "errors",
-    "evaluate_corpus": "evaluation",
+    "evaluate_corpus": "text_evaluation",
+    "evaluate_run": "text_evaluation",
     "from_book": "conversion",
     "from_gpt2": "conversion",
     "from_openai": "conversion",

@@ -19,6 +19,7 @@ import itertools
 import math
 import os
 import re
+import string
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
@@ -43,6 +44,8 @@ _TOO_LARGE = 2**63
 # Between these temperatures no model's logits become infinite or all equal when they are divided.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e6
 MOST_NEW_TOKENS = 1_000_000
+# What a milestone can be named by: its step, what was asked for, and that as `7M`.
+MILESTONE_PLACEHOLDERS = ("step", "tokens", "words", "tokens_short", "words_short")
 
 
 def _number(value: Any) -> Any:
@@ -81,16 +84,42 @@ def _temperature(value: float) -> float:
 
 def _repo_id(value: str) -> str:
     pattern = r"(?=.{1,96}$)(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-    if not re.fullmatch(pattern, value, re.ASCII):
+    if not re.fullmatch(pattern, value.replace(_SEED, "1"), re.ASCII):
         raise ValueError(f"must be OWNER/NAME, such as someone/my-gpt, found {_shown(value)}")
     return value
+
+
+def is_branch_name(text: str) -> bool:
+    """Whether a branch or a tag of the Hub can have this name."""
+    pattern = r"(?!refs/)(?!.*(\.\.|//|/\.|\./))\w[\w./-]{0,99}(?<![./])(?<!\.lock)"
+    return re.fullmatch(pattern, text) is not None
 
 
 def _branch(value: str) -> str:
     if value == "main":
         raise ValueError("takes every checkpoint, and main the best one; name another branch")
-    if not re.fullmatch(r"(?!.*(\.\.|//|/\.|\./))\w[\w./-]{0,99}(?<![./])(?<!\.lock)", value):
+    if not is_branch_name(value):
         raise ValueError(f"must be a name such as training, found {_shown(value)}")
+    return value
+
+
+def placeholders(template: str) -> set[str]:
+    """The names in the {brackets} of a text; a `ValueError` where there is something else in them."""
+    parts = [*string.Formatter().parse(template)]
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise ValueError("a {placeholder} is a name alone")
+    return {name for _, name, _, _ in parts if name is not None}
+
+
+def _milestone_name(value: str) -> str:
+    try:
+        unknown = sorted(placeholders(value) - set(MILESTONE_PLACEHOLDERS))
+    except ValueError as error:
+        raise ValueError(f"must be a name such as step{{step}}, found {_shown(value)}: {error}") from None
+    if unknown:
+        raise ValueError(f"{{{unknown[0]}}} is no placeholder; there are {{{'}, {'.join(MILESTONE_PLACEHOLDERS)}}}")
+    if not is_branch_name(value.format(**dict.fromkeys(MILESTONE_PLACEHOLDERS, "1"))):
+        raise ValueError(f"must make the name of a branch, such as step{{step}}, found {_shown(value)}")
     return value
 
 
@@ -98,6 +127,29 @@ def _license(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,49}", value):
         raise ValueError(f"must be a name such as mit or cc-by-sa-4.0, found {_shown(value)}")
     return value
+
+
+def _padding_token(value: str) -> str:
+    """One that no byte-level BPE makes of text: GPT-2's split pattern takes brackets and letters apart."""
+    if not re.fullmatch(r"(?=.{1,64}$)(<[!-~]*[A-Za-z0-9][!-~]*>|\[[!-~]*[A-Za-z0-9][!-~]*\])", value):
+        raise ValueError(f"must stand in < > or [ ], such as <pad>, found {_shown(value)}")
+    if value == "<|endoftext|>":
+        raise ValueError("is the end of a text, whose labels are trained on; give another, such as <pad>")
+    return value
+
+
+def _text_name(value: Any) -> Any:
+    """A part of the names of metrics."""
+    value = str(_yaml_no(value)) if isinstance(value, int) else value
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", value):
+        what = "a text's name has letters, digits, '.', '_' and '-', and begins with one of the first two"
+        raise ValueError(f"{what}, such as dialogue; found {_shown(value)}")
+    return value
+
+
+def _only_source(value: Any) -> Any:
+    """A text may be its source alone."""
+    return value if isinstance(value, Mapping) or dataclasses.is_dataclass(value) else {"source": value}
 
 
 def _path(value: Any) -> Any:
@@ -126,6 +178,7 @@ Counts = Annotated[list[Count], BeforeValidator(_one_or_more)]
 Source = Name | Annotated[list[Name], Field(min_length=1)]
 
 _LARGEST_FILE = 1_000_000  # characters
+_SEED = "{seed}"  # in the names of a run: its seed
 
 
 def _section(*, one_of: Sequence[tuple[str, str]] = (), needs: Mapping[str, str] | None = None) -> Callable:
@@ -208,6 +261,7 @@ class ModelRecipe:
     model_type: Name | None = _doc(None, "llama, qwen3, gpt2 or any other of transformers; default: our GPT")
     from_pretrained: Name | None = _doc(None, "directory or Hub id of a causal language model to continue")
     revision: Name | None = _doc(None, "branch, tag or commit of that Hub id")
+    seed: Count | None = _doc(None, "of new weights and of dropout; default: seed")
     config: dict[str, Any] = _doc(dict, "fields of its configuration; in YAML they stand directly in the section")
 
     @model_validator(mode="before")
@@ -220,6 +274,8 @@ class ModelRecipe:
         config = values.get("config") or {}
         if not isinstance(config, Mapping):
             return values  # refused by its type
+        for key in config.keys() & own:
+            raise ValueError(f"'{key}' is a field of the section, and cannot be given in its 'config'")
         beside = {k: v for k, v in values.items() if k not in own}
         for key in beside:
             if key in config and config[key] != beside[key]:
@@ -253,8 +309,15 @@ def config_class(model_type: str | None) -> "type[PreTrainedConfig]":
 @_section()
 class TrainTokenizerRecipe:
     vocab_size: Annotated[int, Field(ge=257, le=10_000_000), _Whole] = _doc(
-        4096, "entries, with <|endoftext|> and the 256 bytes"
+        4096, "entries, with <|endoftext|>, the padding token if there is one, and the 256 bytes"
     )
+    pad_token: Annotated[str, AfterValidator(_padding_token)] | None = _doc(
+        None, "a padding token of its own, such as <pad>"
+    )
+
+    def __post_init__(self) -> None:
+        if self.pad_token is not None and self.vocab_size < 258:
+            raise ValueError("'vocab_size' must be at least 258 with a 'pad_token', found 257")
 
 
 @_section(one_of=[("name", "train")], needs={"revision": "name"})
@@ -263,7 +326,9 @@ class TokenizerRecipe:
         None, "gpt2, bytes, a path or a Hub id; if nothing is said, that of model.from_pretrained, else gpt2"
     )
     revision: Name | None = _doc(None, "branch, tag or commit of that Hub id")
-    train: TrainTokenizerRecipe | None = _doc(None, "train a byte-level BPE on the training text instead")
+    train: TrainTokenizerRecipe | None = _doc(
+        None, "train a byte-level BPE on the training text instead: {vocab_size: 4096, pad_token: null}"
+    )
 
     def __post_init__(self) -> None:
         _refuse_both(self)
@@ -290,6 +355,7 @@ class DataRecipe:
     context_length: PositiveInt | None = _doc(None, "length of a window, in tokens; default: the model's positions")
     stride: PositiveInt | None = _doc(None, "distance between window starts, in tokens; default: the context length")
     shuffle: bool = _doc(True, "a new order of windows each epoch; false: in the order of the text")
+    seed: Count | None = _doc(None, "of that order; default: seed")
     drop_last: bool = _doc(False, "leave out an epoch's last global batch when it is short")
 
     def __post_init__(self) -> None:
@@ -359,6 +425,24 @@ class TrainRecipe:
 
 
 @_section()
+class TextRecipe:
+    """A further text to evaluate. In YAML its source alone may stand in its place."""
+
+    source: Source = _doc(dataclasses.MISSING, "as data.source")
+    config: Name | None = _doc(None, "configuration of a dataset that has several")
+    revision: Name | None = _doc(None, "branch, tag or commit of a Hub dataset")
+    text_column: Name | None = _doc(None, "column that holds the text; 'text', or the only column of strings")
+    split: Name | None = _doc(None, "its split; default: the only one, else validation")
+    separator: AutoOrBool = _doc("auto", "EOS (<|endoftext|>) between rows; auto: unless rows are lines of one text")
+
+
+NamedTexts = Annotated[
+    dict[Annotated[str, BeforeValidator(_text_name)], Annotated[TextRecipe, BeforeValidator(_only_source)]],
+    BeforeValidator(lambda value: {} if value is None else value),  # YAML's `datasets:` with nothing below it
+]
+
+
+@_section()
 class EvaluationRecipe:
     first: Count = _doc(0, "first step to evaluate at; 0 is before training")
     every: PositiveInt = _doc(100, "steps between evaluations; the last step is always evaluated")
@@ -368,6 +452,16 @@ class EvaluationRecipe:
     sample_tokens: Annotated[PositiveInt, Field(le=MOST_NEW_TOKENS)] = _doc(50, "tokens of each continuation")
     temperature: Temperature | None = _doc(None, "of the continuations; 0 or null with no top_k: greedy")
     top_k: PositiveInt | None = _doc(None, "sample among the k most likely tokens")
+    datasets: NamedTexts = _doc(
+        dict,
+        "further texts to validate on, {NAME: SOURCE} or {NAME: {source: ..., config: ..., split: ...}}",
+    )
+    best_on: Name | None = _doc(None, "which of them `best` follows; default: data's validation text, else the first")
+
+    def __post_init__(self) -> None:
+        if self.best_on is not None and self.best_on not in self.datasets:
+            near = did_you_mean(self.best_on, self.datasets)
+            raise ValueError(f"'best_on' is none of 'datasets', found {_shown(self.best_on)}{near}")
 
 
 @_section()
@@ -401,17 +495,29 @@ class TrackingRecipe:
 @_section()
 class HubRecipe:
     repo_id: Annotated[str, AfterValidator(_repo_id)] | None = _doc(
-        None, "OWNER/NAME to publish to while training; the best checkpoint becomes its main"
+        None, "OWNER/NAME to publish to while training; {seed} is the seed"
     )
+    main: Literal["best", "last"] = _doc("best", "checkpoint that main shows: best on the validation text, or newest")
     push_every: PositiveInt | None = _doc(None, "steps between pushes; null: each checkpoint")
     private: bool = _doc(False, "make the repository a private one")
     branch: Annotated[str, AfterValidator(_branch)] = _doc(
         "training", "branch of all pushed checkpoints, each with a tag such as step-00000500"
     )
+    milestones: Literal["tags", "branches", "none"] = _doc("tags", "each milestone becomes a tag or a branch")
+    milestone_name: Annotated[str, AfterValidator(_milestone_name)] = _doc(
+        "step{step}", "its name, with {step}, or {tokens} or {words} as asked for, or as 7M: {words_short}"
+    )
+    format: Literal["hf_gpt", "gpt2"] = _doc(
+        "hf_gpt", "gpt2: our GPT is published as a stock GPT-2, which needs no code of this package"
+    )
     with_training_state: bool = _doc(False, "push what resuming needs too: three times the size")
     license: Annotated[str, AfterValidator(_license)] | None = _doc(
         None, "licence of the model as the Hub names it, such as mit or cc-by-sa-4.0"
     )
+
+    def __post_init__(self) -> None:
+        if self.format == "gpt2" and self.with_training_state:
+            raise ValueError("'with_training_state' goes with format: hf_gpt; a stock GPT-2 cannot be resumed")
 
 
 @_section()
@@ -422,8 +528,8 @@ class Recipe:
     types and impossible values.
     """
 
-    seed: Count = _doc(123, "of the weights, dropout and the order of windows")
-    output_dir: Name = _doc("runs/gpt", "folder of the run")
+    seed: Count = _doc(123, "of the weights, dropout, the order of windows and samples")
+    output_dir: Name = _doc("runs/gpt", "folder of the run; {seed} in it is the seed")
     model: ModelRecipe = _doc(ModelRecipe, "")
     tokenizer: TokenizerRecipe = _doc(TokenizerRecipe, "")
     data: DataRecipe = _doc(DataRecipe, "")
@@ -438,9 +544,24 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.checkpoint.resume == "hub" and self.hub.repo_id is None:
             raise ValueError("'checkpoint.resume: hub' needs 'hub.repo_id', from where the run is resumed")
+        if self.checkpoint.resume == "hub" and self.hub.format == "gpt2":
+            raise ValueError("'checkpoint.resume: hub' goes with 'hub.format: hf_gpt'; a GPT-2 cannot be resumed")
         every, push_every = self.checkpoint.every, self.hub.push_every
         if push_every is not None and (every is None or push_every % every):
             raise ValueError(f"'hub.push_every' is a multiple of 'checkpoint.every', which is {every}")
+        self.output_dir = self.output_dir.replace(_SEED, str(self.seed))
+        if _SEED in (self.hub.repo_id or ""):
+            self.hub = dataclasses.replace(self.hub, repo_id=self.hub.repo_id.replace(_SEED, str(self.seed)))
+
+    @property
+    def model_seed(self) -> int:
+        """The seed of the weights and of dropout."""
+        return self.seed if self.model.seed is None else self.model.seed
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of the order of windows."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     def __repr__(self) -> str:
         changed = differences(Recipe(), self).items()
@@ -563,12 +684,7 @@ def _takes_list(annotation: Any) -> bool:
 
 def _annotation(keys: Sequence[str]) -> Any:
     """The type of the field that flags name by `keys`; None if there is none."""
-    section: Any = Recipe
-    for key in keys:
-        fields = {f.name: f.type for f in dataclasses.fields(section)} if section else {}
-        annotation = fields.get(key)
-        section = _dataclass_in(annotation)
-    return annotation
+    return functools.reduce(_type_within, keys, Recipe)
 
 
 def _let_flags_win(values: dict[str, Any], given: Sequence[tuple[Sequence[str], Any]]) -> None:
@@ -666,19 +782,21 @@ def _plain(value: Any) -> Any:
 def _one_line(cls: type, report: ValidationError) -> str:
     """The first thing that is wrong, as `section.key: what it is, and what would work`."""
     errors = report.errors(include_url=False)
-    error = errors[0]
+    error = min(errors, key=lambda error: error["type"] == "missing")  # perhaps misspelt, which is another error
     # A location names the fields down to the place, and below it the member of a union that refused the value.
-    path, names, here = [], {}, cls
+    path, here = [], cls
     for part in error["loc"]:
-        names = {f.name: f.type for f in dataclasses.fields(here)} if dataclasses.is_dataclass(here) else names
-        if part in names or isinstance(part, int) or error["type"] == "unexpected_keyword_argument":
+        names, within = [f.name for f in dataclasses.fields(_dataclass_in(here) or cls)], _type_within(here, part)
+        if within is not None or isinstance(part, int) or error["type"] == "unexpected_keyword_argument":
             path.append(str(part))
-            here = _dataclass_in(names.get(part))
+            here = within
     at = f"{'.'.join(path)}: " if path else ""
     if error["type"] == "unexpected_keyword_argument":
         return f"{at}unknown key{did_you_mean(path[-1], names)}"
     if error["type"] == "value_error":
         return f"{at}{error['ctx']['error']}"
+    if error["type"] == "missing" and isinstance(error["loc"][-1], str):
+        return f"{at}is missing"
     context = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in error.get("ctx", {}).items()}
     if any(e["type"] == "bool_parsing" for e in errors):
         what = "must be auto, true or false"
@@ -717,6 +835,15 @@ _EXPECTED = {
 }
 
 
+def _type_within(annotation: Any, key: Any) -> Any:
+    """The type of what stands under `key` in a value of this type; None if nothing can."""
+    if (section := _dataclass_in(annotation)) is not None:
+        return next((f.type for f in dataclasses.fields(section) if f.name == key), None)
+    kinds = (annotation, *typing.get_args(annotation))
+    return next((typing.get_args(kind)[1] for kind in kinds if typing.get_origin(kind) is dict), None)
+
+
 def _dataclass_in(annotation: Any) -> Any:
-    """The dataclass of `Section` or of `Section | None`."""
-    return next((t for t in (annotation, *typing.get_args(annotation)) if dataclasses.is_dataclass(t)), None)
+    """The dataclass of `Section`, `Section | None` or `Annotated[Section, ...]`."""
+    kinds = (annotation, *typing.get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)

@@ -28,7 +28,7 @@ from hf_gpt.hub.background import _HF_GPT
 HF_GPT = [sys.executable, "-m", "hf_gpt.cli"]
 
 _COMMANDS = ["train", "tokenize", "estimate", "replay", "plot", "evaluate", "generate", "explain", "decode", "demo"]
-_COMMANDS += ["convert", "push"]
+_COMMANDS += ["convert", "push", "batch"]
 _WITH_A_DEVICE = ["generate --prompt a", "decode --prompt a", "explain --text ab", "evaluate --text T"]
 
 
@@ -439,7 +439,8 @@ def test_a_folder_that_holds_another_run_is_refused(recipe, tiny, capsys):
         (["decode", "RUN", "--prompt", "a", "--draws", "-1"], "--draws -1: must be 0 to 1,000,000"),
         (["demo", "RUN", "--port", "0"], "--port 0: must be 1 to 65535"),
         (["convert", "RUN", "NOT_A_MODEL", "--to", "gpt2", "--heads", "2"], "go with --from book"),
-        (["evaluate", "RUN"], "one of the arguments --text --dataset --tasks is required"),
+        (["evaluate", "RUN", "--split", "test"], "--split: goes with a text or a dataset that is named"),
+        (["evaluate", "RUN/missing"], "missing: is not a run, whose validation text would be known; name a text"),
         (["evaluate", "RUN", "--text", ""], "source: must not be empty"),
         (["train", "NOT_A_MODEL"], "is a folder and no recipe; text to train on is data.source"),
         (["fly"], "invalid choice: 'fly'"),

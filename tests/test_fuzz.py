@@ -82,11 +82,11 @@ def workplace(tmp_path_factory):
 def no_work(workplace, monkeypatch):
     """Commands stop where their work would begin; the machine has a gigabyte of memory."""
     import hf_gpt.checkpoint
-    import hf_gpt.evaluation
     import hf_gpt.generation
     import hf_gpt.hub.push
     import hf_gpt.replay
     import hf_gpt.run
+    import hf_gpt.text_evaluation
     import hf_gpt.training.data
 
     def build(job, observers=(), until=None):
@@ -107,7 +107,7 @@ def no_work(workplace, monkeypatch):
     for name in ("demo.page.serve", "demo.space._copy_model", "explain.chart.chart", "report.page.run_page"):
         monkeypatch.setattr(f"hf_gpt.{name}", stop)
     monkeypatch.setattr("hf_gpt.conversion.gpt2.convert_model", stop)
-    for module in (hf_gpt.checkpoint, hf_gpt.evaluation):
+    for module in (hf_gpt.checkpoint, hf_gpt.text_evaluation):
         monkeypatch.setattr(module, "load_model", load_model)
     monkeypatch.setattr(
         hf_gpt.generation,
@@ -210,6 +210,7 @@ WORKING = {
     "tokenize": ["recipe.yaml"],
     "estimate": ["recipe.yaml", "--device", "H100"],
     "replay": ["done"],
+    "batch": ["done", "--step", "1"],
     "plot": ["done"],
     "evaluate": ["ours", "--text", "text.txt"],
     "generate": ["ours", "--prompt", "It", "--max-new-tokens", "2"],
@@ -279,7 +280,7 @@ READERS = [
     ["convert", "odd", "new", "--to", "gpt2"],
     ["convert", "odd", "new", "--from", "gpt2"],
     ["push", "odd", "someone/x"],
-    ["push", "odd", "someone/x", "--as", "gpt2"],
+    ["push", "odd", "someone/x", "--format", "gpt2"],
     ["train", "continue.yaml"],
 ]
 SIZES = {

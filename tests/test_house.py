@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "hf_gpt"
 # From below: a file imports from its own room, and from rooms on the lines above its own.
 FLOORS = (
     ("errors",),
-    ("storage", "display", "yaml_text", "configuration_gpt", "network", "precision", "transformers_4"),
+    ("storage", "display", "texts", "yaml_text", "configuration_gpt", "network", "precision", "transformers_4"),
     ("recipe", "loading"),
     ("modeling_gpt", "structure", "probing"),
     ("data",),
@@ -18,10 +18,10 @@ FLOORS = (
     ("evaluation",),
     ("generation",),
     ("training",),
-    ("conversion", "report"),
+    ("conversion", "report", "text_evaluation"),
     ("explain", "hub"),
     ("run",),
-    ("replay", "estimate", "demo", "benchmarks"),
+    ("replay", "batch", "estimate", "demo", "benchmarks"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

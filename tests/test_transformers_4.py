@@ -52,21 +52,17 @@ print(json.dumps({
     "ids": [tokenizer(text).input_ids for text in texts],
     "texts": [tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) for text in texts],
     "logits": model(ids).logits.tolist(),
+    "padding": [tokenizer.pad_token_id, model.config.pad_token_id, model.generation_config.pad_token_id],
     "written": model.generate(ids[:, :5], attention_mask=torch.ones(1, 5), max_new_tokens=8, do_sample=False).tolist(),
 }))
 """
 
 
 @pytest.fixture(scope="module")
-def old(tmp_path_factory):
+def old(transformers_4, tmp_path_factory):
     """Runs Python code under transformers 4.51.3."""
     folder = tmp_path_factory.mktemp("transformers-4")
-    wheels = ["transformers==4.51.3", "tokenizers<0.22", "huggingface_hub<1.0"]
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder / "packages"), *wheels]
-    done = subprocess.run(pip, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"pip cannot install transformers 4.51.3 here: {done.stderr.strip()[-200:]}")
-    environment = {**os.environ, "PYTHONPATH": str(folder / "packages"), "HF_HOME": str(folder / "home")}
+    environment = {**os.environ, "PYTHONPATH": transformers_4, "HF_HOME": str(folder / "home")}
 
     def run(code: str, *arguments: object, texts: list[str] = TEXTS) -> subprocess.CompletedProcess:
         command, given = [sys.executable, "-c", code, *map(str, arguments)], json.dumps(texts)
@@ -78,7 +74,7 @@ def old(tmp_path_factory):
 @pytest.fixture(scope="module", params=["bytes", "gpt2", "trained"])
 def ours(request, tmp_path_factory) -> Path:
     if request.param == "trained":
-        tokenizer = train_tokenizer(["the cat sat on the mat, it's 1 2 3 " * 50, "日本語 é " * 20], 400)
+        tokenizer = train_tokenizer(["the cat sat on the mat, it's 1 2 3 " * 50, "日本語 é " * 20], 400, "<pad>")
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|model|>"]})
     else:
         tokenizer = load_tokenizer(request.param)
@@ -86,6 +82,7 @@ def ours(request, tmp_path_factory) -> Path:
     config = GPTConfig(
         vocab_size=size, context_length=32, emb_dim=16, n_layers=2, n_heads=2, bos_token_id=end, eos_token_id=end
     )
+    config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(1)
     model = GPTForCausalLM(config)
     for weight in model.parameters():
@@ -106,6 +103,7 @@ def test_a_stock_gpt2_is_the_same_model_there(old, ours, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(ours).eval()
     ids = torch.arange(24)[None] * 7 % model.config.vocab_size
     assert there["ids"] == [tokenizer(text).input_ids for text in TEXTS]
+    assert there["padding"] == [tokenizer.pad_token_id] * 3
     assert there["texts"] == [tokenizer.decode(i, skip_special_tokens=True) for i in there["ids"]]
     torch.testing.assert_close(torch.tensor(there["logits"]), model(ids).logits, rtol=1e-4, atol=1e-4)
     assert there["written"] == model.generate(ids[:, :5], max_new_tokens=8, do_sample=False).tolist()

@@ -18,11 +18,11 @@ from types import TracebackType
 from urllib.parse import urlsplit
 
 from ..errors import HubError, RunPreempted, RunStopped, UserError, without_secrets
-from . import convert, decode, demo, estimate, evaluate, explain, generate, plot, push, replay, tokenize, train
+from . import batch, convert, decode, demo, estimate, evaluate, explain, generate, plot, push, replay, tokenize, train
 from .arguments import Parser
 from .output import say, set_up_hub, standard_streams
 
-_COMMANDS = (train, tokenize, estimate, replay, plot, evaluate, generate, explain, decode, demo, convert, push)
+_COMMANDS = (train, tokenize, estimate, replay, batch, plot, evaluate, generate, explain, decode, demo, convert, push)
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2

@@ -25,5 +25,6 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from ..report.page import plot
 
-    for path in plot(arguments.run_dirs, arguments.output, x=arguments.x, log=arguments.log, say=say):
-        print(path)
+    written = plot(arguments.run_dirs, arguments.output, x=arguments.x, log=arguments.log, say=say)
+    for line in (*written.figures, *written):
+        print(line)

@@ -14,14 +14,14 @@ Tokens belong to token_store.py.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..recipe import DataRecipe
+from ..recipe import DataRecipe, TextRecipe
 from ..storage import local_path
 from .cache import cache_get, cache_put, digest
 from .files import (
@@ -41,6 +41,9 @@ from .tables import Table, are_lines, text_column, texts
 Pieces = Iterator[str | None]
 """Text in order; None ends a document. A document has any number of pieces."""
 
+Place = tuple[int, int]
+"""Where a document stands: the number of its file, and of its row in that file, or -1 where a file is a document."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
@@ -50,12 +53,16 @@ class Corpus:
     - `identity`: a hash of the content of the stream, and of nothing else.
     - `separated`: whether its documents are joined with the separator. False: the stream is one text.
     - `pieces()`: streams the text.
+    - `documents()`: streams it with each document's place after it, also where documents are joined, and to the end
+      where only the first part is trained on. None where lines of a joined text were left out, and its rows with them.
+    - `file_names`: what the numbers of files in places mean.
     - `has_characters(number)`: whether so many characters may be those of the stream.
     - `origin`: where to find it again, without a local path. For files: the names and SHA-256 hashes (of the
       decompressed content) of the first `files` and their number, `num_files`. On the Hub: `dataset`, `config`,
       `split` and `revision`. Or `builtin`. Of several sources, not all of files: that of each, in `sources`. If the
       corpus is a part of that: which `part`.
     - `notes`: what a person might have expected to be read and is not, a line each.
+    - `files`: those of them that are here.
     """
 
     name: str
@@ -64,7 +71,10 @@ class Corpus:
     pieces: Callable[[], Pieces] = dataclasses.field(repr=False, compare=False)
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     has_characters: Callable[[int], bool] = dataclasses.field(default=lambda number: True, repr=False, compare=False)
+    documents: Callable[[], Iterator[str | Place]] | None = dataclasses.field(default=None, repr=False, compare=False)
+    file_names: Sequence[str] = dataclasses.field(default=(), repr=False, compare=False)
     notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    files: Sequence[Path] = dataclasses.field(default=(), repr=False, compare=False)
 
 
 def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
@@ -76,17 +86,13 @@ def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
     """
     source = _open_source(recipe.source, recipe)
     other = _open_source(recipe.validation_source, recipe) if recipe.validation_source else source
-    for field, things in _OF_SOME.items():
-        if getattr(recipe, field) is not None and field not in source.takes | other.takes:
-            raise UserError(f"{source.name} has no {things}", field=f"data.{field}")
+    _refuse_untaken(recipe, source.name, source.takes | other.takes)
     training = source.corpus(recipe.train_split, "data.train_split", recipe.separator)
     validation = None
     if other is not source:
-        split = recipe.validation_split or (other.splits[0] if len(other.splits) == 1 else "validation")
+        split = recipe.validation_split or other.validation_split
         validation = other.corpus(split, "data.validation_split", recipe.separator)
-        _, again = once([*source.files.get(recipe.train_split, ()), *other.files.get(split, ())])
-        both = tuple(f"data.validation_source: {name} is also trained on" for name in again)
-        validation = dataclasses.replace(validation, notes=(*validation.notes, *both))
+        validation = _compared(validation, training, "data.validation_source")
     elif recipe.validation_split:
         # Two splits of one source are the same kind of text: both have separators, or none.
         validation = source.corpus(recipe.validation_split, "data.validation_split", training.separated)
@@ -98,15 +104,48 @@ def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
     return training, validation
 
 
+def load_text(name: str, recipe: TextRecipe, data: DataRecipe, training: Corpus) -> Corpus:
+    """The text that `evaluation.datasets` calls `name`, for a run that trains on `training` as `data` says.
+
+    Raises:
+        UserError: as `load_corpora`.
+    """
+    field = f"evaluation.datasets.{name}"
+    how = {key: getattr(recipe, key) for key in _OF_SOME}
+    like = dataclasses.replace(data, source=recipe.source, validation_source=None, validation_split=None, **how)
+    try:
+        source = _open_source(recipe.source, like)
+        _refuse_untaken(like, source.name, source.takes)
+        corpus = source.corpus(recipe.split or source.validation_split, "data.split", recipe.separator)
+    except UserError as error:
+        part = (error.field or "data.source").removeprefix("data.")
+        raise UserError(error.message, field=f"{field}.{part}", value=error.value) from None
+    corpus = without_blank_lines(corpus) if data.drop_blank_lines else corpus
+    return _compared(corpus, training, field)
+
+
+def _refuse_untaken(recipe: DataRecipe, name: str, takes: Set[str]) -> None:
+    for field, things in _OF_SOME.items():
+        if getattr(recipe, field) is not None and field not in takes:
+            raise UserError(f"{name} has no {things}", field=f"data.{field}")
+
+
+def _compared(corpus: Corpus, training: Corpus, field: str) -> Corpus:
+    """A text to evaluate, which notes the files that are trained on too."""
+    _, again = once([*training.files, *corpus.files])
+    both = tuple(f"{field}: {name} is also trained on" for name in again)
+    return dataclasses.replace(corpus, notes=(*corpus.notes, *both))
+
+
 def without_blank_lines(corpus: Corpus) -> Corpus:
     r"""The corpus without the lines (ended by "\n") that hold no visible character."""
 
-    def pieces() -> Pieces:
+    def shortened(stream: Callable[[], Iterator[str | Place | None]]) -> Iterator[str | Place | None]:
         # Whitespace at the start of a line is held back until a visible character or the end of the line comes.
         held, visible = "", False
-        for piece in corpus.pieces():
+        for piece in stream():
             kept = []
-            for part in _PARTS_OF_LINES.findall(piece or ""):
+            for part in _PARTS_OF_LINES.findall(piece) if isinstance(piece, str) else ():
                 held += part
                 if visible or held.strip():
                     kept.append(held)
@@ -115,12 +154,15 @@ def without_blank_lines(corpus: Corpus) -> Corpus:
                     held, visible = "", False
             if kept:
                 yield "".join(kept)
-            if piece is None:
+            if not isinstance(piece, str):
                 held, visible = "", False
-                yield None
+                yield piece
 
     name, identity = f"{corpus.name} without blank lines", digest("blank", corpus.identity)
-    return dataclasses.replace(corpus, name=name, identity=identity, pieces=pieces)
+    streams = {"pieces": partial(shortened, corpus.pieces), "documents": None}
+    if corpus.separated and corpus.documents is not None:
+        streams["documents"] = partial(shortened, corpus.documents)
+    return dataclasses.replace(corpus, name=name, identity=identity, **streams)
 
 
 def split_by_characters(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus]:
@@ -158,6 +200,7 @@ def split_by_characters(corpus: Corpus, fraction: float) -> tuple[Corpus, Corpus
             identity=identity,
             pieces=partial(part, first),
             origin=origin,
+            documents=corpus.documents if first else None,
             has_characters=lambda number: number == num_characters(first),
         )
 
@@ -184,10 +227,15 @@ class _Source:
     files: Mapping[str, Sequence[Path]] = dataclasses.field(default_factory=dict)
     takes: frozenset[str] = frozenset()
 
+    @property
+    def validation_split(self) -> str:
+        """The one to validate on unless another is named."""
+        return self.splits[0] if len(self.splits) == 1 else "validation"
+
     def corpus(self, split: str, field: str, separator: Any) -> Corpus:
         if split not in self.splits:
             raise UserError(f"{self.name} has no split '{split}'; it has: {', '.join(self.splits)}", field=field)
-        return self.make(split, separator)
+        return dataclasses.replace(self.make(split, separator), files=self.files.get(split, ()))
 
 
 def _open_source(source: str | Sequence[str], recipe: DataRecipe) -> _Source:
@@ -232,12 +280,25 @@ def _joined(sources: Sequence[_Source]) -> _Source:
             corpora[0].separated,
             lambda: chain.from_iterable(corpus.pieces() for corpus in corpora),
             origin,
+            documents=lambda: chain.from_iterable(_renumbered(corpora)),
+            file_names=[name for corpus in corpora for name in corpus.file_names],
             notes=tuple(note for corpus in corpora for note in corpus.notes),
         )
 
     files_of = {split: [path for source in sources for path in source.files.get(split, ())] for split in splits}
     takes = frozenset[str]().union(*(source.takes for source in sources))
     return _Source(_listed([source.name for source in sources]), splits, make, files_of, takes)
+
+
+def _renumbered(corpora: Sequence[Corpus]) -> Iterator[Iterator[str | Place]]:
+    """The documents of each corpus, the numbers of whose files go on from the corpus before."""
+    before = 0
+    for corpus in corpora:
+        shifted = partial(
+            lambda before, piece: piece if isinstance(piece, str) else (before + piece[0], piece[1]), before
+        )
+        yield map(shifted, corpus.documents())
+        before += len(corpus.file_names)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -247,15 +308,15 @@ def _listed(names: Sequence[str]) -> str:
 def _builtin(source: str) -> _Source:
     """The documentation topics that come with CPython. Their text differs between Python versions."""
     if source != "builtin:python-docs":
-        raise UserError(f"data.source: there is no '{source}'; the built-in corpus is builtin:python-docs")
+        raise UserError(f"there is no '{source}'; the built-in corpus is builtin:python-docs", field="data.source")
 
     def make(split: str, separator: Any) -> Corpus:
         from pydoc_data.topics import topics
 
         documents = [topics[name] for name in sorted(topics)]
         content = ["documents", *documents]
-        pieces = partial(chain.from_iterable, [(document, None) for document in documents])
-        return _corpus(source, content, separator is not False, pieces, {"builtin": source})
+        pieces = partial(chain.from_iterable, [(document, (0, row)) for row, document in enumerate(documents)])
+        return _corpus(source, content, separator is not False, pieces, {"builtin": source}, [source])
 
     return _Source(source, ["train"], make)
 
@@ -280,13 +341,14 @@ def _local(source: str, listing: Listing, recipe: DataRecipe) -> _Source:
         origin["num_files"] = len(paths)
         if kinds == ["text"]:
 
-            def documents() -> Pieces:  # each file is one: a folder of books
-                for path, check in zip(paths, unchanged):
+            def documents() -> Iterator[str | Place]:  # each file is one: a folder of books
+                for number, (path, check) in enumerate(zip(paths, unchanged)):
                     yield from read_text(path)
                     check()
-                    yield None
+                    yield number, -1
 
-            corpus = _corpus(name, ["documents", *hashes], separator is not False, documents, origin)
+            files = [*map(str, paths)]
+            corpus = _corpus(name, ["documents", *hashes], separator is not False, documents, origin, files)
         else:
             tables = [Table(str(p), kinds[0], partial(open_bytes, p), check) for p, check in zip(paths, unchanged)]
             corpus = _table_corpus(name, tables, digest(kinds[0], *hashes), recipe.text_column, separator, origin)
@@ -324,14 +386,24 @@ def _name(source: str, split: str, splits: Iterable[str], config: str = "default
 
 
 def _corpus(
-    name: str, content: Sequence[str], separated: bool, documents: Callable[[], Pieces], origin: Mapping[str, Any]
+    name: str,
+    content: Sequence[str],
+    separated: bool,
+    documents: Callable[[], Iterator[str | Place]],
+    origin: Mapping[str, Any],
+    file_names: Sequence[str],
 ) -> Corpus:
     """A corpus of documents, or of one text if they are not `separated`. `content` identifies them."""
 
-    def joined() -> Pieces:
-        return (piece for piece in documents() if piece is not None)
+    def pieces() -> Pieces:
+        for piece in documents():
+            if isinstance(piece, str):
+                yield piece
+            elif separated:
+                yield None
 
-    return Corpus(name, digest(*content, str(separated)), separated, documents if separated else joined, origin)
+    identity = digest(*content, str(separated))
+    return Corpus(name, identity, separated, pieces, origin, documents=documents, file_names=file_names)
 
 
 def _table_corpus(
@@ -348,7 +420,7 @@ def _table_corpus(
     """
 
     def rows(column: str) -> Iterator[str]:
-        return chain.from_iterable(texts(table, column) for table in tables)
+        return (text for table in tables for _, text in texts(table, column))
 
     key = digest("column", content, str(wanted))
     facts = cache_get(key)
@@ -360,10 +432,11 @@ def _table_corpus(
         facts = {"column": column, "lines": are_lines(first)}
         cache_put(key, facts)
 
-    def documents() -> Pieces:
-        for text in rows(facts["column"]):
-            yield text
-            yield None
+    def documents() -> Iterator[str | Place]:
+        for number, table in enumerate(tables):
+            for row, text in texts(table, facts["column"]):
+                yield text
+                yield number, row
 
     def lines() -> Pieces:
         found = rows(facts["column"])
@@ -371,7 +444,9 @@ def _table_corpus(
             yield "".join(some)
 
     separated = not facts["lines"] if separator == "auto" else bool(separator)
-    return _corpus(name, ["table", content, facts["column"]], separated, documents if separated else lines, origin)
+    files = [table.name for table in tables]
+    corpus = _corpus(name, ["table", content, facts["column"]], separated, documents, origin, files)
+    return corpus if separated else dataclasses.replace(corpus, pieces=lines)
 
 
 _NUM_NAMED = 8  # files of a corpus that are named: a person can compare a few hashes, not thousands

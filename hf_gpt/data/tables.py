@@ -60,12 +60,12 @@ def text_column(tables: Sequence[Table], wanted: str | None) -> str | None:
     return next(iter(chosen), None)
 
 
-def texts(table: Table, column: str) -> Iterator[str]:
-    """The texts under `column`, in order; a null is no text."""
+def texts(table: Table, column: str) -> Iterator[tuple[int, str]]:
+    """(row, text) of the texts under `column`, in order; rows are counted from 0, and a null is no text."""
     with one_line(f"{table.name}: cannot be read"):
-        for text in _READERS[table.kind][1](table, column):
+        for row, text in enumerate(_READERS[table.kind][1](table, column)):
             if text is not None:
-                yield text
+                yield row, text
     table.check_unchanged()
 
 

@@ -99,10 +99,8 @@ def tokenize(
     Raises:
         UserError: no text in the corpus, no separator in the tokenizer for several documents, no place for the cache.
     """
-    separator, begin = separator_id(tokenizer) if corpus.separated else None, begin_id(tokenizer)
-    marks = str(separator) if begin is None else f"{separator} {begin}"
-    # The name says which ids these are, and runs write it down: it outlives a format.
-    key = hashlib.sha256(f"1 {corpus.identity} {fingerprint(tokenizer)} {marks}".encode()).hexdigest()
+    separator, begin = _marks(corpus, tokenizer)
+    key = _key(corpus, tokenizer)
     folder = cache_folder() / f"tokens-{_FORMAT}" / key[:32]
 
     def make() -> None:
@@ -112,6 +110,23 @@ def tokenize(
     tokens = np.memmap(folder / "tokens.bin", dtype=np.dtype(facts.pop("dtype")), mode="r")
     words = WordCounts(folder, len(tokens))
     return TokenStore(name=corpus.name, path=folder, tokens=tokens, words=words, origin=corpus.origin, **facts)
+
+
+def store_name(corpus: Corpus, tokenizer: "PreTrainedTokenizerFast") -> str:
+    """The name of the folder of a store: a hash of everything that decides its content. The text is not read."""
+    return _key(corpus, tokenizer)[:32]
+
+
+def _key(corpus: Corpus, tokenizer: "PreTrainedTokenizerFast") -> str:
+    separator, begin = _marks(corpus, tokenizer)
+    marks = str(separator) if begin is None else f"{separator} {begin}"
+    # It says which ids these are, and runs write it down: it outlives a format.
+    return hashlib.sha256(f"1 {corpus.identity} {fingerprint(tokenizer)} {marks}".encode()).hexdigest()
+
+
+def _marks(corpus: Corpus, tokenizer: "PreTrainedTokenizerFast") -> tuple[int | None, int | None]:
+    """The ids of the separator and of what a document begins with."""
+    return separator_id(tokenizer) if corpus.separated else None, begin_id(tokenizer)
 
 
 def fraction_of_split_characters(

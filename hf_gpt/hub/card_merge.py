@@ -51,14 +51,20 @@ def bare_card() -> str:
     return compose({"library_name": "transformers", "pipeline_tag": "text-generation"}, {})
 
 
-def with_repo_id(card: str, repo_id: str) -> str:
-    """The card with the model's name on the Hub in the code that loads it."""
-    return _with_sections(card, lambda name, text: text.replace(UNPUBLISHED, repo_id))
+def with_repo_id(card: str, repo_id: str, revision: str | None = None) -> str:
+    """The card with the model's name on the Hub in the code that loads it, and that of the revision if it has one."""
+    in_python = f'"{repo_id}", revision="{revision}"' if revision else f'"{repo_id}"'
+    in_shell = f"{repo_id}@{revision}" if revision else repo_id
+
+    def with_names(name: str, text: str) -> str:
+        return text.replace(f'"{UNPUBLISHED}"', in_python).replace(UNPUBLISHED, in_shell)
+
+    return _with_sections(card, with_names)
 
 
-def as_gpt2_card(card: str, repo_id: str) -> str:
+def as_gpt2_card(card: str) -> str:
     """The card of the same model as a stock GPT-2, which is loaded with other code."""
-    use = template("use_gpt2.md.jinja").render(address=repo_id)
+    use = template("use_gpt2.md.jinja").render(address=UNPUBLISHED)
     return _with_sections(card, lambda name, text: use if name == "use" else text)
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import html
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
@@ -52,8 +53,10 @@ class Picture(type(Path())):
 
 
 class Pictures(list):
-    """The paths of a report and its pictures."""
+    """The paths of a report and its pictures, and `figures`, what runs of several seeds have in the end."""
+
+    figures: Sequence[object] = ()
 
     def _repr_html_(self) -> str:
-        paths = "<br>".join(f"<code>{html.escape(str(path))}</code>" for path in self)
+        paths = "<br>".join(f"<code>{html.escape(str(one))}</code>" for one in (*self.figures, *self))
         return "".join(Picture(path).as_html() for path in self) + f"<p>{paths}</p>"

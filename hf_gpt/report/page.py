@@ -14,13 +14,15 @@ from ..checkpoint import name_of
 from ..display import duration, perplexity
 from ..errors import RunPreempted, RunStopped, UserError
 from ..storage import local_path, refuse_unwritable, write_text
+from ..texts import TRAINING, VALIDATION, bits_of, is_further, label_of, loss_label, loss_of
 from ..training.observers import Observer
 from .comparison import comparison_page
 from .html import render
 from .notebook import Pictures, is_picture
 from .overfitting import loss_trend
-from .plots import MOST_RUNS, as_image, benchmark_plots, draw, loss_plot, loss_plots, training_plots
+from .plots import MOST_RUNS, as_image, benchmark_plots, curve_names, draw, loss_plot, loss_plots, training_plots
 from .records import RunRecord, has_losses, is_number, read_run
+from .seeds import over_seeds
 
 if TYPE_CHECKING:
     from ..training.loop import TrainingRun
@@ -54,7 +56,7 @@ def plot(
 ) -> Pictures:
     """Write a report of one run, or one that compares several, and its plots as PNG.
 
-    Returns a list of the files, which a notebook shows.
+    Returns a list of the files, which a notebook shows. Its `figures` are those over runs that differ in seeds alone.
 
     Args:
         output: the folder to write into; by default the run's own, or `comparison` for several. A name that ends in
@@ -78,14 +80,15 @@ def plot(
     if len(set(folders)) < len(folders):
         twice = next(folder for folder in folders if folders.count(folder) > 1)
         raise UserError(f"{twice}: is named twice; name each run once")
-    if len(runs) > MOST_RUNS:
+    names = [name for name, _ in curve_names(runs)]
+    if len(set(names)) > MOST_RUNS:
         raise UserError(f"{len(runs)} runs: at most {MOST_RUNS} can be told apart in one report")
     folder = None if output is None else local_path(output, "output")
     if alone_in_file:
         plots = loss_plots(runs, x, log)[:3]
         if not plots:
             raise UserError(f"{runs[0].run_dir}: metrics.jsonl holds nothing to draw over {x}")
-        return Pictures([draw(folder, plots)])
+        return _with_figures([draw(folder, plots)], runs, names)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError("is a file; name a folder", field="output", value=output)
     if folder is not None:
@@ -93,17 +96,23 @@ def plot(
     alone = len(runs) == 1
     folder = folder or (runs[0].run_dir if alone else Path("comparison"))
     write_text(folder / REPORT, run_page(runs[0], x, log) if alone else comparison_page(runs, x, log))
-    written = Pictures([folder / REPORT])
+    written = [folder / REPORT]
     if alone:
         written.append(loss_plot(runs[0].run_dir, folder / "loss.png", dpi=300))
     plots = {"curves.png" if alone else "loss.png": loss_plots(runs, x, log), "training.png": training_plots(runs, x)}
     written += [draw(folder / name, found[:3]) for name, found in plots.items() if found]
+    return _with_figures(written, runs, names)
+
+
+def _with_figures(paths: Sequence[Path], runs: Sequence[RunRecord], names: Sequence[str]) -> Pictures:
+    written = Pictures(paths)
+    written.figures = [*over_seeds(runs, names)]
     return written
 
 
 def run_page(run: RunRecord, x: str = "steps", log: bool = False) -> str:
     """The page of one run."""
-    trend = loss_trend(run.metrics)
+    trend = loss_trend(run.metrics, run.judge)
     turn = trend.step if trend and trend.kind == "overfitting" else None
     prompts = list(dict.fromkeys(str(line.get("prompt", "")) for line in run.samples))
     columns, evaluations = _evaluations(run)
@@ -113,6 +122,7 @@ def run_page(run: RunRecord, x: str = "steps", log: bool = False) -> str:
         subtitle=_status(run),
         run=run,
         trend=trend,
+        judged=run.judge and loss_label(run.judge),
         name_of=name_of,
         tiles=[*_tiles(run)],
         loss_images=[(plot, as_image(plot, legend=True)) for plot in loss_plots([run], x, log, turn)],
@@ -150,13 +160,15 @@ def _status(run: RunRecord) -> str:
 
 def _tiles(run: RunRecord) -> Iterator[tuple[str, str, str]]:
     """The main figures of a run: name, value, note."""
-    for key, name in (("validation_loss", "lowest validation loss"), ("eval_train_loss", "lowest training loss")):
+    for text in (*run.texts, TRAINING):
+        key, name = loss_of(text), f"lowest {loss_label(text)}"
         lines = [line for line in run.evaluated if is_number(line.get(key))]
         if lines:
             best = min(lines, key=lambda line: line[key])
             yield name, f"{best[key]:.3f}", f"perplexity {perplexity(best[key])}, step {best['step']:,}"
-    if bits := _numbers(run.evaluated, "bits_per_byte"):
-        yield "bits per byte", f"{min(bits):.3f}", "validation text"
+    for text in run.texts:
+        if bits := _numbers(run.evaluated, bits_of(text)):
+            yield "bits per byte", f"{min(bits):.3f}", label_of(text)
     if speeds := _numbers(run.trained, "tokens_per_second"):
         yield "tokens per second", f"{median_high(speeds):,.0f}", "median"
     if shares := _numbers(run.trained, "mfu"):
@@ -175,6 +187,9 @@ def _evaluations(run: RunRecord) -> tuple[list[str], list[list[str]]]:
         "perplexity": ("perplexity", "{:,.1f}"),
         "bits_per_byte": ("bits per byte", "{:.3f}"),
     }
+    for text in filter(is_further, run.texts):
+        bits = f"bits per byte on {label_of(text)}"
+        formats |= {loss_of(text): (loss_label(text), "{:.3f}"), bits_of(text): (bits, "{:.3f}")}
     shown = {key: how for key, how in formats.items() if _numbers(run.evaluated, key)}
     rows = [
         [how.format(line[key]) if is_number(line.get(key)) else "" for key, (_, how) in shown.items()]
@@ -229,11 +244,10 @@ def _environment(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if is_number(peak := environment.get("peak_flops")):
         yield "peak of a device", f"{peak / 1e9:,.1f} GFLOP/s in matrix products, measured when the run began"
     sources = environment.get("sources")
-    for kind in ("training", "validation"):
-        text = sources.get(kind) if isinstance(sources, dict) else None
-        if isinstance(text, dict) and text.get("source"):
+    for kind, text in sources.items() if isinstance(sources, dict) else ():
+        if (kind in ("training", VALIDATION) or is_further(kind)) and isinstance(text, dict) and text.get("source"):
             size = f": {text['tokens']:,} tokens" if isinstance(text.get("tokens"), int) else ""
-            yield f"{kind} text", f"{text['source']}{size}"
+            yield label_of(kind), f"{text['source']}{size}"
     if isinstance(parent := environment.get("parent"), dict):
         yield "branched off", f"from step {parent.get('step')} of {parent.get('run')}"
     if isinstance(versions := environment.get("versions"), dict):

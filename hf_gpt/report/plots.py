@@ -6,10 +6,11 @@ or seconds; `draw` and `as_image` draw it. A page that is dark inverts its plots
 
 import base64
 import contextlib
+import functools
 import io
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,25 +19,29 @@ import numpy as np
 from ..display import escape_unprintable, short_number
 from ..errors import UserError
 from ..storage import local_path, write_bytes
+from ..texts import VALIDATION, label_of, loss_label, loss_of
 from ..training.run_log import read_metrics
 from . import fonts
 from .html import PALETTE
 from .notebook import Picture, picture_format
-from .records import RunRecord, has_losses, is_number
+from .records import RunRecord, common_texts, has_losses, is_number
+from .seeds import group_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 X_AXES = {"steps": "step", "tokens": "tokens", "seconds": "seconds"}  # the column of metrics.jsonl of each
+_FAINT = {"alpha": 0.35, "linewidth": 1}
 # What a loss is called, and how it is drawn where one run is shown.
 LOSSES = {
-    "train_loss": ("training batch", {"color": PALETTE["blue"], "alpha": 0.35, "linewidth": 1}),
+    "train_loss": ("training batch", {"color": PALETTE["blue"], **_FAINT}),
     "eval_train_loss": ("training text", {"color": PALETTE["blue"], "marker": "o"}),
     "validation_loss": ("validation text", {"color": PALETTE["vermilion"], "marker": "s"}),
 }
 DASHES = ("solid", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 MOST_RUNS = len(PALETTE) * len(DASHES)
 _MOST_MARKERS = 40  # a longer curve has none
+_MANY_SEEDS = 5  # of so many curves the mean and the band are enough
 _MANY_POINTS = 200  # of a noisy curve: beyond it the means of 100 stretches are drawn too
 _WATCHED = (  # column, title, label, unit, noisy
     ("lr", "Learning rate", "learning rate", 1, False),
@@ -50,12 +55,22 @@ _WATCHED = (  # column, title, label, unit, noisy
 
 @dataclass(frozen=True)
 class Curve:
-    """A line through points; `style` is what matplotlib's `plot` takes."""
+    """A line through points; `style` is what matplotlib's `plot` takes.
+
+    Curves of one label are of runs that differ in their seeds alone. They are put together at common `steps`.
+    """
 
     label: str
     x: np.ndarray
     y: np.ndarray
     style: dict[str, Any]
+    steps: np.ndarray | None = None
+    deviation: np.ndarray | None = None  # half of the band around it
+
+    def at(self, places: np.ndarray, how: Callable[[np.ndarray], np.ndarray] = lambda y: y) -> "Curve":
+        """The curve at some of its points, `how` changed."""
+        steps = None if self.steps is None else self.steps[places]
+        return replace(self, x=self.x[places], y=how(self.y[places]), steps=steps)
 
 
 @dataclass(frozen=True)
@@ -100,28 +115,32 @@ def loss_plot(
 
 
 def loss_plots(runs: Sequence[RunRecord], x: str = "steps", log: bool = False, turn: int | None = None) -> list[Plot]:
-    """Loss and perplexity of a run, with a mark at step `turn`; of several: validation, perplexity, training loss."""
+    """Loss and perplexity of a run, with a mark at step `turn`; of several: validation, perplexity, training loss,
+    and that on each further text."""
     x_label, unit = _x_axis(runs, x)
     column = X_AXES[x]
     if len(runs) == 1:
         losses, curves = "loss (nats per token)", [*_losses(runs[0], column, unit)]
+        each = curves
         at = next((line.get(column) for line in runs[0].evaluated if line["step"] == turn), None)
-        mark = (at / unit, f"lowest validation loss: step {turn:,}") if is_number(at) else None
+        mark = (at / unit, f"lowest {loss_label(runs[0].judge)}: step {turn:,}") if is_number(at) else None
         plots = [Plot("Loss", x_label, losses, curves, log, mark=mark)]
     else:
-        keys = ("validation_loss", "eval_train_loss", "train_loss")
-        curves, mark = [*_first_loss(runs, keys, column, unit)], None
-        validated = all(len(run.points(column, "validation_loss")[0]) for run in runs)
-        shown = "Loss on validation text" if validated else "Loss on validation text, or on training text without one"
+        text, *further = common_texts(runs) or [VALIDATION]
+        keys = (loss_of(text), "eval_train_loss", "train_loss")
+        each, mark = [*_first_loss(runs, keys, column, unit)], None
+        curves = [*_over_seeds(each)]
+        validated = all(len(run.points(column, keys[0])[0]) for run in runs)
+        shown = f"Loss on {label_of(text)}{'' if validated else ', or on training text without one'}"
         plots = [Plot(shown, x_label, "loss (nats per token)", curves, log)]
-        training = [*_first_loss(runs, keys[1:], column, unit)]
+        training = [*_over_seeds([*_first_loss(runs, keys[1:], column, unit)])]
         plots.append(Plot("Loss on training text", x_label, "training loss (nats per token)", training, log))
-    evaluated = [curve for curve in curves if curve.label != LOSSES["train_loss"][0]] or curves
-    in_perplexity = [
-        Curve(curve.label, curve.x[low], np.exp(curve.y[low]), curve.style)
-        for curve in evaluated
-        if len(low := np.flatnonzero(curve.y < 100))
-    ]
+        for text in further:
+            others = [*_over_seeds([*_first_loss(runs, [loss_of(text)], column, unit)])]
+            plots.append(Plot(f"Loss on {label_of(text)}", x_label, "loss (nats per token)", others, log))
+    evaluated = [curve for curve in each if curve.label != LOSSES["train_loss"][0]] or each
+    low = [curve.at(low, np.exp) for curve in evaluated if len(low := np.flatnonzero(curve.y < 100))]
+    in_perplexity = [*_over_seeds(low)]
     top = None if log else _top_without_beginning(in_perplexity)
     title = "Perplexity" if top is None else "Perplexity (its beginning lies above)"
     plots.insert(1, Plot(title, x_label, "perplexity", in_perplexity, log, 0 if top else None, top, mark))
@@ -133,17 +152,14 @@ def training_plots(runs: Sequence[RunRecord], x: str = "steps") -> list[Plot]:
     x_label, x_unit = _x_axis(runs, x)
     plots = []
     for key, title, label, unit, noisy in _WATCHED:
-        curves = []
-        for number, (run, name) in enumerate(zip(runs, run_labels(runs))):
-            at, values = run.points(X_AXES[x], key)
-            if not len(at):
-                continue
-            at, values, style = at / x_unit, values / unit, run_style(number)
-            if noisy and len(at) > _MANY_POINTS:
-                if len(runs) == 1:
-                    curves.append(Curve("_each", at, values, {**style, "alpha": 0.35, "linewidth": 1}))
-                at, values = (np.array([part.mean() for part in np.array_split(v, 100)]) for v in (at, values))
-            curves.append(Curve(name, at, values, style))
+        each = []
+        for run, (name, style) in zip(runs, curve_names(runs)):
+            steps, at, values = run.points("step", X_AXES[x], key)
+            if len(at):
+                each.append(Curve(name, at / x_unit, values / unit, style, steps))
+        curves = [*_over_seeds(each, _smooth if noisy else lambda curve: curve)]
+        if noisy and len(runs) == len(each) == 1 and len(each[0].x) > _MANY_POINTS:
+            curves.insert(0, replace(each[0], label="_each", style={**each[0].style, **_FAINT}))
         plots.append(Plot(title, x_label, label, curves, bottom=0))
     return [plot for plot in plots if plot.curves]
 
@@ -180,6 +196,13 @@ def run_labels(runs: Sequence[RunRecord]) -> list[str]:
     return labels
 
 
+def curve_names(runs: Sequence[RunRecord]) -> list[tuple[str, dict[str, Any]]]:
+    """Label and style of each run's curve; those that differ in their seeds alone have the same ones."""
+    labels = group_labels(runs, run_labels(runs))
+    styles = {label: run_style(number) for number, label in enumerate(dict.fromkeys(labels))}
+    return [(label, styles[label]) for label in labels]
+
+
 def run_style(number: int) -> dict[str, Any]:
     """Colour and dashes of a run. The numbers of both have no common factor: `MOST_RUNS` runs differ."""
     colours = [*PALETTE.values()]
@@ -187,20 +210,48 @@ def run_style(number: int) -> dict[str, Any]:
 
 
 def _losses(run: RunRecord, column: str, unit: float = 1) -> Iterator[Curve]:
-    for key, (name, style) in LOSSES.items():
+    further = [text for text in run.texts if loss_of(text) not in LOSSES]
+    named = {
+        loss_of(text): (label_of(text), {**run_style(number), "marker": "^"}) for number, text in enumerate(further, 2)
+    }
+    for key, (name, style) in {**LOSSES, **named}.items():
         x, y = run.points(column, key)
         if len(x):
             yield Curve(name, x / unit, y, style)
 
 
 def _first_loss(runs: Sequence[RunRecord], keys: Sequence[str], column: str, unit: float) -> Iterator[Curve]:
-    """Of each run the first of these losses that it has."""
-    for number, (run, label) in enumerate(zip(runs, run_labels(runs))):
-        for key in keys:
-            x, y = run.points(column, key)
-            if len(x):
-                yield Curve(label, x / unit, y, run_style(number))
-                break
+    """Of each run the first of these losses that it has; of runs that differ in seeds alone, that all of them have."""
+    named = [*zip(runs, curve_names(runs))]
+    for run, (name, style) in named:
+        alike = [other for other, (label, _) in named if label == name]
+        key = next((key for key in keys if all(len(one.points(column, key)[0]) for one in alike)), None)
+        if key is not None:
+            steps, x, y = run.points("step", column, key)
+            yield Curve(name, x / unit, y, style, steps)
+
+
+def _over_seeds(each: Sequence[Curve], smooth: Callable[[Curve], Curve] = lambda curve: curve) -> Iterator[Curve]:
+    """The curves, but of those with one label their mean, at the steps that all have, and where they are few, each."""
+    for label in dict.fromkeys(curve.label for curve in each):
+        curves = [curve for curve in each if curve.label == label]
+        common = functools.reduce(np.intersect1d, [curve.steps for curve in curves]) if len(curves) > 1 else ()
+        if not len(common):
+            yield from map(smooth, curves)
+            continue
+        if len(curves) < _MANY_SEEDS:
+            yield from (replace(smooth(curve), label="_each", style={**curve.style, **_FAINT}) for curve in curves)
+        curves = [smooth(curve.at(np.intersect1d(curve.steps, common, return_indices=True)[1])) for curve in curves]
+        x, y = (np.array([getattr(curve, axis) for curve in curves]) for axis in "xy")
+        yield Curve(label, x.mean(0), y.mean(0), curves[0].style, deviation=y.std(0, ddof=1))
+
+
+def _smooth(curve: Curve) -> Curve:
+    """The means of 100 stretches of a long curve."""
+    if len(curve.x) <= _MANY_POINTS:
+        return curve
+    x, y = (np.array([part.mean() for part in np.array_split(values, 100)]) for values in (curve.x, curve.y))
+    return replace(curve, x=x, y=y, steps=None)
 
 
 def _x_axis(runs: Sequence[RunRecord], x: str) -> tuple[str, float]:
@@ -250,10 +301,11 @@ def draw(path: Path, plots: Sequence[Plot], size: tuple[float, float] = (4.6, 3.
         for axes in figure.axes:
             for handle, label in zip(*axes.get_legend_handles_labels()):
                 handles.setdefault(label, handle)
-        if len(plots) > 1 and len(handles) > 1:
+        has_legend = len(handles) > 1 or any(curve.deviation is not None for plot in plots for curve in plot.curves)
+        if len(plots) > 1 and has_legend:
             columns = min(len(handles), 2 * len(plots))
             figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
-        elif len(handles) > 1:
+        elif has_legend:
             figure.axes[0].legend()
         return write_picture(path, figure)
 
@@ -297,10 +349,16 @@ def _figure(plots: Sequence[Plot], size: tuple[float, float], dpi: int, layout: 
 
 def _draw(axes: Any, plot: Plot) -> None:
     for curve in plot.curves:
-        x, y = curve.x, curve.y
+        x, y, deviation = curve.x, curve.y, curve.deviation
         if plot.log:
-            x, y = x[(x > 0) & (y > 0)], y[(x > 0) & (y > 0)]
+            shown = (x > 0) & (y > 0)
+            x, y, deviation = x[shown], y[shown], None if deviation is None else deviation[shown]
         marker = curve.style.get("marker", "o" if len(x) == 1 else None) if len(x) <= _MOST_MARKERS else None
+        if deviation is not None and len(x):
+            low = y - deviation
+            if plot.log:  # it cannot reach 0, and ends at the lowest point that is drawn
+                low = np.maximum(low, min(y.min(), low[low > 0].min(initial=np.inf)))
+            axes.fill_between(x, low, y + deviation, color=curve.style["color"], alpha=0.2, linewidth=0)
         axes.plot(x, y, label=fonts.drawable(curve.label), **{**curve.style, "marker": marker})
     if plot.mark is not None:
         at, meaning = plot.mark

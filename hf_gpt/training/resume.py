@@ -107,7 +107,11 @@ def changes_of_recipe(run_dir: Path, earlier: Recipe, recipe: Recipe, config: Pr
     model = dataclasses.replace(earlier.model, config=canonical_field_names(earlier.model.config, type(config)))
     data = dataclasses.replace(earlier.data, context_length=earlier.data.context_length or num_positions(config))
     earlier = dataclasses.replace(earlier, model=model, data=data)
-    changes = [Change(field, old, new) for field, (old, new) in differences(earlier, recipe).items()]
+    found = differences(earlier, recipe)
+    for section in ("model", "data"):  # a seed that is given and was left to `seed` may be the same
+        if getattr(earlier, f"{section}_seed") == getattr(recipe, f"{section}_seed"):
+            found.pop(f"{section}.seed", None)
+    changes = [Change(field, old, new) for field, (old, new) in found.items()]
     changeable = _CHANGEABLE + _OF_TEXT if read_environment(run_dir / "environment.json").get("text") else _CHANGEABLE
     different = [str(change) for change in changes if not change.field.startswith(changeable)]
     if different:

@@ -102,14 +102,14 @@ def prepare(recipe: Recipe, parent: str | None = None, data: Data | None = None)
     if branched_from is not None:
         environment["parent"] = describe_parent(branched_from)
 
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.model_seed)
     with together(accelerator):
         model = build_model(recipe, data.config, data.pretrained, has_weights(accelerator))
         if has_weights(accelerator):
             refuse_prompts(recipe.evaluation, model, data.tokenizer, recipe.seed)
     (model.generation_config,) = broadcast_object_list([model.generation_config])
     if accelerator.process_index > 0:  # the same weights everywhere, but dropout of one's own
-        torch.manual_seed(recipe.seed + 7919 * accelerator.process_index)
+        torch.manual_seed(recipe.model_seed + 7919 * accelerator.process_index)
 
     return Job(
         recipe=recipe,
