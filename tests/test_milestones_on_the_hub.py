@@ -191,7 +191,7 @@ def test_a_name_that_is_a_tag_there_becomes_no_branch(hub, commands, run):
     change(run, milestones="branches")
     code, printed = commands.run("push", run, repo, "--milestones")
     assert code == 2
-    assert f"hub.milestones branches: 'step1' is one of the tags of {repo}; remove it there, or give" in printed
+    assert f"hub.milestones branches: 'step1' is one of the tags of {repo}; remove it there" in printed
     assert hub.refs(repo) == before
 
 

@@ -5,7 +5,7 @@ Training runs start this command in the background, without importing torch (`hu
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HubError, UserError
 from ..storage import local_path
@@ -62,12 +62,10 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int | None:
     if arguments.check and not arguments.milestones:
         raise UserError("goes with --milestones", field="check")
-    sent: list[dict] = []
+    sent: list[dict[str, Any]] = []
     try:
-        if arguments.check:
-            return _check(arguments)
         if arguments.milestones:
-            return _publish_milestones(arguments, sent)
+            return _check(arguments) if arguments.check else _publish(arguments, sent)
         _push(arguments)
     except (HubError, UserError) as error:
         if arguments.json:
@@ -90,14 +88,22 @@ def _push(arguments: argparse.Namespace) -> None:
         as_gpt2=arguments.as_gpt2 is not None,
     )
     if arguments.json:
-        print_json(dataclasses.asdict(done))
-        return
+        return print_json(dataclasses.asdict(done))
     tag = f", tag {done.tag}" if done.tag else ""
     say(f"{done.url}: commit {done.commit[:8]} on {done.revision}{tag}")
 
 
-def _publish_milestones(arguments: argparse.Namespace, sent: list[dict]) -> None:
-    """`sent` is given what was sent, one after another."""
+def _ladder(arguments: argparse.Namespace) -> "Ladder":
+    from ..hub.milestones import Ladder
+
+    for name in ("revision", "tag", "message", "with_training_state"):
+        if getattr(arguments, name):
+            raise UserError("is for one checkpoint; milestones are named by the run's recipe", field=name)
+    return Ladder(local_path(arguments.model), arguments.repo_id, as_gpt2=arguments.as_gpt2 is not None)
+
+
+def _publish(arguments: argparse.Namespace, sent: list[dict[str, Any]]) -> None:
+    """`sent` gets what was sent, also if an error follows."""
     for done in _ladder(arguments).publish(private=arguments.private):
         sent.append(dataclasses.asdict(done))
         if not arguments.json:
@@ -109,6 +115,7 @@ def _publish_milestones(arguments: argparse.Namespace, sent: list[dict]) -> None
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    """The exit code: 1 if a revision is not right."""
     found = _ladder(arguments).check()
     wrong = {name: what for name, what in found.items() if what}
     if arguments.json:
@@ -117,13 +124,3 @@ def _check(arguments: argparse.Namespace) -> int:
         say(f"{name}: {what}")
     say(f"{arguments.repo_id}: {len(found) - len(wrong)} of {len(found)} revisions have the weights of the run")
     return int(bool(wrong))
-
-
-def _ladder(arguments: argparse.Namespace) -> "Ladder":
-    from ..hub.milestones import Ladder
-
-    for name in ("revision", "tag", "message", "with_training_state"):
-        if getattr(arguments, name):
-            raise UserError("is for one checkpoint; milestones are named by the run's recipe", field=name)
-    run_dir = local_path(arguments.model, "model")
-    return Ladder(run_dir, arguments.repo_id, as_gpt2=arguments.as_gpt2 is not None)

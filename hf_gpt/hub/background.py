@@ -136,7 +136,10 @@ class BackgroundPush(Observer):
 
     def _look_at_milestones(self) -> None:
         if self._ladder:
-            self._milestones.wanted = tuple(self._ladder.unsent())
+            try:
+                self._milestones.wanted = tuple(self._ladder.unsent())
+            except UserError:
+                self._milestones.wanted = ("milestones",)  # the push says what is wrong
 
     def stepped(self, training: "TrainingRun", step: int, metrics: dict[str, Any] | None) -> None:
         for text in self.tick():
@@ -214,7 +217,7 @@ class BackgroundPush(Observer):
                 yield f"hub: sending {target.subject} to {where}; Ctrl-C leaves it for later"
             target.process.wait()
             yield from self._collect(target, is_last=True)
-            if target.error and not (target.has_moved and target.is_transient):
+            if target.error and (not target.has_moved or not target.is_transient or target.retry_after):
                 return
 
     def _start(self, target: _Target) -> None:

@@ -142,15 +142,15 @@ class Ladder:
             UserError: a name cannot be, or, once all others are sent, a milestone is damaged.
             HubError: the Hub was not reached, or refused.
         """
-        record, damaged = self._read_record(), []
-        there, branches = self._look()
-        for name, folder in self._folders().items():
+        folders, record, damaged = self._folders(), self._read_record(), []
+        there, branches = self._look(folders)
+        for name, folder in folders.items():
             published, commit = None, there.get(name)
             try:
                 entry = self._entry(folder)
                 is_known = commit is not None and record.get(name) == {**entry, "commit": commit}
                 if not is_known and not (commit is not None and self._is_right(name, folder, commit)):
-                    published = self._send(name, folder, private, is_there=commit is not None)
+                    published = self._send(name, folder, private or self._hub.private, is_there=commit is not None)
                     commit = published.commit
             except checkpoint.DamagedCheckpoint as error:
                 damaged.append(error)
@@ -171,20 +171,18 @@ class Ladder:
         Raises:
             HubError: the Hub was not reached, or refused.
         """
-        wrong: dict[str, str | None] = {}
-        expected: dict[str, _Hashes] = {}
-        listed = []
-        for name, folder in self._folders().items():
-            wrong[name] = None
+        folders, expected, listed = self._folders(), {}, []
+        there, _ = self._look(folders)
+        wrong: dict[str, str | None] = dict.fromkeys(folders)
+        for name, folder in folders.items():
             try:
                 listed.append(self._entry(folder)["weights"])
                 expected[name] = self._hashes(folder)
             except checkpoint.DamagedCheckpoint as error:
                 wrong[name] = f"cannot be compared: {error}"
-        there, _ = self._look()
         for name, entry in self._read_record().items():
-            is_there = entry.get("commit") == there.get(name, "")
-            if name not in wrong and is_there and entry.get("weights") not in listed:
+            is_ours = name in there and entry.get("commit") == there[name]
+            if name not in folders and is_ours and entry.get("weights") not in listed:
                 wrong[name] = "is of a milestone that is not here any more, and cannot be compared"
         for name, hashes in expected.items():
             if name not in there:
@@ -200,8 +198,8 @@ class Ladder:
         """The milestones that are here, as `revisions` takes them, by step."""
         found = {}
         for path in checkpoint.milestones(self.run_dir):
-            step, asked = checkpoint.step_of(path), (checkpoint.milestone(path) or {}).get("asked", {})
-            found[step] = (step, asked.get("tokens", ()), asked.get("words", ()))
+            step, asked = checkpoint.step_of(path), checkpoint.milestone(path)["asked"]
+            found[step] = (step, asked["tokens"], asked["words"])
         return found
 
     def _folders(self) -> dict[str, Path]:
@@ -243,8 +241,12 @@ class Ladder:
 
     # On the Hub
 
-    def _look(self) -> tuple[dict[str, str], set[str]]:
-        """The commits of the tags or of the branches there, by name; and the names of all branches."""
+    def _look(self, wanted: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+        """The commits of the tags or of the branches there, by name; and the names of all branches.
+
+        Raises:
+            UserError: a name that is `wanted` for a tag is a branch there, or the other way round.
+        """
         from huggingface_hub.errors import RepositoryNotFoundError
 
         with hub_requests(self._repo_id):
@@ -255,13 +257,9 @@ class Ladder:
                 return {}, set()
         named = {kind: {ref.name: ref.target_commit for ref in getattr(refs, kind)} for kind in ("branches", "tags")}
         other = "branches" if self._kind == "tags" else "tags"
-        if taken := sorted(self._folders().keys() & named[other].keys()):
-            what = f"'{taken[0]}' is one of the {other} of {self._repo_id}"
-            raise UserError(
-                f"{what}; remove it there, or give another hub.milestone_name",
-                field="hub.milestones",
-                value=self._kind,
-            )
+        if taken := [name for name in wanted if name in named[other]]:
+            what = f"'{taken[0]}' is one of the {other} of {self._repo_id}; remove it there, or change its name here"
+            raise UserError(what, field="hub.milestones", value=self._kind)
         return named[self._kind], {*named["branches"]}
 
     def _there(self, name: str, commit: str, names: Iterable[str]) -> dict[str, str]:
