@@ -150,7 +150,7 @@ def writing(run_dir: str | Path, step: int, *, with_state: bool = True) -> Itera
 
 @contextlib.contextmanager
 def placing(final: Path) -> Iterator[Path]:
-    """A directory to fill, which then becomes the checkpoint `final`. One that is there is set aside; a milestone goes."""
+    """A directory to fill, which then becomes the checkpoint `final`; one there is set aside, a milestone goes."""
     with replacing_directory(final) as directory:
         yield directory
         if is_there(final / MILESTONE) and is_whole(final):
@@ -314,9 +314,13 @@ def newest_whole(run_dir: str | Path) -> tuple[Path | None, dict[Path, str]]:
     return None, problems
 
 
-def point(run_dir: str | Path, name: str, checkpoint: Path) -> None:
-    """Let `latest` or `best` name a checkpoint."""
-    write_text(Path(run_dir) / "checkpoints" / name, checkpoint.name + "\n")
+def point(run_dir: str | Path, name: str, checkpoint: Path | None) -> None:
+    """Let `latest` or `best` name a checkpoint, or none any more."""
+    pointer = Path(run_dir) / "checkpoints" / name
+    if checkpoint is None:
+        pointer.unlink(missing_ok=True)
+    else:
+        write_text(pointer, checkpoint.name + "\n")
 
 
 def pointed(run_dir: str | Path, name: str) -> Path | None:

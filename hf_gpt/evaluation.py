@@ -3,14 +3,14 @@
 Two questions, one measure (mean nats per target token). While a run trains, `loss_on_windows` looks at the first
 windows of a token store: which ones depends on the corpus, the tokenizer and the context alone, never on the batch
 size or the number of processes, so the losses of different runs compare. For a finished model, `evaluate_tokens`
-scores a whole text, every token but the first exactly once, with as much context before each as the stride allows.
+scores a whole text, every token but the first exactly once, with as much context before each as the stride allows
+(text_evaluation.py finds the text).
 
 Both sum the loss of each token in float64; both leave training's random streams untouched, since a model in evaluation
 mode draws nothing.
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -22,18 +22,12 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import find_device, load_model
 from .data.batches import IGNORED, Windows
-from .data.byte_counts import bits_per_byte, byte_sizes, num_bytes, scored_bytes
-from .data.corpus import load_corpora
-from .data.progress import WorkProgress
-from .data.token_store import tokenize
+from .data.byte_counts import bits_per_byte, byte_sizes, num_bytes
 from .display import Shown
-from .errors import UserError, one_line
-from .loading import context_length, num_positions
+from .loading import num_positions
 from .loss import CausalLMLoss
 from .probing import evaluating
-from .recipe import DataRecipe
 
 # Tokens a forward pass takes: fixed, so that a loss never depends on the batch size somebody trains with.
 _TOKENS_AT_ONCE = 2048
@@ -103,50 +97,6 @@ def targets_and_bytes(
         return None
     num_targets = _num_windows(windows, tokens) * windows.context_length
     return num_targets, num_bytes(windows.store.tokens[1 : num_targets + 1], sizes)
-
-
-def evaluate_corpus(
-    model: str,
-    source: str,
-    *,
-    config: str | None = None,
-    split: str = "train",
-    text_column: str | None = None,
-    drop_blank_lines: bool = False,
-    stride: int | None = None,
-    tokens: int | None = None,
-    device: str = "auto",
-) -> Evaluation:
-    """How well a model (directory or Hub id) predicts a corpus, named as in a recipe's `data.source`.
-
-    `tokens`: take only so many of the text's first tokens. `device`: see `checkpoint.find_device`.
-
-    Raises:
-        UserError: the model or the corpus is not there, or the text is shorter than two tokens.
-    """
-    if stride is not None and stride < 1:
-        raise UserError("must be 1 or more", field="stride", value=stride)
-    if tokens is not None and tokens < 2:
-        raise UserError("must be 2 or more: the second is predicted from the first", field="tokens", value=tokens)
-    device = find_device(device)  # before the text is read
-    how = {"train_split": split, "text_column": text_column, "drop_blank_lines": drop_blank_lines}
-    try:
-        corpus, _ = load_corpora(DataRecipe(source=source, config=config, **how))
-    except UserError as error:  # which names the recipe's fields
-        names = {"data.train_split": "split", "data.config": "config", "data.text_column": "text_column"}
-        raise error.renamed(names) from None
-    for note in corpus.notes:
-        print(one_line(f"note: {note}"), file=sys.stderr)
-    loaded, tokenizer = load_model(model, device)
-    with WorkProgress(f"tokenising {corpus.name}") as progress:
-        store = tokenize(corpus, tokenizer, progress=progress)
-    taken = store.tokens[:tokens]
-    if len(taken) < 2:
-        raise UserError(f"{corpus.name}: {len(taken)} tokens; at least 2 are needed, one to predict from")
-    num_bytes = scored_bytes(store, corpus, tokenizer, len(taken))
-    window = context_length(loaded.config, tokenizer)
-    with WorkProgress(f"evaluating {model}", "tokens", len(taken) - 1) as progress:
-        return evaluate_tokens(loaded, taken, num_bytes, stride, progress, window)
 
 
 def evaluate_tokens(

@@ -100,6 +100,29 @@ def _license(value: str) -> str:
     return value
 
 
+def _padding_token(value: str) -> str:
+    """One that no byte-level BPE makes of text: GPT-2's split pattern takes brackets and letters apart."""
+    if not re.fullmatch(r"(?=.{1,64}$)(<[!-~]*[A-Za-z0-9][!-~]*>|\[[!-~]*[A-Za-z0-9][!-~]*\])", value):
+        raise ValueError(f"must stand in < > or [ ], such as <pad>, found {_shown(value)}")
+    if value == "<|endoftext|>":
+        raise ValueError("is the end of a text, whose labels are trained on; give another, such as <pad>")
+    return value
+
+
+def _text_name(value: Any) -> Any:
+    """A part of the names of metrics."""
+    value = str(_yaml_no(value)) if isinstance(value, int) else value
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", value):
+        what = "a text's name has letters, digits, '.', '_' and '-', and begins with one of the first two"
+        raise ValueError(f"{what}, such as dialogue; found {_shown(value)}")
+    return value
+
+
+def _only_source(value: Any) -> Any:
+    """A text may be its source alone."""
+    return value if isinstance(value, Mapping) or dataclasses.is_dataclass(value) else {"source": value}
+
+
 def _path(value: Any) -> Any:
     """In Python a path is a text too."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -257,8 +280,15 @@ def config_class(model_type: str | None) -> "type[PreTrainedConfig]":
 @_section()
 class TrainTokenizerRecipe:
     vocab_size: Annotated[int, Field(ge=257, le=10_000_000), _Whole] = _doc(
-        4096, "entries, with <|endoftext|> and the 256 bytes"
+        4096, "entries, with <|endoftext|>, the padding token if there is one, and the 256 bytes"
     )
+    pad_token: Annotated[str, AfterValidator(_padding_token)] | None = _doc(
+        None, "a padding token of its own, such as <pad>"
+    )
+
+    def __post_init__(self) -> None:
+        if self.pad_token is not None and self.vocab_size < 258:
+            raise ValueError("'vocab_size' must be at least 258 with a 'pad_token', found 257")
 
 
 @_section(one_of=[("name", "train")], needs={"revision": "name"})
@@ -267,7 +297,9 @@ class TokenizerRecipe:
         None, "gpt2, bytes, a path or a Hub id; if nothing is said, that of model.from_pretrained, else gpt2"
     )
     revision: Name | None = _doc(None, "branch, tag or commit of that Hub id")
-    train: TrainTokenizerRecipe | None = _doc(None, "train a byte-level BPE on the training text instead")
+    train: TrainTokenizerRecipe | None = _doc(
+        None, "train a byte-level BPE on the training text instead: {vocab_size: 4096, pad_token: null}"
+    )
 
     def __post_init__(self) -> None:
         _refuse_both(self)
@@ -363,6 +395,24 @@ class TrainRecipe:
 
 
 @_section()
+class TextRecipe:
+    """A further text to evaluate. In YAML its source alone may stand in its place."""
+
+    source: Source = _doc(dataclasses.MISSING, "as data.source")
+    config: Name | None = _doc(None, "configuration of a dataset that has several")
+    revision: Name | None = _doc(None, "branch, tag or commit of a Hub dataset")
+    text_column: Name | None = _doc(None, "column that holds the text; 'text', or the only column of strings")
+    split: Name | None = _doc(None, "its split; default: the only one, else validation")
+    separator: AutoOrBool = _doc("auto", "EOS (<|endoftext|>) between rows; auto: unless rows are lines of one text")
+
+
+NamedTexts = Annotated[
+    dict[Annotated[str, BeforeValidator(_text_name)], Annotated[TextRecipe, BeforeValidator(_only_source)]],
+    BeforeValidator(lambda value: {} if value is None else value),  # YAML's `datasets:` with nothing below it
+]
+
+
+@_section()
 class EvaluationRecipe:
     first: Count = _doc(0, "first step to evaluate at; 0 is before training")
     every: PositiveInt = _doc(100, "steps between evaluations; the last step is always evaluated")
@@ -372,6 +422,16 @@ class EvaluationRecipe:
     sample_tokens: Annotated[PositiveInt, Field(le=MOST_NEW_TOKENS)] = _doc(50, "tokens of each continuation")
     temperature: Temperature | None = _doc(None, "of the continuations; 0 or null with no top_k: greedy")
     top_k: PositiveInt | None = _doc(None, "sample among the k most likely tokens")
+    datasets: NamedTexts = _doc(
+        dict,
+        "further texts to validate on, {NAME: SOURCE} or {NAME: {source: ..., config: ..., split: ...}}",
+    )
+    best_on: Name | None = _doc(None, "which of them `best` follows; default: data's validation text, else the first")
+
+    def __post_init__(self) -> None:
+        if self.best_on is not None and self.best_on not in self.datasets:
+            near = did_you_mean(self.best_on, self.datasets)
+            raise ValueError(f"'best_on' is none of 'datasets', found {_shown(self.best_on)}{near}")
 
 
 @_section()
@@ -580,12 +640,7 @@ def _takes_list(annotation: Any) -> bool:
 
 def _annotation(keys: Sequence[str]) -> Any:
     """The type of the field that flags name by `keys`; None if there is none."""
-    section: Any = Recipe
-    for key in keys:
-        fields = {f.name: f.type for f in dataclasses.fields(section)} if section else {}
-        annotation = fields.get(key)
-        section = _dataclass_in(annotation)
-    return annotation
+    return functools.reduce(_type_within, keys, Recipe)
 
 
 def _let_flags_win(values: dict[str, Any], given: Sequence[tuple[Sequence[str], Any]]) -> None:
@@ -683,19 +738,21 @@ def _plain(value: Any) -> Any:
 def _one_line(cls: type, report: ValidationError) -> str:
     """The first thing that is wrong, as `section.key: what it is, and what would work`."""
     errors = report.errors(include_url=False)
-    error = errors[0]
+    error = min(errors, key=lambda error: error["type"] == "missing")  # perhaps misspelt, which is another error
     # A location names the fields down to the place, and below it the member of a union that refused the value.
-    path, names, here = [], {}, cls
+    path, here = [], cls
     for part in error["loc"]:
-        names = {f.name: f.type for f in dataclasses.fields(here)} if dataclasses.is_dataclass(here) else names
-        if part in names or isinstance(part, int) or error["type"] == "unexpected_keyword_argument":
+        names, within = [f.name for f in dataclasses.fields(_dataclass_in(here) or cls)], _type_within(here, part)
+        if within is not None or isinstance(part, int) or error["type"] == "unexpected_keyword_argument":
             path.append(str(part))
-            here = _dataclass_in(names.get(part))
+            here = within
     at = f"{'.'.join(path)}: " if path else ""
     if error["type"] == "unexpected_keyword_argument":
         return f"{at}unknown key{did_you_mean(path[-1], names)}"
     if error["type"] == "value_error":
         return f"{at}{error['ctx']['error']}"
+    if error["type"] == "missing" and isinstance(error["loc"][-1], str):
+        return f"{at}is missing"
     context = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in error.get("ctx", {}).items()}
     if any(e["type"] == "bool_parsing" for e in errors):
         what = "must be auto, true or false"
@@ -734,6 +791,15 @@ _EXPECTED = {
 }
 
 
+def _type_within(annotation: Any, key: Any) -> Any:
+    """The type of what stands under `key` in a value of this type; None if nothing can."""
+    if (section := _dataclass_in(annotation)) is not None:
+        return next((f.type for f in dataclasses.fields(section) if f.name == key), None)
+    kinds = (annotation, *typing.get_args(annotation))
+    return next((typing.get_args(kind)[1] for kind in kinds if typing.get_origin(kind) is dict), None)
+
+
 def _dataclass_in(annotation: Any) -> Any:
-    """The dataclass of `Section` or of `Section | None`."""
-    return next((t for t in (annotation, *typing.get_args(annotation)) if dataclasses.is_dataclass(t)), None)
+    """The dataclass of `Section`, `Section | None` or `Annotated[Section, ...]`."""
+    kinds = (annotation, *typing.get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)

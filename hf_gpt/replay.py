@@ -141,7 +141,8 @@ class _Comparison(Observer):
         self._kept, self._conditions, self._watch = kept, conditions, watch
         self._repeated: dict[str, Any] = {}  # of the current step
         # Losses on other texts than those of the last recipe are not compared.
-        changes = [e["step"] for e in read_events(run_dir) if e.get("field") == "evaluation.tokens"]
+        of_texts = ("evaluation.tokens", "evaluation.datasets.")
+        changes = [e["step"] for e in read_events(run_dir) if str(e.get("field")).startswith(of_texts)]
         self._evaluated_since = max(changes, default=-1)
         self._published: dict[int, dict[str, Any]] = {}  # a step's metrics of training and evaluation together
         for line in read_metrics(run_dir):

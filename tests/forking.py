@@ -19,7 +19,7 @@ _SERVER = """
 import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
-import hf_gpt.cli, hf_gpt.run, hf_gpt.evaluation, hf_gpt.data.tokenizer
+import hf_gpt.cli, hf_gpt.run, hf_gpt.text_evaluation, hf_gpt.data.tokenizer
 import datasets, matplotlib.backends.backend_agg, tiktoken, transformers.generation.utils, pydoc_data.topics
 from transformers import PreTrainedTokenizerFast
 

@@ -16,8 +16,9 @@ from hf_gpt.data.byte_counts import scored_bytes
 from hf_gpt.data.corpus import Corpus, load_corpora
 from hf_gpt.data.token_store import tokenize
 from hf_gpt.data.tokenizer import byte_characters, load_tokenizer, train_tokenizer
-from hf_gpt.evaluation import bits_per_byte, evaluate_corpus, targets_and_bytes
+from hf_gpt.evaluation import bits_per_byte, targets_and_bytes
 from hf_gpt.recipe import DataRecipe
+from hf_gpt.text_evaluation import evaluate_corpus
 from hf_gpt.training.data import prepare_data
 
 

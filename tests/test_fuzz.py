@@ -82,11 +82,11 @@ def workplace(tmp_path_factory):
 def no_work(workplace, monkeypatch):
     """Commands stop where their work would begin; the machine has a gigabyte of memory."""
     import hf_gpt.checkpoint
-    import hf_gpt.evaluation
     import hf_gpt.generation
     import hf_gpt.hub.push
     import hf_gpt.replay
     import hf_gpt.run
+    import hf_gpt.text_evaluation
     import hf_gpt.training.data
 
     def build(job, observers=(), until=None):
@@ -107,7 +107,7 @@ def no_work(workplace, monkeypatch):
     for name in ("demo.page.serve", "demo.space._copy_model", "explain.chart.chart", "report.page.run_page"):
         monkeypatch.setattr(f"hf_gpt.{name}", stop)
     monkeypatch.setattr("hf_gpt.conversion.gpt2.convert_model", stop)
-    for module in (hf_gpt.checkpoint, hf_gpt.evaluation):
+    for module in (hf_gpt.checkpoint, hf_gpt.text_evaluation):
         monkeypatch.setattr(module, "load_model", load_model)
     monkeypatch.setattr(
         hf_gpt.generation,

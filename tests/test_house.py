@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "hf_gpt"
 # From below: a file imports from its own room, and from rooms on the lines above its own.
 FLOORS = (
     ("errors",),
-    ("storage", "display", "yaml_text", "configuration_gpt", "network", "precision", "transformers_4"),
+    ("storage", "display", "texts", "yaml_text", "configuration_gpt", "network", "precision", "transformers_4"),
     ("recipe", "loading"),
     ("modeling_gpt", "structure", "probing"),
     ("data",),
@@ -18,7 +18,7 @@ FLOORS = (
     ("evaluation",),
     ("generation",),
     ("training",),
-    ("conversion", "report"),
+    ("conversion", "report", "text_evaluation"),
     ("explain", "hub"),
     ("run",),
     ("replay", "batch", "estimate", "demo"),

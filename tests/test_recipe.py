@@ -240,7 +240,7 @@ def test_what_is_no_whole_number_is_refused(text):
         (
             "tokenizer: {name: x/y, revision: v1}",
             "--tokenizer.train.vocab_size=300",
-            {"tokenizer.name": None, "tokenizer.revision": None, "tokenizer.train": {"vocab_size": 300}},
+            {"tokenizer.name": None, "tokenizer.revision": None, "tokenizer.train.vocab_size": 300},
         ),
         ("tokenizer: {train: {vocab_size: 300}}", "--tokenizer.name=gpt2", {"tokenizer.train": None}),
         (

@@ -38,6 +38,18 @@ def test_an_evaluation_says_where_it_is(capsys):
     assert capsys.readouterr().err == shown
 
 
+def test_texts_with_a_name_stand_in_its_line_as_far_as_they_fit(capsys):
+    line = {"step": 480, "tokens": 983_040, "epoch": 1.706485, "seconds": 95.0, "perplexity": 40.73}
+    losses = {"eval_train_loss": 1.717, "validation/my_code_loss": 3.5, "validation/b_loss": 2.25}
+    Terminal().evaluated(None, 480, {**line, **losses, "validation/b_bits_per_byte": 1.0}, [])
+    shown = "step 480, epoch 1.71, 983k tokens: eval train 1.717  my_code 3.500  b 2.250  perplexity 40.7\n"
+    assert capsys.readouterr().err == shown
+    Terminal().evaluated(None, 480, {**line, **losses, **{f"validation/text-{i}_loss": 1 + i for i in range(20)}}, [])
+    shown = capsys.readouterr().err
+    assert len(shown) < 170
+    assert "b 2.250  text-0 1.000  text-1 2.000  text-2 3.000  perplexity 40.7  (and 17 more texts)\n" in shown
+
+
 def test_the_end_says_how_long_it_took(tmp_path, capsys, monkeypatch):
     def show_in_200_seconds(*steps):
         clock = itertools.chain([0], itertools.repeat(200))

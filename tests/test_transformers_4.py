@@ -52,6 +52,7 @@ print(json.dumps({
     "ids": [tokenizer(text).input_ids for text in texts],
     "texts": [tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) for text in texts],
     "logits": model(ids).logits.tolist(),
+    "padding": [tokenizer.pad_token_id, model.config.pad_token_id, model.generation_config.pad_token_id],
     "written": model.generate(ids[:, :5], attention_mask=torch.ones(1, 5), max_new_tokens=8, do_sample=False).tolist(),
 }))
 """
@@ -78,7 +79,7 @@ def old(tmp_path_factory):
 @pytest.fixture(scope="module", params=["bytes", "gpt2", "trained"])
 def ours(request, tmp_path_factory) -> Path:
     if request.param == "trained":
-        tokenizer = train_tokenizer(["the cat sat on the mat, it's 1 2 3 " * 50, "日本語 é " * 20], 400)
+        tokenizer = train_tokenizer(["the cat sat on the mat, it's 1 2 3 " * 50, "日本語 é " * 20], 400, "<pad>")
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|model|>"]})
     else:
         tokenizer = load_tokenizer(request.param)
@@ -86,6 +87,7 @@ def ours(request, tmp_path_factory) -> Path:
     config = GPTConfig(
         vocab_size=size, context_length=32, emb_dim=16, n_layers=2, n_heads=2, bos_token_id=end, eos_token_id=end
     )
+    config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(1)
     model = GPTForCausalLM(config)
     for weight in model.parameters():
@@ -106,6 +108,7 @@ def test_a_stock_gpt2_is_the_same_model_there(old, ours, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(ours).eval()
     ids = torch.arange(24)[None] * 7 % model.config.vocab_size
     assert there["ids"] == [tokenizer(text).input_ids for text in TEXTS]
+    assert there["padding"] == [tokenizer.pad_token_id] * 3
     assert there["texts"] == [tokenizer.decode(i, skip_special_tokens=True) for i in there["ids"]]
     torch.testing.assert_close(torch.tensor(there["logits"]), model(ids).logits, rtol=1e-4, atol=1e-4)
     assert there["written"] == model.generate(ids[:, :5], max_new_tokens=8, do_sample=False).tolist()

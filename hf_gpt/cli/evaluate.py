@@ -1,17 +1,22 @@
-"""`hf-gpt evaluate MODEL`"""
+"""`hf-gpt evaluate MODEL|RUN`"""
 
 import argparse
 
+from ..errors import UserError
 from .arguments import Parser, whole
 from .output import print_json, say
 
-HELP = "measure loss, perplexity and bits per byte of a model on a text"
+HELP = "measure loss, perplexity and bits per byte of a model on a text, or of a run on its validation texts"
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_shared("model")
-    text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument("--text", metavar="FILE", help="a file, directory or glob (txt, jsonl, parquet, csv)")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument(
+        "--text",
+        metavar="FILE",
+        help="a file, directory or glob (txt, jsonl, parquet, csv); default: each text that the run is validated on",
+    )
     text.add_argument("--dataset", metavar="NAME", help="a dataset's Hub id or folder")
     parser.add_argument("--dataset-config", dest="config", metavar="C", help="which of the dataset's configurations")
     parser.add_argument("--split", metavar="S", help="split (default: test for --dataset, train for --text)")
@@ -29,19 +34,30 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..evaluation import evaluate_corpus
+    from ..text_evaluation import evaluate_corpus, evaluate_run
 
-    result = evaluate_corpus(
-        arguments.model,
-        source=arguments.dataset if arguments.text is None else arguments.text,
-        config=arguments.config,
-        split=arguments.split or ("train" if arguments.dataset is None else "test"),
-        text_column=arguments.text_column,
-        drop_blank_lines=arguments.drop_blank_lines,
-        stride=arguments.stride,
-        tokens=arguments.tokens,
-        device=arguments.device,
-    )
+    how = {"stride": arguments.stride, "tokens": arguments.tokens, "device": arguments.device}
+    of_text = {
+        "config": arguments.config,
+        "split": arguments.split,
+        "text_column": arguments.text_column,
+        "drop_blank_lines": arguments.drop_blank_lines,
+    }
+    if arguments.text is None and arguments.dataset is None:
+        if odd := [name for name, value in of_text.items() if value]:
+            raise UserError("goes with a text or a dataset that is named", field=odd[0])
+        results = evaluate_run(arguments.model, **how)
+        if arguments.json:
+            print_json({text: result.to_dict() for text, result in results.items()})
+            return
+        width = max(len("text"), *map(len, results))
+        print(f"{'text':{width}}  {'loss':>8}  {'perplexity':>10}  {'bits per byte':>13}")
+        for text, one in results.items():
+            print(f"{text:{width}}  {one.loss:8.4f}  {one.perplexity:10.2f}  {one.bits_per_byte:13.4f}")
+        return
+    split = arguments.split or ("train" if arguments.dataset is None else "test")
+    source = arguments.dataset if arguments.text is None else arguments.text
+    result = evaluate_corpus(arguments.model, source, **{**of_text, "split": split}, **how)
     if arguments.json:
         print_json(result.to_dict())
         return

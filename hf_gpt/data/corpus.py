@@ -14,14 +14,14 @@ Tokens belong to token_store.py.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..recipe import DataRecipe
+from ..recipe import DataRecipe, TextRecipe
 from ..storage import local_path
 from .cache import cache_get, cache_put, digest
 from .files import (
@@ -62,6 +62,7 @@ class Corpus:
       `split` and `revision`. Or `builtin`. Of several sources, not all of files: that of each, in `sources`. If the
       corpus is a part of that: which `part`.
     - `notes`: what a person might have expected to be read and is not, a line each.
+    - `files`: those of them that are here.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Corpus:
     documents: Callable[[], Iterator[str | Place]] | None = dataclasses.field(default=None, repr=False, compare=False)
     file_names: Sequence[str] = dataclasses.field(default=(), repr=False, compare=False)
     notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    files: Sequence[Path] = dataclasses.field(default=(), repr=False, compare=False)
 
 
 def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
@@ -84,17 +86,13 @@ def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
     """
     source = _open_source(recipe.source, recipe)
     other = _open_source(recipe.validation_source, recipe) if recipe.validation_source else source
-    for field, things in _OF_SOME.items():
-        if getattr(recipe, field) is not None and field not in source.takes | other.takes:
-            raise UserError(f"{source.name} has no {things}", field=f"data.{field}")
+    _refuse_untaken(recipe, source.name, source.takes | other.takes)
     training = source.corpus(recipe.train_split, "data.train_split", recipe.separator)
     validation = None
     if other is not source:
-        split = recipe.validation_split or (other.splits[0] if len(other.splits) == 1 else "validation")
+        split = recipe.validation_split or other.validation_split
         validation = other.corpus(split, "data.validation_split", recipe.separator)
-        _, again = once([*source.files.get(recipe.train_split, ()), *other.files.get(split, ())])
-        both = tuple(f"data.validation_source: {name} is also trained on" for name in again)
-        validation = dataclasses.replace(validation, notes=(*validation.notes, *both))
+        validation = _compared(validation, training, "data.validation_source")
     elif recipe.validation_split:
         # Two splits of one source are the same kind of text: both have separators, or none.
         validation = source.corpus(recipe.validation_split, "data.validation_split", training.separated)
@@ -104,6 +102,39 @@ def load_corpora(recipe: DataRecipe) -> tuple[Corpus, Corpus | None]:
     if recipe.validation_fraction:
         training, validation = split_by_characters(training, recipe.validation_fraction)
     return training, validation
+
+
+def load_text(name: str, recipe: TextRecipe, data: DataRecipe, training: Corpus) -> Corpus:
+    """The text that `evaluation.datasets` calls `name`, for a run that trains on `training` as `data` says.
+
+    Raises:
+        UserError: as `load_corpora`.
+    """
+    field = f"evaluation.datasets.{name}"
+    how = {key: getattr(recipe, key) for key in _OF_SOME}
+    like = dataclasses.replace(data, source=recipe.source, validation_source=None, validation_split=None, **how)
+    try:
+        source = _open_source(recipe.source, like)
+        _refuse_untaken(like, source.name, source.takes)
+        corpus = source.corpus(recipe.split or source.validation_split, "data.split", recipe.separator)
+    except UserError as error:
+        part = (error.field or "data.source").removeprefix("data.")
+        raise UserError(error.message, field=f"{field}.{part}", value=error.value) from None
+    corpus = without_blank_lines(corpus) if data.drop_blank_lines else corpus
+    return _compared(corpus, training, field)
+
+
+def _refuse_untaken(recipe: DataRecipe, name: str, takes: Set[str]) -> None:
+    for field, things in _OF_SOME.items():
+        if getattr(recipe, field) is not None and field not in takes:
+            raise UserError(f"{name} has no {things}", field=f"data.{field}")
+
+
+def _compared(corpus: Corpus, training: Corpus, field: str) -> Corpus:
+    """A text to evaluate, which notes the files that are trained on too."""
+    _, again = once([*training.files, *corpus.files])
+    both = tuple(f"{field}: {name} is also trained on" for name in again)
+    return dataclasses.replace(corpus, notes=(*corpus.notes, *both))
 
 
 def without_blank_lines(corpus: Corpus) -> Corpus:
@@ -196,10 +227,15 @@ class _Source:
     files: Mapping[str, Sequence[Path]] = dataclasses.field(default_factory=dict)
     takes: frozenset[str] = frozenset()
 
+    @property
+    def validation_split(self) -> str:
+        """The one to validate on unless another is named."""
+        return self.splits[0] if len(self.splits) == 1 else "validation"
+
     def corpus(self, split: str, field: str, separator: Any) -> Corpus:
         if split not in self.splits:
             raise UserError(f"{self.name} has no split '{split}'; it has: {', '.join(self.splits)}", field=field)
-        return self.make(split, separator)
+        return dataclasses.replace(self.make(split, separator), files=self.files.get(split, ()))
 
 
 def _open_source(source: str | Sequence[str], recipe: DataRecipe) -> _Source:
@@ -272,7 +308,7 @@ def _listed(names: Sequence[str]) -> str:
 def _builtin(source: str) -> _Source:
     """The documentation topics that come with CPython. Their text differs between Python versions."""
     if source != "builtin:python-docs":
-        raise UserError(f"data.source: there is no '{source}'; the built-in corpus is builtin:python-docs")
+        raise UserError(f"there is no '{source}'; the built-in corpus is builtin:python-docs", field="data.source")
 
     def make(split: str, separator: Any) -> Corpus:
         from pydoc_data.topics import topics

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from ..errors import HubError, UserError
 from ..loading import quiet
 from ..network import hub_requests
+from ..recipe import TrainTokenizerRecipe
 from ..storage import local_path, read_json, write_bytes, write_json
 from .cache import cache_get, cache_put
 from .cutting import cut, repair_surrogates
@@ -67,7 +68,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> "PreTraine
     In `gpt2`, `bytes` and trained tokenizers, `<|endoftext|>` is the last id and both BOS and EOS, nothing is added to
     a text, and no padding token is set: GPT-2's conventions. (Common collators mask a padding token out of the labels.
     If EOS were the padding token, the model would never learn to stop. For batches of prompts set it yourself:
-    `tokenizer.pad_token = tokenizer.eos_token`.)
+    `tokenizer.pad_token = tokenizer.eos_token`, or train a tokenizer with a padding token of its own.)
 
     Raises:
         UserError: there is no such tokenizer, it cannot be reached, or it has no fast version.
@@ -90,7 +91,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> "PreTraine
     return _load_pretrained(name, _download(name, revision))
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
+def train_tokenizer(texts: Iterable[str], vocab_size: int, pad_token: str | None = None) -> "PreTrainedTokenizerFast":
     """A byte-level BPE with GPT-2's split pattern, trained on `texts`: about a second per megabyte.
 
     `vocab_size` counts the 256 bytes, the merges and `<|endoftext|>`, which gets the last id. Pairs that occur once
@@ -99,19 +100,24 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     than 1,000 characters (DNA, one letter for ever) counts as several words: the trainer's time grows with the square
     of a word's length.
 
+    `pad_token`, such as `<pad>`, becomes the very last id. It is for batches of texts of several lengths: no text has
+    it, also not where it is written in one, and collators leave its labels out of the loss, those of EOS not.
+
     Raises:
-        UserError: `vocab_size` has no room for the bytes and `<|endoftext|>`.
+        UserError: `vocab_size` has no room for the bytes and the special tokens, or `pad_token` may be ordinary text.
     """
-    if vocab_size < 257:
-        raise UserError(
-            f"vocab_size {vocab_size} is too small for a tokenizer: 256 bytes and {END_OF_TEXT} make at least 257"
-        )
+    if pad_token is not None:
+        TrainTokenizerRecipe(pad_token=pad_token)  # which refuses what is none
+    special = [END_OF_TEXT] if pad_token is None else [END_OF_TEXT, pad_token]
+    if vocab_size < 256 + len(special):
+        what = f"256 bytes and {' and '.join(special)} make at least {256 + len(special)}"
+        raise UserError(f"vocab_size {vocab_size} is too small for a tokenizer: {what}")
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
+        vocab_size=vocab_size - len(special),
         min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -119,7 +125,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     # The trainer counts the words of many pieces in parallel. The cuts change no word, hence no count.
     pieces = (repair_surrogates(piece) for text in texts for piece in cut([text], 2**16, "before_whitespace"))
     backend.train_from_iterator(chain.from_iterable(map(_cut_long_words, pieces)), trainer)
-    return _as_fast_tokenizer(backend)
+    return _as_fast_tokenizer(backend, pad_token)
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | Path) -> None:
@@ -286,17 +292,17 @@ def _gpt2_backend() -> "Tokenizer":
     return backend
 
 
-def _as_fast_tokenizer(backend: "Tokenizer") -> "PreTrainedTokenizerFast":
-    """The transformers tokenizer around a byte-level `backend`, with `<|endoftext|>` as its last id."""
+def _as_fast_tokenizer(backend: "Tokenizer", pad_token: str | None = None) -> "PreTrainedTokenizerFast":
+    """The transformers tokenizer around a byte-level `backend`, with `<|endoftext|>` and padding as its last ids."""
     from tokenizers import AddedToken, decoders, processors
     from transformers import PreTrainedTokenizerFast
 
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
-    backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, **_FAST_OPTIONS
-    )
+    names = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, **({"pad_token": pad_token} if pad_token else {})}
+    special = dict.fromkeys(names.values())
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names, **_FAST_OPTIONS)
 
 
 # Loading ------------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from ..recipe import Recipe
 from ..report.plots import loss_plot
 from ..report.records import has_losses
 from ..storage import read_json, write_bytes, write_text
+from ..texts import VALIDATION, bits_of, evaluated_in, is_further, label_of, loss_of, text_of
 from ..training.observers import Observer
 from ..training.resume import earlier_recipe
 from ..training.run_log import read_lines
@@ -117,7 +118,9 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     evaluation = next((line for line in reversed(metrics) if "eval_train_loss" in line), {})
     sources = environment.get("sources", {})
     model = sources.get("model", {})
-    training, validation = sources.get("training", {}), sources.get("validation", {})
+    training = sources.get("training", {})
+    texts = {text: found for text, found in sources.items() if text == VALIDATION or is_further(text)}
+    every = [training, *texts.values()]
     weights = meta_weights(checkpoint).values()
     dtypes = {str(weight.dtype).removeprefix("torch.") for weight in weights}
     positions = num_positions(config)
@@ -143,12 +146,16 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
         "context": min(filter(None, (positions, tokenizer.get("model_max_length"))), default=None),
         "license": recipe.hub.license or model.get("license"),
         "training": training,
-        "validation": validation,
+        "texts": texts,  # to validate on
+        "measured": [
+            (text, texts.get(text, {}), evaluation[loss_of(text)], evaluation.get(bits_of(text)))
+            for text in evaluated_in([evaluation])
+        ],
         "tokenizer": sources.get("tokenizer", {}),
         "model": model,
         "trained_on": training.get("source", "").removesuffix(" (training text)"),
-        "hashes": dict([*training.get("files", []), *validation.get("files", [])]),
-        "num_files": max(training.get("num_files", 0), validation.get("num_files", 0)),
+        "hashes": [*dict.fromkeys((name, sha256) for text in every for name, sha256 in text.get("files", []))],
+        "num_files": max(text.get("num_files", 0) for text in every),
         "num_parameters": sum(weight.numel() for weight in weights),
         "shape": _shape(config.get_text_config(), dtypes),
         "metrics": metrics,
@@ -227,7 +234,8 @@ def _metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
     from huggingface_hub import ModelCardData
 
     results = [*_eval_results(facts)]
-    datasets = [text["dataset"] for text in (facts["training"], facts["validation"]) if text.get("dataset")]
+    texts = (facts["training"], *facts["texts"].values())
+    datasets = [text["dataset"] for text in texts if text.get("dataset")]
     recipe, model, named = facts["recipe"], facts["model"], ("license", "license_name", "license_link")
     return ModelCardData(
         **({"license": recipe.hub.license} if recipe.hub.license else {name: model.get(name) for name in named}),
@@ -242,32 +250,35 @@ def _metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _eval_results(facts: Mapping[str, Any]) -> Iterator[Any]:
-    """Loss, perplexity and bits per byte on the validation text, if exactly these weights were evaluated."""
+    """Loss, perplexity and bits per byte on the validation texts, if exactly these weights were evaluated."""
     from huggingface_hub import EvalResult
 
-    found, text = facts["evaluation"], facts["validation"]
-    if not facts["is_evaluated"] or "validation_loss" not in found:
-        return
-    split = text.get("split") if text.get("dataset") else "validation"
-    if text.get("dataset") and "part" in text:
-        split = None  # a part that the run cut off is not a split of the dataset; the name says which part
-    values = {
-        "loss": ("Loss (nats per token)", found["validation_loss"]),
-        "perplexity": ("Perplexity", found["perplexity"]),
-        "bits_per_byte": ("Bits per byte", found.get("bits_per_byte")),
-    }
-    for kind, (name, value) in values.items():
-        if value is not None and math.isfinite(value):
+    for name, text, loss, bits in facts["measured"] if facts["is_evaluated"] else ():
+        split = text.get("split") if text.get("dataset") else "validation"
+        if text.get("dataset") and "part" in text:
+            split = None  # a part that the run cut off is not a split of the dataset; the name says which part
+        source, config = text.get("source") or "validation text", text.get("config")
+        if is_further(name):
+            source = f"{label_of(name)}: {source}"
+            config = config if text.get("dataset") else label_of(name)  # by which the Hub tells two texts apart
+        values = {
+            "loss": ("Loss (nats per token)", loss),
+            "perplexity": ("Perplexity", math.exp(loss) if loss < 709 else math.inf),
+            "bits_per_byte": ("Bits per byte", bits),
+        }
+        for kind, (metric, value) in values.items():
+            if value is None or not math.isfinite(value):
+                continue
             yield EvalResult(
                 task_type="text-generation",
                 task_name="Text generation",
                 dataset_type=text.get("dataset") or "text",
-                dataset_name=escape_unprintable(text.get("source") or "validation text", one_line=True),
-                dataset_config=text.get("config"),
+                dataset_name=escape_unprintable(source, one_line=True),
+                dataset_config=config,
                 dataset_split=split,
                 dataset_revision=text.get("revision"),
                 metric_type=kind,
-                metric_name=name,
+                metric_name=metric,
                 metric_value=round(float(value), 6),
             )
 
@@ -281,18 +292,19 @@ def _public(recipe: Recipe, sources: Mapping[str, Any]) -> dict[str, Any]:
     values["evaluation"]["prompts"] = list(recipe.evaluation.prompts)
     values["output_dir"] = _last_part(recipe.output_dir)
     fields = {
-        "training": ("data", "source"),
-        "validation": ("data", "validation_source"),
-        "tokenizer": ("tokenizer", "name"),
-        "model": ("model", "from_pretrained"),
+        "training": (values["data"], "source"),
+        "validation": (values["data"], "validation_source"),
+        "tokenizer": (values["tokenizer"], "name"),
+        "model": (values["model"], "from_pretrained"),
+        **{text_of(name): (text, "source") for name, text in values["evaluation"]["datasets"].items()},
     }
     for kind, (section, key) in fields.items():
-        source, value = sources.get(kind, {}), values[section].get(key)
+        source, value = sources.get(kind, {}), section.get(key)
         if isinstance(value, list):
             origins = source.get("sources") or [source] * len(value)
-            values[section][key] = [_published(name, origin) for name, origin in zip(value, origins)]
+            section[key] = [_published(name, origin) for name, origin in zip(value, origins)]
         elif value:
-            values[section][key] = _published(value, source)
+            section[key] = _published(value, source)
     return values
 
 

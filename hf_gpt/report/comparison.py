@@ -5,10 +5,11 @@ from statistics import median_high
 from typing import Any
 
 from ..display import duration, perplexity, short_number
+from ..texts import TRAINING, VALIDATION, bits_of, loss_label, loss_of
 from .html import render
 from .overfitting import loss_trend
 from .plots import as_image, curve_names, loss_plots, run_labels, training_plots
-from .records import RunRecord, is_number
+from .records import RunRecord, common_texts, is_number
 from .seeds import over_seeds, recipe_fields
 
 _OVERFITS = {
@@ -22,36 +23,38 @@ _OVERFITS = {
 
 def comparison_page(runs: Sequence[RunRecord], x: str = "steps", log: bool = False) -> str:
     labels, names = run_labels(runs), curve_names(runs)
-    validated = all(any(is_number(line.get("validation_loss")) for line in run.evaluated) for run in runs)
-    losses = [_by_step(run, "validation_loss" if validated else "eval_train_loss") for run in runs]
+    texts = common_texts(runs)
+    compared = texts[0] if texts else TRAINING
+    losses = [_by_step(run, loss_of(compared)) for run in runs]
     steps = sorted({step for found in losses for step in found})
     return render(
         "report/templates/comparison.html",
         title=f"{len(runs)} runs compared",
         subtitle=", ".join(labels),
         runs=[
-            {"label": label, "style": style, "figures": [*_figures(run)]}
+            {"label": label, "style": style, "figures": [*_figures(run, *texts[:1])]}
             for run, label, (_, style) in zip(runs, labels, names)
         ],
         over_seeds=[(dict(names)[figure.label], figure) for figure in over_seeds(runs, [name for name, _ in names])],
-        different_texts=len({_validation_text(run) for run in runs} - {None}) > 1,
+        different_texts=any(len({_text(run, text) for run in runs} - {None}) > 1 for text in texts or [VALIDATION]),
         different_tokenizers=len({_tokenizer(run) for run in runs}) > 1,
         loss_images=[(plot, as_image(plot, legend=False)) for plot in loss_plots(runs, x, log)],
-        compared_loss="validation loss" if validated else "loss on training text",
+        compared_loss=loss_label(compared) if texts else "loss on training text",
+        judged=loss_label(texts[0] if texts else VALIDATION),
         evaluations=[(step, [found.get(step, "") for found in losses]) for step in steps],
         training_images=[(plot, as_image(plot, legend=False)) for plot in training_plots(runs, x)],
         differences=[*_recipe_differences(runs)],
     )
 
 
-def _figures(run: RunRecord) -> Iterator[str]:
-    """A run's cells of the table."""
-    trend = loss_trend(run.metrics)
+def _figures(run: RunRecord, text: str = VALIDATION) -> Iterator[str]:
+    """A run's cells of the table; `text` is the one to validate on."""
+    trend = loss_trend(run.metrics, text)
     if trend is None:
         yield from ("not validated", "", "")
     else:
         yield f"{trend.validation_loss:.3f} at step {trend.step:,} (perplexity {perplexity(trend.validation_loss)})"
-        bits = next((line.get("bits_per_byte") for line in run.evaluated if line["step"] == trend.step), None)
+        bits = next((line.get(bits_of(text)) for line in run.evaluated if line["step"] == trend.step), None)
         yield f"{bits:.3f}" if is_number(bits) else ""
         yield _OVERFITS[trend.kind].format(trend.step)
     tokens, seconds = run.last.get("tokens"), run.last.get("seconds")
@@ -66,9 +69,9 @@ def _by_step(run: RunRecord, key: str) -> dict[int, str]:
     return {line["step"]: f"{line[key]:.3f}" for line in run.evaluated if is_number(line.get(key))}
 
 
-def _validation_text(run: RunRecord) -> str | None:
+def _text(run: RunRecord, name: str) -> str | None:
     """What tells one validation text from another; None where it is not known."""
-    text = _sources(run).get("validation")
+    text = _sources(run).get(name)
     return repr([text.get(key) for key in ("source", "characters", "part")]) if isinstance(text, dict) else None
 
 

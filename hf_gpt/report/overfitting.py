@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..texts import TRAINING, evaluated_in, judging, loss_of
 from .records import is_number
 
 # Nats. A rise of perplexity by less than 3 percent is no reason to stop a run.
@@ -38,7 +39,7 @@ class LossTrend:
     rise: float  # nats, from there to the mean of the newest evaluations
 
 
-def loss_trend(metrics: Sequence[Mapping[str, Any]]) -> LossTrend | None:
+def loss_trend(metrics: Sequence[Mapping[str, Any]], text: str | None = None) -> LossTrend | None:
     """What the evaluations of a run say; None if there is none with a loss on both texts.
 
     A run overfits after its lowest validation loss, if since then
@@ -55,13 +56,14 @@ def loss_trend(metrics: Sequence[Mapping[str, Any]]) -> LossTrend | None:
 
     Args:
         metrics: the lines of metrics.jsonl; lines about something else are ignored.
+        text: the validation text (texts.py); by default the first that there is.
     """
-    keys = ("validation_loss", "eval_train_loss")
+    text = text or judging(evaluated_in(metrics))
+    keys = (loss_of(text), loss_of(TRAINING)) if text else ()
     evaluated = [line for line in metrics if all(is_number(line.get(key)) for key in keys)]
-    if not evaluated:
+    if not keys or not evaluated:
         return None
-    validation = [line["validation_loss"] for line in evaluated]
-    training = [line["eval_train_loss"] for line in evaluated]
+    validation, training = ([line[key] for line in evaluated] for key in keys)
     lowest = validation.index(min(validation))
     num_after = len(validation) - 1 - lowest
     around = statistics.median(validation[max(lowest - 1, 0) : lowest + 2])  # the lowest itself may be luck

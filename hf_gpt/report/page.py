@@ -14,6 +14,7 @@ from ..checkpoint import name_of
 from ..display import duration, perplexity
 from ..errors import RunPreempted, RunStopped, UserError
 from ..storage import local_path, refuse_unwritable, write_text
+from ..texts import TRAINING, VALIDATION, bits_of, is_further, label_of, loss_label, loss_of
 from ..training.observers import Observer
 from .comparison import comparison_page
 from .html import render
@@ -111,7 +112,7 @@ def _with_figures(paths: Sequence[Path], runs: Sequence[RunRecord], names: Seque
 
 def run_page(run: RunRecord, x: str = "steps", log: bool = False) -> str:
     """The page of one run."""
-    trend = loss_trend(run.metrics)
+    trend = loss_trend(run.metrics, run.judge)
     turn = trend.step if trend and trend.kind == "overfitting" else None
     prompts = list(dict.fromkeys(str(line.get("prompt", "")) for line in run.samples))
     columns, evaluations = _evaluations(run)
@@ -121,6 +122,7 @@ def run_page(run: RunRecord, x: str = "steps", log: bool = False) -> str:
         subtitle=_status(run),
         run=run,
         trend=trend,
+        judged=run.judge and loss_label(run.judge),
         name_of=name_of,
         tiles=[*_tiles(run)],
         loss_images=[(plot, as_image(plot, legend=True)) for plot in loss_plots([run], x, log, turn)],
@@ -156,13 +158,15 @@ def _status(run: RunRecord) -> str:
 
 def _tiles(run: RunRecord) -> Iterator[tuple[str, str, str]]:
     """The main figures of a run: name, value, note."""
-    for key, name in (("validation_loss", "lowest validation loss"), ("eval_train_loss", "lowest training loss")):
+    for text in (*run.texts, TRAINING):
+        key, name = loss_of(text), f"lowest {loss_label(text)}"
         lines = [line for line in run.evaluated if is_number(line.get(key))]
         if lines:
             best = min(lines, key=lambda line: line[key])
             yield name, f"{best[key]:.3f}", f"perplexity {perplexity(best[key])}, step {best['step']:,}"
-    if bits := _numbers(run.evaluated, "bits_per_byte"):
-        yield "bits per byte", f"{min(bits):.3f}", "validation text"
+    for text in run.texts:
+        if bits := _numbers(run.evaluated, bits_of(text)):
+            yield "bits per byte", f"{min(bits):.3f}", label_of(text)
     if speeds := _numbers(run.trained, "tokens_per_second"):
         yield "tokens per second", f"{median_high(speeds):,.0f}", "median"
     if shares := _numbers(run.trained, "mfu"):
@@ -181,6 +185,9 @@ def _evaluations(run: RunRecord) -> tuple[list[str], list[list[str]]]:
         "perplexity": ("perplexity", "{:,.1f}"),
         "bits_per_byte": ("bits per byte", "{:.3f}"),
     }
+    for text in filter(is_further, run.texts):
+        bits = f"bits per byte on {label_of(text)}"
+        formats |= {loss_of(text): (loss_label(text), "{:.3f}"), bits_of(text): (bits, "{:.3f}")}
     shown = {key: how for key, how in formats.items() if _numbers(run.evaluated, key)}
     rows = [
         [how.format(line[key]) if is_number(line.get(key)) else "" for key, (_, how) in shown.items()]
@@ -235,11 +242,10 @@ def _environment(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if is_number(peak := environment.get("peak_flops")):
         yield "peak of a device", f"{peak / 1e9:,.1f} GFLOP/s in matrix products, measured when the run began"
     sources = environment.get("sources")
-    for kind in ("training", "validation"):
-        text = sources.get(kind) if isinstance(sources, dict) else None
-        if isinstance(text, dict) and text.get("source"):
+    for kind, text in sources.items() if isinstance(sources, dict) else ():
+        if (kind in ("training", VALIDATION) or is_further(kind)) and isinstance(text, dict) and text.get("source"):
             size = f": {text['tokens']:,} tokens" if isinstance(text.get("tokens"), int) else ""
-            yield f"{kind} text", f"{text['source']}{size}"
+            yield label_of(kind), f"{text['source']}{size}"
     if isinstance(parent := environment.get("parent"), dict):
         yield "branched off", f"from step {parent.get('step')} of {parent.get('run')}"
     if isinstance(versions := environment.get("versions"), dict):

@@ -19,11 +19,12 @@ import numpy as np
 from ..display import escape_unprintable, short_number
 from ..errors import UserError
 from ..storage import local_path, write_bytes
+from ..texts import VALIDATION, label_of, loss_label, loss_of
 from ..training.run_log import read_metrics
 from . import fonts
 from .html import PALETTE
 from .notebook import Picture, picture_format
-from .records import RunRecord, has_losses, is_number
+from .records import RunRecord, common_texts, has_losses, is_number
 from .seeds import group_labels
 
 if TYPE_CHECKING:
@@ -114,24 +115,29 @@ def loss_plot(
 
 
 def loss_plots(runs: Sequence[RunRecord], x: str = "steps", log: bool = False, turn: int | None = None) -> list[Plot]:
-    """Loss and perplexity of a run, with a mark at step `turn`; of several: validation, perplexity, training loss."""
+    """Loss and perplexity of a run, with a mark at step `turn`; of several: validation, perplexity, training loss,
+    and that on each further text."""
     x_label, unit = _x_axis(runs, x)
     column = X_AXES[x]
     if len(runs) == 1:
         losses, curves = "loss (nats per token)", [*_losses(runs[0], column, unit)]
         each = curves
         at = next((line.get(column) for line in runs[0].evaluated if line["step"] == turn), None)
-        mark = (at / unit, f"lowest validation loss: step {turn:,}") if is_number(at) else None
+        mark = (at / unit, f"lowest {loss_label(runs[0].judge)}: step {turn:,}") if is_number(at) else None
         plots = [Plot("Loss", x_label, losses, curves, log, mark=mark)]
     else:
-        keys = ("validation_loss", "eval_train_loss", "train_loss")
+        text, *further = common_texts(runs) or [VALIDATION]
+        keys = (loss_of(text), "eval_train_loss", "train_loss")
         each, mark = [*_first_loss(runs, keys, column, unit)], None
         curves = [*_over_seeds(each)]
-        validated = all(len(run.points(column, "validation_loss")[0]) for run in runs)
-        shown = "Loss on validation text" if validated else "Loss on validation text, or on training text without one"
+        validated = all(len(run.points(column, keys[0])[0]) for run in runs)
+        shown = f"Loss on {label_of(text)}{'' if validated else ', or on training text without one'}"
         plots = [Plot(shown, x_label, "loss (nats per token)", curves, log)]
         training = [*_over_seeds([*_first_loss(runs, keys[1:], column, unit)])]
         plots.append(Plot("Loss on training text", x_label, "training loss (nats per token)", training, log))
+        for text in further:
+            others = [*_over_seeds([*_first_loss(runs, [loss_of(text)], column, unit)])]
+            plots.append(Plot(f"Loss on {label_of(text)}", x_label, "loss (nats per token)", others, log))
     evaluated = [curve for curve in each if curve.label != LOSSES["train_loss"][0]] or each
     low = [curve.at(low, np.exp) for curve in evaluated if len(low := np.flatnonzero(curve.y < 100))]
     in_perplexity = [*_over_seeds(low)]
@@ -184,7 +190,11 @@ def run_style(number: int) -> dict[str, Any]:
 
 
 def _losses(run: RunRecord, column: str, unit: float = 1) -> Iterator[Curve]:
-    for key, (name, style) in LOSSES.items():
+    further = [text for text in run.texts if loss_of(text) not in LOSSES]
+    named = {
+        loss_of(text): (label_of(text), {**run_style(number), "marker": "^"}) for number, text in enumerate(further, 2)
+    }
+    for key, (name, style) in {**LOSSES, **named}.items():
         x, y = run.points(column, key)
         if len(x):
             yield Curve(name, x / unit, y, style)

@@ -4,7 +4,7 @@ A run may be training still, have died, or come from another machine, so nothing
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from .. import checkpoint
 from ..display import Shown
 from ..errors import UserError
 from ..storage import local_path, read_file, read_json
+from ..texts import VALIDATION, evaluated_in, judging, text_of
 from ..training.run_log import read_events, read_lines, read_metrics
 from ..yaml_text import load_yaml
 
@@ -53,6 +54,21 @@ class RunRecord(Shown):
     def evaluated(self) -> list[dict[str, Any]]:
         """The lines about evaluations."""
         return [line for line in self.metrics if is_number(line.get("eval_train_loss"))]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The texts that it was validated on (texts.py), in order."""
+        return evaluated_in(self.evaluated)
+
+    @property
+    def judge(self) -> str | None:
+        """The text that its best checkpoint follows."""
+        evaluation = self.recipe.get("evaluation")
+        evaluation = evaluation if isinstance(evaluation, dict) else {}
+        named, best_on = evaluation.get("datasets"), evaluation.get("best_on")
+        now = [VALIDATION, *map(text_of, named if isinstance(named, dict) else ())]
+        texts = [text for text in now if text in self.texts] or self.texts
+        return judging(texts, best_on if text_of(best_on) in texts else None)
 
     @property
     def last(self) -> dict[str, Any]:
@@ -107,6 +123,11 @@ def read_run(run_dir: str | Path) -> RunRecord:
         best=checkpoint.step_of(best) if best else None,
         problems=problems,
     )
+
+
+def common_texts(runs: Sequence[RunRecord]) -> list[str]:
+    """The texts that all of these runs were validated on; by the first of them they are compared."""
+    return [text for text in runs[0].texts if all(text in run.texts for run in runs)]
 
 
 def has_losses(metrics: list[dict[str, Any]]) -> bool:

@@ -13,8 +13,8 @@ from transformers import TOKENIZER_MAPPING, PreTrainedConfig, PreTrainedTokenize
 
 from .. import checkpoint
 from ..data.batches import BatchPlan, Windows
-from ..data.cache import cache_folder, kept, seal
-from ..data.corpus import Corpus, load_corpora
+from ..data.cache import cache_folder, digest, kept, seal
+from ..data.corpus import Corpus, load_corpora, load_text
 from ..data.progress import WorkProgress
 from ..data.token_store import TokenStore, fraction_of_split_characters, store_name, tokenize
 from ..data.tokenizer import content_of, load_tokenizer, save_tokenizer, train_tokenizer, vocab_size
@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..loading import memory_of_machine, num_positions
 from ..recipe import Recipe, TokenizerRecipe
 from ..storage import local_path, replacing_directory
+from ..texts import TRAINING, VALIDATION, recorded_as, text_of
 from .model import Pretrained, canonical_field_names, model_config
 
 # Of English under gpt2 almost no token is part of a character, of Chinese more than half are.
@@ -35,23 +36,23 @@ _BYTES_OF_TOKEN = 16  # in a batch: an input and a target, both int64
 class Data:
     """Text, tokenised: what `hf-gpt tokenize` reports on and training reads."""
 
-    recipe: Recipe  # with the `auto`s of `model`, `tokenizer` and `data` resolved
+    recipe: Recipe  # with the `auto`s of `model`, `tokenizer`, `data` and `evaluation` resolved
     tokenizer: PreTrainedTokenizerFast
     config: PreTrainedConfig
     windows: Windows  # what training sees
-    evaluated: dict[str, Windows]  # "eval_train" and, if there is any, "validation": windows that do not overlap
+    evaluated: dict[str, Windows]  # by the names of the texts (texts.py): windows that do not overlap
     pretrained: Pretrained | None  # the model to continue
     notes: tuple[str, ...] = ()  # what a person might have expected to be read and is not
 
     def facts(self) -> dict[str, Any]:
         """What a person should know before training, as `hf-gpt tokenize --json` prints it."""
-        validation = self.evaluated.get("validation")
         marks = {"separator": self.windows.store.separator_id, "begin": self.windows.store.begin_id}
         plan = batch_plan(self.recipe, self.windows)
         inputs, targets = self.windows.window(0)
         return {
             "training": text_facts(self.windows),
-            "validation": text_facts(validation) if validation else None,
+            VALIDATION: None,
+            **{text: text_facts(windows) for text, windows in self.evaluated.items() if text != TRAINING},
             **{f"{name}_id": mark for name, mark in marks.items()},
             **{
                 name: None if mark is None else self.tokenizer.convert_ids_to_tokens(mark)
@@ -70,15 +71,16 @@ class Data:
     def describe(self) -> Iterator[str]:
         """The same for people, line by line."""
         facts = self.facts()
-        for name in ("training", "validation"):
-            if text := facts[name]:
-                documents = "" if text["documents"] == 1 else f" in {text['documents']:,} documents"
-                yield (
-                    f"{name:11}{text['source']}: {text['characters']:,} characters{documents},"
-                    f" {text['tokens']:,} tokens ({text['characters_per_token']:.2f} characters each),"
-                    f" {text['windows']:,} windows of {facts['context_length']}"
-                )
-        if not facts["validation"]:
+        for name in self.evaluated:
+            text, (kind, _, named) = facts[recorded_as(name)], recorded_as(name).partition("/")
+            source = f"{named}, {text['source']}" if named else text["source"]
+            documents = "" if text["documents"] == 1 else f" in {text['documents']:,} documents"
+            yield (
+                f"{kind:11}{source}: {text['characters']:,} characters{documents},"
+                f" {text['tokens']:,} tokens ({text['characters_per_token']:.2f} characters each),"
+                f" {text['windows']:,} windows of {facts['context_length']}"
+            )
+        if len(self.evaluated) == 1:
             yield "validation none; data.validation_fraction: 0.1 would keep a tenth of the text for it"
         begin, separator = (
             facts[name] and f"{escape_unprintable(facts[name], one_line=True)} ({facts[f'{name}_id']})"
@@ -113,7 +115,7 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
     Raises:
         UserError: something in the recipe's `data`, `tokenizer` or `model` cannot work here.
     """
-    corpus, validation = load_corpora(recipe.data)
+    corpus, to_validate = load_texts(recipe)
     named = recipe.tokenizer
     if not named.name and not named.train:
         named = dataclasses.replace(named, name=recipe.model.from_pretrained or "gpt2", revision=recipe.model.revision)
@@ -129,6 +131,11 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
     context_length = tokenizer.model_max_length = _context_length(recipe.data.context_length, config)
     stride = recipe.data.stride or context_length
     data = dataclasses.replace(recipe.data, context_length=context_length, stride=stride, separator=corpus.separated)
+    datasets = {
+        name: dataclasses.replace(text, separator=to_validate[text_of(name)].separated)
+        for name, text in recipe.evaluation.datasets.items()
+    }
+    evaluation = dataclasses.replace(recipe.evaluation, datasets=datasets)
     fields = canonical_field_names(recipe.model.config, type(config))
     model = dataclasses.replace(recipe.model, config={**fields, "vocab_size": config.vocab_size})
 
@@ -136,19 +143,32 @@ def prepare_data(recipe: Recipe, pretrained: Pretrained | None = None) -> Data:
         return Windows(store, context_length, stride, data.isolate_documents, **options)
 
     store = _tokenize(corpus, tokenizer)
-    evaluated = {"eval_train": windows(store, context_length)}
-    if validation is not None:
-        remedy = "raise data.validation_fraction" if data.validation_fraction else "give more text to validate on"
-        evaluated["validation"] = windows(_tokenize(validation, tokenizer), context_length, remedy=remedy)
+    evaluated = {TRAINING: windows(store, context_length)}
+    remedies = {VALIDATION: "raise data.validation_fraction"} if data.validation_fraction else {}
+    for name, text in to_validate.items():
+        remedy = remedies.get(name, "give more text to validate on")
+        evaluated[name] = windows(_tokenize(text, tokenizer), context_length, remedy=remedy)
     return Data(
-        recipe=dataclasses.replace(recipe, data=data, model=model, tokenizer=named),
+        recipe=dataclasses.replace(recipe, data=data, model=model, tokenizer=named, evaluation=evaluation),
         tokenizer=tokenizer,
         config=config,
         windows=windows(store, stride),
         evaluated=evaluated,
         pretrained=pretrained,
-        notes=tuple(dict.fromkeys(note for text in (corpus, validation) if text for note in text.notes)),
+        notes=tuple(dict.fromkeys(note for text in (corpus, *to_validate.values()) for note in text.notes)),
     )
+
+
+def load_texts(recipe: Recipe) -> tuple[Corpus, dict[str, Corpus]]:
+    """The training corpus, and those to validate on by the names of the texts.
+
+    Raises:
+        UserError: as `load_corpora`.
+    """
+    corpus, validation = load_corpora(recipe.data)
+    named = recipe.evaluation.datasets.items()
+    further = {text_of(name): load_text(name, text, recipe.data, corpus) for name, text in named}
+    return corpus, further if validation is None else {VALIDATION: validation, **further}
 
 
 def _refuse_unsaved(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> None:
@@ -232,11 +252,12 @@ def _tokenizer(recipe: TokenizerRecipe, corpus: Corpus) -> PreTrainedTokenizerFa
         name = str(checkpoint.tokenizer_folder(folder)) if folder.is_dir() else recipe.name
         return load_tokenizer(name, revision=recipe.revision)
     # Trained once for a corpus and a size, by the first process that asks, and kept beside the token stores.
-    folder = cache_folder() / "tokenizers" / f"bpe-1-{recipe.train.vocab_size}-{corpus.identity}"
+    how, padding = recipe.train, f"-{digest(recipe.train.pad_token)[:16]}" if recipe.train.pad_token else ""
+    folder = cache_folder() / "tokenizers" / f"bpe-1-{how.vocab_size}-{corpus.identity}{padding}"
 
     def make() -> None:
         with replacing_directory(folder) as directory:
-            save_tokenizer(train_tokenizer(_texts(corpus), recipe.train.vocab_size), directory)
+            save_tokenizer(train_tokenizer(_texts(corpus), how.vocab_size, how.pad_token), directory)
             seal(directory, folder.name)
 
     kept(folder, folder.name, make)

@@ -33,11 +33,14 @@ from ..evaluation import bits_per_byte, loss_on_windows, perplexity, targets_and
 from ..generation import generate_text
 from ..loss import CausalLMLoss
 from ..storage import remove_leftovers, set_aside, write_json, write_text
+from ..texts import TRAINING, bits_of, judging, loss_of
 from . import milestones
+from .best import judge_by, offer
 from .distributed import has_weights, on_device, prepare, whole_model
 from .nonfinite import NonFiniteWatch, raise_if_nonfinite, run_stopped, skip_if_nonfinite
 from .observers import Observer, Observers
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
+from .provenance import with_further_texts
 from .resume import history, look_for_checkpoint, read_environment
 from .seen import count_until, words_of_step
 from .setup import Job
@@ -130,7 +133,8 @@ class TrainingRun:
         optimizer = build_optimizer(job.model, self.recipe.optimizer, self.recipe.train.mixed_precision)
         self.loss, self.optimizer = prepare(self.accelerator, loss, optimizer)
         self.nonfinite = NonFiniteWatch(self.accelerator.device, self.accelerator.scaler is not None)
-        self._last_validation: tuple[int, float] | None = None  # step, loss
+        self._judge = judging(job.data.evaluated, self.recipe.evaluation.best_on)  # the text that `best` follows
+        self._last_judged: tuple[int, float] | None = None  # step, loss on that text
         self._has_begun = False
 
     @property
@@ -168,12 +172,14 @@ class TrainingRun:
             milestones.refuse_added(job, checkpoint.step_of(found))
         if start := found or job.parent:
             self._load_checkpoint(start, as_branch=found is None)
+        if changed := judge_by(self._judge, self.progress, self.run_dir):
+            self.say(changed)
         self.dtypes = checkpoint.dtypes_of(start or (job.data.pretrained and job.data.pretrained.folder))
         if found is None:
             for line in (*job.describe(), *milestones.describe(self), *self._about_loss):
                 self.say(line)
         self.accelerator.wait_for_everyone()  # until every process has read the folder
-        recorded = read_environment(self.run_dir / "environment.json")
+        recorded = with_further_texts(read_environment(self.run_dir / "environment.json"), job.environment)
         if found is not None and recorded and not job.warnings:
             self.environment = recorded
         self.observers.began(self)
@@ -187,8 +193,7 @@ class TrainingRun:
             self.event(kind, **facts)
         if main:
             write_text(self.run_dir / "recipe.yaml", self.recipe.to_yaml())
-            if found is None or not recorded:
-                write_json(self.run_dir / "environment.json", self.environment)
+            write_json(self.run_dir / "environment.json", (found and recorded) or self.environment)
         if found is not None:
             self._settle(found)
         self.accelerator.wait_for_everyone()
@@ -276,21 +281,21 @@ class TrainingRun:
         return on_grid or step == self.max_steps or self._ends_epoch(step, when.at_epoch_end)
 
     def evaluate_and_sample(self, step: int) -> None:
-        """The losses on the training and the validation text, and a look at what the model writes."""
+        """The losses on the training text and the validation texts, and a look at what the model writes."""
         raise_if_nonfinite(self)
         how, data = self.recipe.evaluation, self.job.data
         losses = {
-            f"{name}_loss": loss_on_windows(self.loss, windows, how.tokens, self.accelerator)
-            for name, windows in data.evaluated.items()
+            text: loss_on_windows(self.loss, windows, how.tokens, self.accelerator)
+            for text, windows in data.evaluated.items()
         }
         if not all(math.isfinite(loss) for loss in losses.values()):
             raise run_stopped(self, f"a loss evaluated at step {step} is not finite")
-        judged = losses.get("validation_loss", losses["eval_train_loss"])
-        metrics = {**self._position(), **losses, "perplexity": perplexity(judged)}
-        if "validation_loss" in losses:
-            self._last_validation = (step, judged)
-            if self._targets_and_bytes is not None:
-                metrics["bits_per_byte"] = bits_per_byte(judged, *self._targets_and_bytes)
+        metrics = {**self._position(), **{loss_of(text): loss for text, loss in losses.items()}}
+        metrics["perplexity"] = perplexity(losses[judging(losses) or TRAINING])
+        for text, counted in self._targets_and_bytes.items():
+            metrics[bits_of(text)] = bits_per_byte(losses[text], *counted)
+        if self._judge is not None:
+            self._last_judged = (step, losses[self._judge])
         samples = [{"step": step, "prompt": prompt, "text": self._sample(prompt)} for prompt in how.prompts]
         self.observers.evaluated(self, step, metrics, samples)
         self._restart_clock()
@@ -310,10 +315,12 @@ class TrainingRun:
             )
 
     @functools.cached_property
-    def _targets_and_bytes(self) -> tuple[int, int] | None:
-        """Of the validation text that is evaluated."""
-        data = self.job.data
-        return targets_and_bytes(data.evaluated["validation"], data.tokenizer, self.recipe.evaluation.tokens)
+    def _targets_and_bytes(self) -> dict[str, tuple[int, int]]:
+        """Of what is evaluated of the validation texts, where bytes can be counted."""
+        data, tokens = self.job.data, self.recipe.evaluation.tokens
+        texts = {text: windows for text, windows in data.evaluated.items() if text != TRAINING}
+        counted = {text: targets_and_bytes(windows, data.tokenizer, tokens) for text, windows in texts.items()}
+        return {text: found for text, found in counted.items() if found is not None}
 
     # Saving
 
@@ -332,10 +339,8 @@ class TrainingRun:
         raise_if_nonfinite(self)
         accelerator, main, progress = self.accelerator, self.accelerator.is_main_process, self.progress
         self.optimizer.zero_grad()  # which makes room
-        if self._last_validation is not None and self._last_validation[0] == step:
-            loss = self._last_validation[1]
-            if progress.best_validation_loss is None or loss < progress.best_validation_loss:
-                progress.best_validation_loss, progress.best_step = loss, step
+        if self._last_judged is not None and self._last_judged[0] == step:
+            offer(progress, *self._last_judged)
         progress.seconds = self._seconds()
         weights = whole_weights(self.loss)
         if main and not all(torch.isfinite(tensor).all() for tensor in weights.values()):
@@ -363,10 +368,10 @@ class TrainingRun:
         try:
             if with_state:
                 checkpoint.point(self.run_dir, "latest", newest)
-            if self.progress.best_step is not None:
-                best = newest.with_name(checkpoint.name_of(self.progress.best_step))
-                if best.is_dir():
-                    checkpoint.point(self.run_dir, "best", best)
+            step = self.progress.best_step
+            best = None if step is None else newest.with_name(checkpoint.name_of(step))
+            if best is None or best.is_dir():
+                checkpoint.point(self.run_dir, "best", best)
         except OSError as error:  # the checkpoint is there
             self.say(f"warning: {error.filename}: cannot be written: {error.strerror}")
         self.observers.saved(self, newest)

@@ -20,6 +20,7 @@ from ..data.tokenizer import vocab_size
 from ..errors import UserError
 from ..precision import describe_cpu
 from ..storage import is_there, local_path
+from ..texts import is_further, label_of, recorded_as
 from . import deepspeed
 from .data import Data, text_facts
 from .resume import read_environment
@@ -57,7 +58,12 @@ def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[s
     before = read_environment(run_dir / "environment.json")
     if not before:
         return []
-    if before.get("text", environment["text"]) != environment["text"] or _has_other_size(before, environment):
+    texts, now = before.get("text", environment["text"]), environment["text"]
+    for text in texts.keys() & now.keys():
+        if is_further(text) and texts[text] != now[text]:
+            name, what = label_of(text), "is another text than this run called so; its losses would not compare"
+            raise UserError(f"{what}; give it another name", field=f"evaluation.datasets.{name}")
+    if _own(texts) != _own(now) or _has_other_size(before, environment):
         raise UserError(
             f"{run_dir}: the run there began with another text: the files of the corpus, or the Python that"
             " builtin:python-docs comes from, have changed, or an earlier version read them otherwise; give another"
@@ -70,6 +76,22 @@ def changes_of_environment(run_dir: Path, environment: dict[str, Any]) -> list[s
     if not changed:
         return []
     return [f"not where this run began, so the last digits may differ: {'; '.join(changed)}"]
+
+
+def with_further_texts(recorded: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    """What a run that is resumed has recorded, with the texts that it is evaluated on now too."""
+    if not recorded:
+        return recorded
+    merged = dict(recorded)
+    for kind in ("text", "sources"):
+        new = {text: facts for text, facts in environment[kind].items() if is_further(text)}
+        merged |= {kind: {**recorded.get(kind, {}), **new}} if new else {}
+    return merged
+
+
+def _own(texts: dict[str, str]) -> dict[str, str]:
+    """Those that the run trains on, and is validated on by `data.validation_*`."""
+    return {text: identity for text, identity in texts.items() if not is_further(text)}
 
 
 def _has_other_size(before: dict[str, Any], environment: dict[str, Any]) -> bool:
@@ -86,8 +108,7 @@ def _has_other_size(before: dict[str, Any], environment: dict[str, Any]) -> bool
 def describe_sources(data: Data) -> dict[str, Any]:
     """What a run was made from, in words that hold on another machine: no paths, but names, revisions and hashes."""
     sources: dict[str, Any] = {
-        {"eval_train": "training"}.get(name, name): {**text_facts(windows), **windows.store.origin}
-        for name, windows in data.evaluated.items()
+        recorded_as(text): {**text_facts(windows), **windows.store.origin} for text, windows in data.evaluated.items()
     }
     tokenizer, model = data.recipe.tokenizer, data.recipe.model
     sources["tokenizer"] = {"trained": True} if tokenizer.train else _named(tokenizer.name, tokenizer.revision)

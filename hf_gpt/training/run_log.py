@@ -31,6 +31,7 @@ from ..storage import (
     write_bytes,
     write_json,
 )
+from ..texts import is_further
 from ..yaml_text import load_yaml
 from .observers import Observer
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from .loop import TrainingRun
 
 _COUNTS = f"{TRAINING_STATE}/records.json"  # of a checkpoint: how many lines there were, by file
-# What is a number in every line of metrics that has it; observers may add others.
 _NUMBERS = {
     *("step", "tokens", "words", "epoch", "seconds", "train_loss", "lr", "grad_norm", "tokens_per_second", "skipped"),
     *("mfu", "aux_loss", "peak_memory_bytes", "eval_train_loss", "validation_loss", "perplexity", "bits_per_byte"),
@@ -197,7 +197,7 @@ def _read(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], str | None]:
             line = None
         if _is_line(path.name, line):
             found.append(
-                (raw, {key: value for key, value in line.items() if value is not None or key not in _NUMBERS})
+                (raw, {key: value for key, value in line.items() if value is not None or not _is_figure(key)})
             )
         elif number <= len(raw_lines) or not raw.startswith(b"{"):
             odd.append(number)
@@ -214,10 +214,15 @@ def _is_line(record: str, line: Any) -> bool:
     if line["step"] < 0:
         return False
     if record == "metrics.jsonl":
-        return all(line[name] is None or _is_number(line[name]) for name in _NUMBERS & line.keys())
+        return all(value is None or _is_number(value) for name, value in line.items() if _is_figure(name))
     if record == "samples.jsonl":
         return isinstance(line.get("prompt"), str) and isinstance(line.get("text"), str)
     return record != "events.jsonl" or isinstance(line.get("event"), str)
+
+
+def _is_figure(name: str) -> bool:
+    """Whether this is a number in every line of metrics that has it; observers may add others."""
+    return name in _NUMBERS or is_further(name)
 
 
 def _is_number(value: Any) -> bool:

@@ -36,6 +36,7 @@ from ..checkpoint import TRAINING_STATE, listed, opened, save_model, step_of, we
 from ..errors import UserError
 from ..loading import quiet, with_weights
 from ..storage import read_json, write_json
+from ..texts import VALIDATION
 from . import deepspeed
 from .distributed import has_weights
 
@@ -56,6 +57,7 @@ class Progress:
     seconds: _Real = 0.0
     best_validation_loss: _Real | None = None  # of a checkpoint
     best_step: _Count | None = None
+    best_on: str = VALIDATION  # the text that this loss is on
     skipped: _Count = 0  # updates whose gradient was not finite
 
     @classmethod

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.progress import shows_bar
 from ..display import duration, escape_unprintable, short_number
+from ..texts import is_further, label_of
 from .observers import Observer
 from .run_log import read_lines
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _LINE_EVERY = 30.0  # seconds between two progress lines in a log file
 _SAMPLE_SHOWN = 116  # characters of a sample; samples.jsonl has all of it
+_LINE_LENGTH = 140  # of an evaluation's line, before texts are left out of it
 _COLUMNS = "▁▂▃▄▅▆▇█"
 _LARGEST = 1e30  # of a loss that is drawn
 _SPARKLINE_LENGTH = 12  # columns at least, once a run is that long
@@ -71,13 +73,15 @@ class Terminal(Observer):
     def evaluated(
         self, training: "TrainingRun", step: int, metrics: dict[str, Any], samples: Sequence[Mapping[str, Any]]
     ) -> None:
-        losses = [
-            f"{name.removesuffix('_loss').replace('_', ' ')} {value:.3f}"
-            for name, value in metrics.items()
-            if name.endswith("_loss")
-        ]
         where = f"step {step}, epoch {metrics['epoch']:.2f}, {short_number(metrics['tokens'])} tokens"
-        _write(f"{where}: {'  '.join(losses)}  perplexity {metrics['perplexity']:,.1f}")
+        end = f"perplexity {metrics['perplexity']:,.1f}"
+        losses = {name.removesuffix("_loss"): value for name, value in metrics.items() if name.endswith("_loss")}
+        shown = {name: value for name, value in losses.items() if not is_further(name)}
+        left = [name for name in losses if is_further(name)]
+        while left and len(_losses(where, shown | {left[0]: losses[left[0]]}, end)) <= _LINE_LENGTH:
+            text = left.pop(0)
+            shown[text] = losses[text]
+        _write(_losses(where, shown, f"{end}  (and {len(left)} more texts)" if left else end))
         for sample in samples:
             text = " ".join(sample["text"].split())
             _write(escape_unprintable(f"    {text}", limit=_SAMPLE_SHOWN + 4))
@@ -112,6 +116,12 @@ class Terminal(Observer):
         except (UnicodeEncodeError, LookupError):
             return ""
         return f" {line}" if line else ""
+
+
+def _losses(where: str, losses: Mapping[str, float], end: str) -> str:
+    """The line of an evaluation; texts that `evaluation.datasets` names are called by their names alone."""
+    names = {text: label_of(text) if is_further(text) else text.replace("_", " ") for text in losses}
+    return f"{where}: {'  '.join(f'{names[text]} {loss:.3f}' for text, loss in losses.items())}  {end}"
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -52,7 +52,7 @@ def evaluate(runs: int = 3) -> Result:
 _OURS = """
 import sys, time
 from hf_gpt.cli import main
-import hf_gpt.evaluation
+import hf_gpt.text_evaluation
 began = time.process_time()
 main(sys.argv[1:])
 print(time.process_time() - began)
