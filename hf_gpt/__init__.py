@@ -48,6 +48,7 @@ __version__ = "0.2.0"
 
 _DEFINED_IN = {
     "Batches": "batch",
+    "benchmark": "benchmarks",
     "CausalLMLoss": "loss",
     "Evaluation": "evaluation",
     "HubError": "errors",

@@ -298,6 +298,22 @@ def weight_files(folder: Path) -> list[Path]:
     raise UserError(f"{folder}: has no model.safetensors")
 
 
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the file of a model's weights, or of the hashes of its shards; of a checkpoint, as its manifest says.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    known, hashes = listed(folder) if is_there(folder / MANIFEST) else {}, []
+    for path in weight_files(folder):
+        if path.name in known:
+            hashes.append(known[path.name][1])
+            continue
+        with reading(path) as file:
+            hashes.append(_sha256(file))
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
 def newest_whole(run_dir: str | Path) -> tuple[Path | None, dict[Path, str]]:
     """The newest checkpoint that verifies, and each newer one that is damaged, with what is wrong with it.
 

@@ -56,6 +56,12 @@ def whole_number(text: str) -> int:
     return -whole if sign else whole
 
 
+def exact_number(number: int) -> str:
+    """7000000 -> 7M, 1500000 -> 1.5M, 10000 -> 10k; one that is more than three digits keeps all: 1234567."""
+    short = short_number(number)
+    return short if whole_number(short) == number else str(number)
+
+
 def perplexity(loss: float) -> str:
     """The exponential of a loss: `48,725.8`."""
     return f"{math.exp(loss):,.1f}" if loss < 15 else f"{math.exp(loss):.1e}" if loss < 700 else "too large"

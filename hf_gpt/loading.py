@@ -164,8 +164,10 @@ def reading_model(name: str, problem: str = "cannot be loaded as a model") -> It
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' progress bars and reports; whoever loads checks what is missing or unexpected."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
     from transformers.utils import logging
 
+    hub_has_none = are_progress_bars_disabled()
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -174,7 +176,9 @@ def quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         if had_bar:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # and those of huggingface_hub
+        if hub_has_none:
+            disable_progress_bars()
 
 
 def memory_of_machine() -> int:

@@ -19,6 +19,7 @@ import itertools
 import math
 import os
 import re
+import string
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
@@ -43,6 +44,8 @@ _TOO_LARGE = 2**63
 # Between these temperatures no model's logits become infinite or all equal when they are divided.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e6
 MOST_NEW_TOKENS = 1_000_000
+# What a milestone can be named by: its step, what was asked for, and that as `7M`.
+MILESTONE_PLACEHOLDERS = ("step", "tokens", "words", "tokens_short", "words_short")
 
 
 def _number(value: Any) -> Any:
@@ -86,11 +89,37 @@ def _repo_id(value: str) -> str:
     return value
 
 
+def is_branch_name(text: str) -> bool:
+    """Whether a branch or a tag of the Hub can have this name."""
+    pattern = r"(?!refs/)(?!.*(\.\.|//|/\.|\./))\w[\w./-]{0,99}(?<![./])(?<!\.lock)"
+    return re.fullmatch(pattern, text) is not None
+
+
 def _branch(value: str) -> str:
     if value == "main":
         raise ValueError("takes every checkpoint, and main the best one; name another branch")
-    if not re.fullmatch(r"(?!.*(\.\.|//|/\.|\./))\w[\w./-]{0,99}(?<![./])(?<!\.lock)", value):
+    if not is_branch_name(value):
         raise ValueError(f"must be a name such as training, found {_shown(value)}")
+    return value
+
+
+def placeholders(template: str) -> set[str]:
+    """The names in the {brackets} of a text; a `ValueError` where there is something else in them."""
+    parts = [*string.Formatter().parse(template)]
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise ValueError("a {placeholder} is a name alone")
+    return {name for _, name, _, _ in parts if name is not None}
+
+
+def _milestone_name(value: str) -> str:
+    try:
+        unknown = sorted(placeholders(value) - set(MILESTONE_PLACEHOLDERS))
+    except ValueError as error:
+        raise ValueError(f"must be a name such as step{{step}}, found {_shown(value)}: {error}") from None
+    if unknown:
+        raise ValueError(f"{{{unknown[0]}}} is no placeholder; there are {{{'}, {'.join(MILESTONE_PLACEHOLDERS)}}}")
+    if not is_branch_name(value.format(**dict.fromkeys(MILESTONE_PLACEHOLDERS, "1"))):
+        raise ValueError(f"must make the name of a branch, such as step{{step}}, found {_shown(value)}")
     return value
 
 
@@ -383,6 +412,7 @@ class TrainRecipe:
     )
     compile: AutoOrBool = _doc("auto", "torch.compile the model; auto: where the run is long enough for it to pay")
     device: Literal["auto", "cuda", "mps", "cpu"] = _doc("auto", "auto: cuda, else mps, else cpu")
+    deterministic: bool = _doc(True, "on a GPU, torch's deterministic algorithms; without them no run repeats itself")
     attn_implementation: Name = _doc("auto", "eager, sdpa, flash_attention_2, flex_attention; auto: sdpa if it can")
     gradient_checkpointing: bool = _doc(False, "recompute activations in the backward pass to save memory")
     log_every: PositiveInt = _doc(10, "steps between train lines in metrics.jsonl")
@@ -465,17 +495,29 @@ class TrackingRecipe:
 @_section()
 class HubRecipe:
     repo_id: Annotated[str, AfterValidator(_repo_id)] | None = _doc(
-        None, "OWNER/NAME to publish to while training; the best checkpoint becomes its main; {seed} is the seed"
+        None, "OWNER/NAME to publish to while training; {seed} is the seed"
     )
+    main: Literal["best", "last"] = _doc("best", "checkpoint that main shows: best on the validation text, or newest")
     push_every: PositiveInt | None = _doc(None, "steps between pushes; null: each checkpoint")
     private: bool = _doc(False, "make the repository a private one")
     branch: Annotated[str, AfterValidator(_branch)] = _doc(
         "training", "branch of all pushed checkpoints, each with a tag such as step-00000500"
     )
+    milestones: Literal["tags", "branches", "none"] = _doc("tags", "each milestone becomes a tag or a branch")
+    milestone_name: Annotated[str, AfterValidator(_milestone_name)] = _doc(
+        "step{step}", "its name, with {step}, or {tokens} or {words} as asked for, or as 7M: {words_short}"
+    )
+    format: Literal["hf_gpt", "gpt2"] = _doc(
+        "hf_gpt", "gpt2: our GPT is published as a stock GPT-2, which needs no code of this package"
+    )
     with_training_state: bool = _doc(False, "push what resuming needs too: three times the size")
     license: Annotated[str, AfterValidator(_license)] | None = _doc(
         None, "licence of the model as the Hub names it, such as mit or cc-by-sa-4.0"
     )
+
+    def __post_init__(self) -> None:
+        if self.format == "gpt2" and self.with_training_state:
+            raise ValueError("'with_training_state' goes with format: hf_gpt; a stock GPT-2 cannot be resumed")
 
 
 @_section()
@@ -502,6 +544,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.checkpoint.resume == "hub" and self.hub.repo_id is None:
             raise ValueError("'checkpoint.resume: hub' needs 'hub.repo_id', from where the run is resumed")
+        if self.checkpoint.resume == "hub" and self.hub.format == "gpt2":
+            raise ValueError("'checkpoint.resume: hub' goes with 'hub.format: hf_gpt'; a GPT-2 cannot be resumed")
         every, push_every = self.checkpoint.every, self.hub.push_every
         if push_every is not None and (every is None or push_every % every):
             raise ValueError(f"'hub.push_every' is a multiple of 'checkpoint.every', which is {every}")

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from . import checkpoint
 from .display import Shown, escape_unprintable, unfailing_stderr
 from .errors import UserError
-from .hub.background import BackgroundPush
+from .hub.background import BackgroundPush, refuse_unpublishable
 from .hub.card import CardWriter
 from .hub.fetch import fetch_run
 from .recipe import CheckpointRecipe, HubRecipe, Recipe, TrackingRecipe
@@ -68,13 +68,16 @@ def train(
 
 
 def prepare_run(recipe: Recipe, parent: str | None = None) -> Job:
-    """`training.setup.prepare`, after what needs a satellite: fetching a run from the Hub."""
+    """`training.setup.prepare`, after fetching a run from the Hub, before refusing what cannot be published there."""
     run_dir = local_path(recipe.output_dir, "output_dir")
     refuse_unwritable(run_dir, "output_dir")
     if recipe.checkpoint.resume == "hub":
         fetch_run(recipe.hub.repo_id, recipe.hub.branch, run_dir)
     refuse_missing_trackers(recipe.tracking.to)
-    return prepare(recipe, parent)
+    job = prepare(recipe, parent)
+    if recipe.hub.repo_id is not None:
+        refuse_unpublishable(job)
+    return job
 
 
 def scratch_recipe(recipe: Recipe, folder: str) -> Recipe:

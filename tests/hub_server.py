@@ -422,9 +422,11 @@ def _refs(ask: _HubHandler, kind: str, repo: str) -> None:
     ask.send_json({**answer, "converts": [], "pullRequests": []})
 
 
-@_hub("POST", "/api/{kind}/{repo}/branch/{name}")
+@_hub("POST DELETE", "/api/{kind}/{repo}/branch/{name}")
 def _branch(ask: _HubHandler, kind: str, repo: str, name: str) -> None:
     found = ask.repo(kind, repo, write=True)
+    if ask.command == "DELETE" and name == "main":
+        raise Refused(403, "The branch main cannot be deleted")
     _name(ask, found.branches, name, found.at(ask.json().get("startingPoint") or "main"))
 
 
@@ -438,6 +440,8 @@ def _tag(ask: _HubHandler, kind: str, repo: str, name: str) -> None:
 def _name(ask: _HubHandler, named: dict[str, Commit], name: str, commit: Commit) -> None:
     """A branch or a tag is made or deleted."""
     with ask.hub.lock:
+        if ask.command == "DELETE" and name not in named:
+            raise Refused(404, f"Invalid reference: {name}", "RevisionNotFound")
         if ask.command == "DELETE":
             del named[name]
         elif name in named:

@@ -72,7 +72,8 @@ def test_generation_with_a_compiled_static_cache(model):
 @pytest.mark.parametrize("cache", ["offloaded", "offloaded_static"])
 def test_an_offloaded_cache_changes_no_token(model, cache):
     on_device, ids = copy.deepcopy(model).cuda(), prompts(2, 9).cuda()
-    found = on_device.generate(ids, **GREEDY, cache_implementation=cache)
+    # Compiled, an offloaded static cache ends the process in torch 2.11: in Dynamo, which then loses its streams.
+    found = on_device.generate(ids, **GREEDY, cache_implementation=cache, disable_compile=True)
     assert torch.equal(found, on_device.generate(ids, **GREEDY))
 
 

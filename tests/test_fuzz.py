@@ -280,7 +280,7 @@ READERS = [
     ["convert", "odd", "new", "--to", "gpt2"],
     ["convert", "odd", "new", "--from", "gpt2"],
     ["push", "odd", "someone/x"],
-    ["push", "odd", "someone/x", "--as", "gpt2"],
+    ["push", "odd", "someone/x", "--format", "gpt2"],
     ["train", "continue.yaml"],
 ]
 SIZES = {

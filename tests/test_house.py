@@ -21,7 +21,7 @@ FLOORS = (
     ("conversion", "report", "text_evaluation"),
     ("explain", "hub"),
     ("run",),
-    ("replay", "batch", "estimate", "demo"),
+    ("replay", "batch", "estimate", "demo", "benchmarks"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

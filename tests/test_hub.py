@@ -187,7 +187,7 @@ except OSError:
 
 
 def test_as_gpt2_needs_neither_this_package_nor_remote_code(hub, commands, run, step, tmp_path):
-    code, printed = commands.run("push", step(12), "someone/stock", "--as", "gpt2")
+    code, printed = commands.run("push", step(12), "someone/stock", "--format", "gpt2")
     assert code == 0, printed
     code = f"""
 import json, sys, torch
@@ -268,7 +268,7 @@ print(1)"""
     [
         ("nowhere", REPO, [], "no such directory"),
         (None, "not a name", [], "it is no Hub id (OWNER/NAME)"),
-        (None, REPO, ["--as", "gpt2", "--with-training-state"], "--as: excludes the training state"),
+        (None, REPO, ["--format", "gpt2", "--with-training-state"], "--format: excludes the training state"),
     ],
 )
 def test_what_cannot_be_pushed_is_one_line(commands, step, model, repo_id, options, says):
@@ -814,7 +814,7 @@ print(1)"""
 
 
 def test_training_continues_from_a_gpt2(hub, commands, recipe, step, tmp_path):
-    assert commands.run("push", step(12), "someone/gpt2", "--as", "gpt2")[0] == 0
+    assert commands.run("push", step(12), "someone/gpt2", "--format", "gpt2")[0] == 0
     ours = {"model": {"from_pretrained": str(step(12))}, "train": {**recipe["train"], "max_steps": 0}}
     stock = {**ours, "model": {"from_pretrained": "someone/gpt2"}}
     shared = {key: value for key, value in recipe.items() if key not in ("model", "tokenizer")}

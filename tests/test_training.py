@@ -1,6 +1,7 @@
 """What a run promises: it learns, it can be repeated, watched and resumed, and says when it cannot."""
 
 import copy
+import dataclasses
 import json
 import math
 import shutil
@@ -14,9 +15,9 @@ import hf_gpt
 from hf_gpt import checkpoint
 from hf_gpt.data.tokenizer import train_tokenizer
 from hf_gpt.errors import RunStopped, UserError
-from hf_gpt.recipe import Recipe
+from hf_gpt.recipe import Recipe, TrainRecipe
 from hf_gpt.training.data import prepare_data
-from hf_gpt.training.hardware import pays_to_compile, resolve_hardware
+from hf_gpt.training.hardware import deterministic, pays_to_compile, resolve_hardware
 
 CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
 
@@ -445,3 +446,26 @@ def test_bf16_on_a_cpu_is_decided_by_its_units_and_the_width(model, capabilities
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # an earlier torch
     recipe = hf_gpt.Recipe(model=model, train={"device": "cpu"})
     assert resolve_hardware(recipe, None, None).train.mixed_precision == "no"
+
+
+def test_on_a_gpu_algorithms_are_deterministic_or_refused_by_name():
+    """The switches alone; what they do to a run is in `test_gpu.py`."""
+
+    def switches() -> tuple:
+        import torch._inductor.config as inductor
+
+        return torch.are_deterministic_algorithms_enabled(), inductor.deterministic
+
+    before, train = switches(), TrainRecipe(device="cuda", compile=True)
+    with deterministic(train):
+        assert switches() == (True, True)
+    with deterministic(dataclasses.replace(train, deterministic=False)):
+        assert switches() == before
+    with deterministic(dataclasses.replace(train, device="cpu")):
+        assert switches() == before
+    refused = pytest.raises(UserError, match=r"^train.deterministic: put_ does not have a deterministic impl")
+    with refused, deterministic(train):
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    with pytest.raises(RuntimeError, match="of another kind"), deterministic(train):
+        raise RuntimeError("of another kind")
+    assert switches() == before

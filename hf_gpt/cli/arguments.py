@@ -40,6 +40,11 @@ def real(text: str) -> float:
     return number
 
 
+def names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
 def count(text: str) -> int:
     """A number of tokens to show."""
     if not 1 <= whole(text) <= 100:

@@ -2,11 +2,13 @@
 
 import argparse
 
-from ..errors import UserError
-from .arguments import Parser, whole
+from ..errors import UserError, one_line
+from .arguments import Parser, names, whole
 from .output import print_json, say
 
-HELP = "measure loss, perplexity and bits per byte of a model on a text, or of a run on its validation texts"
+HELP = "measure loss, perplexity and bits per byte of a model on a text or of a run on its own, or run benchmarks"
+_OF_TEXTS = ("config", "split", "text_column", "stride", "tokens", "drop_blank_lines")
+_OF_TASKS = ("include_path", "checkpoints", "revisions", "num_fewshot", "limit")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -18,6 +20,9 @@ def add_arguments(parser: Parser) -> None:
         help="a file, directory or glob (txt, jsonl, parquet, csv); default: each text that the run is validated on",
     )
     text.add_argument("--dataset", metavar="NAME", help="a dataset's Hub id or folder")
+    text.add_argument(
+        "--tasks", metavar="T[,T ...]", type=names, help="tasks of lm-eval, such as blimp; pip install 'hf_gpt[eval]'"
+    )
     parser.add_argument("--dataset-config", dest="config", metavar="C", help="which of the dataset's configurations")
     parser.add_argument("--split", metavar="S", help="split (default: test for --dataset, train for --text)")
     parser.add_argument("--text-column", metavar="NAME", help="column that contains the text")
@@ -30,10 +35,28 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="leave lines without a visible character out, as data.drop_blank_lines of a recipe does",
     )
+    parser.add_argument(
+        "--include-path", metavar="DIR", help="folder of further tasks (YAML); lm-eval's own need the Hub"
+    )
+    parser.add_argument(
+        "--checkpoints", choices=["all", "milestones"], help="of a run, instead of its best one, for --tasks"
+    )
+    parser.add_argument(
+        "--revisions", metavar="R[,R ...]", type=names, help="branches, tags or commits of a Hub id, for --tasks"
+    )
+    parser.add_argument("--num-fewshot", metavar="N", type=whole, help="examples before each question of --tasks")
+    parser.add_argument("--limit", metavar="N", type=whole, help="first N documents of each of --tasks only")
     parser.add_shared("--device", "--json")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    flags, others = arguments.parser.flags(), _OF_TASKS if arguments.tasks is None else _OF_TEXTS
+    if given := [flags[name] for name in others if getattr(arguments, name) not in (None, False)]:
+        what = "goes with --tasks" if arguments.tasks is None else "goes with --text or --dataset, not with --tasks"
+        raise UserError(f"{given[0]}: {what}")
+    if arguments.tasks is not None:
+        _benchmark(arguments)
+        return
     from ..text_evaluation import evaluate_corpus, evaluate_run
 
     how = {"stride": arguments.stride, "tokens": arguments.tokens, "device": arguments.device}
@@ -68,3 +91,26 @@ def run(arguments: argparse.Namespace) -> None:
         f"{result.scored_tokens:,} of {result.tokens:,} tokens scored (the first has no context),"
         f" {result.bytes:,} bytes; windows of {result.context_length}, stride {result.stride}"
     )
+
+
+def _benchmark(arguments: argparse.Namespace) -> None:
+    from ..benchmarks import benchmark
+
+    found = benchmark(
+        arguments.model,
+        arguments.tasks,
+        include_path=arguments.include_path,
+        checkpoints=arguments.checkpoints,
+        revisions=arguments.revisions or (),
+        num_fewshot=arguments.num_fewshot,
+        limit=arguments.limit,
+        device=arguments.device,
+        say=say,
+    )
+    if arguments.json:
+        print_json({"evaluations": found})
+        return
+    for line in found:
+        for task, entry in line["results"].items():
+            figures = "  ".join(f"{name} {value:.4f}" for name, value in entry["metrics"].items())
+            print(one_line(f"{line['model']}   {task}   {figures}"))

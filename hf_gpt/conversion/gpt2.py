@@ -117,22 +117,33 @@ def to_gpt2(model: str, out: str, tokenizer: str | None = None) -> Conversion:
     with new_directory(out) as directory:
         folder = opened(model_folder(model))
         config = _config(folder, model, GPTConfig, "a model of this package")
-        if config.is_heterogeneous:
-            raise UserError(f"{model}: its layers have different configurations (per_layer_config); GPT-2's have one")
+        theirs = stock_config(config, model)
         our_class, their_class = _classes(config, model)
-        fields = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
-        for rate in ("attn_pdrop", "embd_pdrop"):
-            fields[rate] = config.dropout if fields[rate] is None else fields[rate]
-        if fields["n_inner"] == 4 * config.hidden_size:
-            fields["n_inner"] = None
-        fields["n_ctx"] = fields["n_positions"]  # the old name, which llama.cpp's converter reads
-        theirs = GPT2Config(**fields, **_labels(config, our_class))
         shapes_of(model, our_class, config)  # refuses what no model can have
         ours = _source(folder, model, our_class, config, tokenizer)
         name_special_tokens(theirs, ours.tokenizer[0] if tokenizer else None)
         zeros = "query, key and value biases, which GPT-2 has and the model lacks, are zeros"
         notes = [] if config.qkv_bias else [zeros]
         return convert_model(ours, ("ours", "gpt2"), their_class, theirs, directory, out, notes)
+
+
+def stock_config(config: PreTrainedConfig, source: str) -> GPT2Config:
+    """The configuration of the stock GPT-2 that is our model `source`.
+
+    Raises:
+        UserError: it is not our model, or one that GPT-2 cannot express.
+    """
+    if not isinstance(config, GPTConfig):
+        raise UserError(f"{source}: its type is {config.model_type}, and only this package's GPT becomes a GPT-2")
+    if config.is_heterogeneous:
+        raise UserError(f"{source}: its layers have different configurations (per_layer_config); GPT-2's have one")
+    fields = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
+    for rate in ("attn_pdrop", "embd_pdrop"):
+        fields[rate] = config.dropout if fields[rate] is None else fields[rate]
+    if fields["n_inner"] == 4 * config.hidden_size:
+        fields["n_inner"] = None
+    fields["n_ctx"] = fields["n_positions"]  # the old name, which llama.cpp's converter reads
+    return GPT2Config(**fields, **_labels(config, _classes(config, source)[0]))
 
 
 def fields_from_gpt2(config: GPT2Config) -> dict[str, Any]:

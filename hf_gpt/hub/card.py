@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..checkpoint import TRAINING_STATE, meta_weights
+from ..checkpoint import TRAINING_STATE, meta_weights, weights_hash
 from ..configuration_gpt import TRANSFORMERS
 from ..display import duration, escape_unprintable, perplexity, short_number
 from ..errors import UserError
 from ..loading import num_positions
 from ..recipe import Recipe
 from ..report.plots import loss_plot
-from ..report.records import has_losses
-from ..storage import read_json, write_bytes, write_text
+from ..report.records import has_losses, read_benchmarks
+from ..storage import read_file, read_json, write_bytes, write_text
 from ..texts import VALIDATION, bits_of, evaluated_in, is_further, label_of, loss_of, text_of
 from ..training.observers import Observer
 from ..training.resume import earlier_recipe
 from ..training.run_log import read_lines
 from ..transformers_4 import VERSION, lost_in_transformers_4
-from .card_merge import UNPUBLISHED, bare_card, compose
+from .card_merge import UNPUBLISHED, bare_card, compose, with_results
 from .markdown import template
 
 if TYPE_CHECKING:
@@ -75,6 +75,31 @@ def write_card(checkpoint: Path, run_dir: Path) -> Path:
     template("card.md.jinja").render(facts, section=section, has_plot=(checkpoint / "loss.png").is_file())
     write_text(checkpoint / "README.md", compose(_metadata(facts), sections))
     return checkpoint / "README.md"
+
+
+def add_benchmarks(checkpoint: Path, run_dir: Path) -> None:
+    """Put what exactly a checkpoint's weights reached in benchmarks into the metadata of its card; the rest stays."""
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    weights, recipe = weights_hash(checkpoint), earlier_recipe(run_dir)
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_type=one.task,
+            dataset_name=escape_unprintable(one.label, one_line=True),
+            dataset_args={"num_few_shot": one.num_fewshot, **({"limit": one.limit} if one.limit else {})},
+            metric_type=one.metric,
+            metric_name=one.metric,
+            metric_value=round(one.value, 6),
+        )
+        for one in read_benchmarks(run_dir)
+        if one.weights == weights and math.isfinite(one.value)
+    ]
+    card = (read_file(checkpoint / "README.md") or bare_card().encode()).decode("utf-8", "replace")
+    index = eval_results_to_model_index(_name(recipe) if recipe else "gpt", results)
+    write_text(checkpoint / "README.md", with_results(card, index))
 
 
 class CardWriter(Observer):
@@ -129,7 +154,7 @@ def _facts(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     parent = environment.get("parent")
     repo_id = recipe.hub.repo_id
     return {
-        "name": repo_id.rpartition("/")[2] if repo_id else _last_part(recipe.output_dir),
+        "name": _name(recipe),
         "address": repo_id or UNPUBLISHED,
         "recipe": recipe,
         "optimizer": recipe.optimizer,
@@ -322,6 +347,11 @@ def _without_paths(value: Any) -> Any:
         return [_without_paths(item) for item in value]
     is_path = isinstance(value, str) and re.match(r"[/\\~]|\.\.?[/\\]|[A-Za-z]:[/\\]|file:", value)
     return _last_part(value) if is_path else value
+
+
+def _name(recipe: Recipe) -> str:
+    """What the model is called."""
+    return recipe.hub.repo_id.rpartition("/")[2] if recipe.hub.repo_id else _last_part(recipe.output_dir)
 
 
 def _last_part(path: str) -> str:

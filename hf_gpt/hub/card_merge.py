@@ -51,15 +51,45 @@ def bare_card() -> str:
     return compose({"library_name": "transformers", "pipeline_tag": "text-generation"}, {})
 
 
-def with_repo_id(card: str, repo_id: str) -> str:
-    """The card with the model's name on the Hub in the code that loads it."""
-    return _with_sections(card, lambda name, text: text.replace(UNPUBLISHED, repo_id))
+def with_repo_id(card: str, repo_id: str, revision: str | None = None) -> str:
+    """The card with the model's name on the Hub in the code that loads it, and that of the revision if it has one."""
+    in_python = f'"{repo_id}", revision="{revision}"' if revision else f'"{repo_id}"'
+    in_shell = f"{repo_id}@{revision}" if revision else repo_id
+
+    def with_names(name: str, text: str) -> str:
+        return text.replace(f'"{UNPUBLISHED}"', in_python).replace(UNPUBLISHED, in_shell)
+
+    return _with_sections(card, with_names)
 
 
-def as_gpt2_card(card: str, repo_id: str) -> str:
+def as_gpt2_card(card: str) -> str:
     """The card of the same model as a stock GPT-2, which is loaded with other code."""
-    use = template("use_gpt2.md.jinja").render(address=repo_id)
+    use = template("use_gpt2.md.jinja").render(address=UNPUBLISHED)
     return _with_sections(card, lambda name, text: use if name == "use" else text)
+
+
+def with_results(card: str, index: list[dict[str, Any]]) -> str:
+    """The card with the results of a `model-index`, in place of those of the same tasks and data.
+
+    They count as made here, so the next push may replace them. A card whose metadata are not the Hub's stays as it is.
+    """
+    metadata, body = _split(card)
+    try:
+        first, *others = metadata.get("model-index") or [{**index[0], "results": []}]
+        added = index[0]["results"]
+        known = [(result["task"], result["dataset"]) for result in added]
+        kept = [result for result in first["results"] if (result["task"], result["dataset"]) not in known]
+        made = json.loads(mark[1]) if (mark := _MADE.search(body)) else None
+        results = [{**first, "results": [*kept, *added]}, *others]
+        if made:
+            before = made["metadata"].get("model-index")
+            if before in (None, _hash_of(metadata.get("model-index"))):
+                made["metadata"]["model-index"] = _hash_of(results)
+            made["results"] = [*dict.fromkeys([*made["results"], *map(_hash_of, added)])]
+    except (TypeError, KeyError, IndexError, AttributeError, ValueError):
+        return card
+    body = body.replace(mark[0], f"<!-- hf_gpt: made {json.dumps(made)} -->") if made else body
+    return _card({**metadata, "model-index": results}, body)
 
 
 def merge(new: str, published: str) -> str:

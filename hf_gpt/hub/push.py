@@ -44,6 +44,7 @@ _MODEL_FILES = (
     "configuration_gpt.py",
     "modeling_gpt.py",
     "loss.png",
+    checkpoint.MILESTONE,
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")  # never sent: loading one can run code
 
@@ -69,6 +70,7 @@ def push(
     message: str | None = None,
     with_training_state: bool = False,
     as_gpt2: bool = False,
+    named: str | None = None,
 ) -> Pushed:
     """Publish a model in one commit; the repository and the branch are created where they do not exist.
 
@@ -81,6 +83,7 @@ def push(
         message: of the commit; by default it names the step.
         with_training_state: also send what resuming needs, with the run's recipe and records.
         as_gpt2: send a stock `GPT2LMHeadModel`, which needs neither this package nor remote code.
+        named: the tag or branch that will be made at the commit, which then holds this model and nothing else.
 
     Raises:
         UserError: there is no such model here, or an argument cannot work.
@@ -91,8 +94,9 @@ def push(
         raise UserError(f"{model}: no such directory; only a model on this disk can be pushed")
     source = source.resolve()  # so that its parents are those of the run
     is_checkpoint = (source / checkpoint.MANIFEST).is_file()
-    if is_checkpoint:
-        checkpoint.verify(source)
+    if is_checkpoint:  # a run may take the state out of a milestone meanwhile
+        is_sent = lambda name: with_training_state or not name.startswith(f"{checkpoint.TRAINING_STATE}/")  # noqa: E731
+        checkpoint.verify(source, {*filter(is_sent, checkpoint.listed(source))})
     if with_training_state and not is_checkpoint:
         raise UserError(f"{model} has none; only checkpoints of a run have one", field="with_training_state")
     if as_gpt2 and with_training_state:
@@ -101,7 +105,7 @@ def push(
     with tempfile.TemporaryDirectory() as folder:
         files = _gpt2_files(source, Path(folder, "gpt2")) if as_gpt2 else _files(source, with_training_state)
         with hub_requests(repo_id):
-            return _commit(files, repo_id, private, revision, tag, message, as_gpt2)
+            return _commit(files, repo_id, private, revision, tag, message, as_gpt2, named)
 
 
 def _message(folder: Path) -> str:
@@ -142,16 +146,24 @@ def _files(folder: Path, with_training_state: bool) -> dict[str, Path]:
 
 
 def _gpt2_files(source: Path, folder: Path) -> dict[str, Path]:
-    """The model as a stock GPT-2, converted into `folder`, with its card and plot."""
+    """The model as a stock GPT-2, converted into `folder`, with its card, its plot and what it says of a milestone."""
     from ..conversion import to_gpt2
 
     to_gpt2(str(source), str(folder))
-    page = {name: source / name for name in ("README.md", "loss.png") if (source / name).is_file()}
+    beside = ("README.md", "loss.png", checkpoint.MILESTONE)
+    page = {name: source / name for name in beside if (source / name).is_file()}
     return _files(folder, with_training_state=False) | page
 
 
 def _commit(
-    files: dict[str, Path], repo_id: str, private: bool, revision: str, tag: str | None, message: str, as_gpt2: bool
+    files: dict[str, Path],
+    repo_id: str,
+    private: bool,
+    revision: str,
+    tag: str | None,
+    message: str,
+    as_gpt2: bool,
+    named: str | None,
 ) -> Pushed:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -179,15 +191,16 @@ def _commit(
         if ours != theirs:
             raise UserError(f"{repo_id}: its branch '{revision}' holds another run; give another branch or repository")
     contents: dict[str, Path | bytes] = dict(files)
-    if "README.md" in files or "README.md" in published:
+    is_merged = "README.md" in published and named is None
+    if "README.md" in files or is_merged:
         # For a model without a card, the published card keeps only what people wrote.
         card = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else bare_card()
-        card = as_gpt2_card(card, repo_id) if as_gpt2 else card
-        card = with_repo_id(card, repo_id)
-        if "README.md" in published:
+        card = with_repo_id(as_gpt2_card(card) if as_gpt2 else card, repo_id, named)
+        if is_merged:
             card = merge(card, download("README.md").read_text(encoding="utf-8"))
         contents["README.md"] = card.encode()
-    removed = [name for name in published if name not in files and _belongs_to_a_model(name)]
+    is_ours = (lambda name: name != ".gitattributes") if named else _belongs_to_a_model
+    removed = [name for name in published if name not in contents and is_ours(name)]
     commit = api.create_commit(
         repo_id,
         [

@@ -20,7 +20,7 @@ from .comparison import comparison_page
 from .html import render
 from .notebook import Pictures, is_picture
 from .overfitting import loss_trend
-from .plots import MOST_RUNS, as_image, curve_names, draw, loss_plot, loss_plots, training_plots
+from .plots import MOST_RUNS, as_image, benchmark_plots, curve_names, draw, loss_plot, loss_plots, training_plots
 from .records import RunRecord, has_losses, is_number, read_run
 from .seeds import over_seeds
 
@@ -128,6 +128,8 @@ def run_page(run: RunRecord, x: str = "steps", log: bool = False) -> str:
         loss_images=[(plot, as_image(plot, legend=True)) for plot in loss_plots([run], x, log, turn)],
         evaluation_columns=columns,
         evaluations=evaluations,
+        benchmark_images=[(plot, as_image(plot, legend=True)) for plot in benchmark_plots(run)],
+        benchmarks=sorted(run.benchmarks, key=lambda one: (one.label, one.metric, one.step)),
         training_images=[(plot, as_image(plot, legend=False)) for plot in training_plots([run], x)],
         samples=[(prompt, *_chosen_samples(run, prompt, turn)) for prompt in prompts[:_MOST_PROMPTS]],
         num_prompts=len(prompts),

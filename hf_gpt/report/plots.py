@@ -164,6 +164,26 @@ def training_plots(runs: Sequence[RunRecord], x: str = "steps") -> list[Plot]:
     return [plot for plot in plots if plot.curves]
 
 
+def benchmark_plots(run: RunRecord) -> list[Plot]:
+    """What the checkpoints of a run reached, over tokens: a plot for each metric, a curve for each task."""
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for one in run.benchmarks:
+        if one.tokens is not None:
+            curves.setdefault(one.metric, {}).setdefault(one.label, []).append((one.tokens, one.value))
+    return [
+        Plot(
+            f"Benchmarks: {metric}",
+            "tokens seen",
+            metric,
+            [
+                Curve(label, *np.array(sorted(points)).T, {**run_style(number), "marker": "o"})
+                for number, (label, points) in enumerate(of_tasks.items())
+            ],
+        )
+        for metric, of_tasks in curves.items()
+    ]
+
+
 def run_labels(runs: Sequence[RunRecord]) -> list[str]:
     """A number for each run and as much of its path as tells it from the others."""
     paths = [run.run_dir.absolute().parts for run in runs]

@@ -15,7 +15,7 @@ import numpy as np
 from .. import checkpoint
 from ..display import Shown
 from ..errors import UserError
-from ..storage import local_path, read_file, read_json
+from ..storage import is_there, local_path, read_file, read_json
 from ..texts import VALIDATION, evaluated_in, judging, text_of
 from ..training.run_log import read_events, read_lines, read_metrics
 from ..yaml_text import load_yaml
@@ -30,6 +30,7 @@ class RunRecord(Shown):
     run_dir: Path
     metrics: list[dict[str, Any]]  # in the order they were written
     samples: list[dict[str, Any]] = field(default_factory=list)
+    benchmarks: list["BenchmarkResult"] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -82,6 +83,49 @@ class RunRecord(Shown):
         return tuple(found[np.argsort(found[:, 0], kind="stable")].T)
 
 
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What a checkpoint reached in a benchmark; `label` is the task and how it was put."""
+
+    step: int
+    tokens: float | None
+    weights: str
+    task: str
+    num_fewshot: int
+    limit: int | None
+    metric: str
+    value: float
+
+    @property
+    def label(self) -> str:
+        shots = f", {self.num_fewshot} examples" if self.num_fewshot else ""
+        return f"{self.task}{shots}{f', first {self.limit}' if self.limit else ''}"
+
+
+def read_benchmarks(run_dir: Path, say: Callable[[str], None] | None = None) -> list[BenchmarkResult]:
+    """The results in a run's `evaluations.jsonl`; of those of one step, task and metric the newest.
+
+    A step that was trained again, after resuming from before it, has other weights: results of those that it had are
+    left out.
+    """
+    found, weights = {}, {}
+    for line in read_lines(run_dir / "evaluations.jsonl", say):
+        folder = run_dir / "checkpoints" / checkpoint.name_of(line["step"])
+        if folder not in weights:
+            weights[folder] = checkpoint.weights_hash(folder) if is_there(folder / checkpoint.MANIFEST) else None
+        is_of_now = weights[folder] in (None, line.get("weights"))
+        results = line.get("results") if is_of_now else None
+        for task, entry in results.items() if isinstance(results, dict) else ():
+            metrics = entry.get("metrics") if isinstance(entry, dict) else None
+            for metric, value in metrics.items() if isinstance(metrics, dict) else ():
+                if is_number(value):
+                    tokens = line["tokens"] if is_number(line.get("tokens")) else None
+                    how = (entry.get("num_fewshot") or 0, line.get("limit"))
+                    one = BenchmarkResult(line["step"], tokens, str(line.get("weights")), task, *how, metric, value)
+                    found[one.step, one.label, metric] = one
+    return [*found.values()]
+
+
 def read_run(run_dir: str | Path) -> RunRecord:
     """All files of a run. One that cannot be read, or lines that are none of a record, are named in `problems`.
 
@@ -113,6 +157,7 @@ def read_run(run_dir: str | Path) -> RunRecord:
         run_dir=run_dir,
         metrics=read_metrics(run_dir, note),
         samples=attempt(lambda path: read_lines(path, note), "samples.jsonl", list),
+        benchmarks=attempt(lambda _: read_benchmarks(run_dir, note), "evaluations.jsonl", list),
         events=attempt(lambda _: read_events(run_dir, note), "events.jsonl", list),
         environment=attempt(read_json, "environment.json", dict),
         recipe=attempt(lambda path: load_yaml(recipe_text, str(path)) or {}, "recipe.yaml", dict),

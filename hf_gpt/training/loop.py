@@ -6,8 +6,7 @@ update the weights, and now and then evaluate, show a sample, save. What the loo
 - A step is a global batch: some micro-batches, accumulated, on each of the processes. Its loss is the mean over all
   its target tokens, however they are dealt out, so accumulation and processes change nothing but speed.
 - What a step sees and its learning rate are functions of the step alone (`data/batches.py`, `optimizer.py`).
-  Evaluating, sampling, logging and saving draw nothing from training's random streams: a run that is watched more
-  closely has the same weights, bit for bit.
+  Evaluating, sampling, logging and saving draw nothing from training's random streams, so they change no weight.
 - A run whose folder holds checkpoints resumes from the newest, and repeats what an uninterrupted run would have done.
 - A loss or gradient that is not finite ends the run before anything is saved (`nonfinite.py`).
 
@@ -37,6 +36,7 @@ from ..texts import TRAINING, bits_of, judging, loss_of
 from . import milestones
 from .best import judge_by, offer
 from .distributed import has_weights, on_device, prepare, whole_model
+from .hardware import deterministic
 from .nonfinite import NonFiniteWatch, raise_if_nonfinite, run_stopped, skip_if_nonfinite
 from .observers import Observer, Observers
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -57,7 +57,7 @@ def run(job: Job, observers: Iterable[Observer] = (), *, until: int | None = Non
         KeyboardInterrupt, RunPreempted: a signal; the run was saved first.
     """
     training = TrainingRun(job, observers)
-    with training.run_lock(), training.observed(), stop_on_signal() as stop:
+    with training.run_lock(), training.observed(), deterministic(job.recipe.train), stop_on_signal() as stop:
         training.begin()
         for step in training.remaining_steps(until):
             metrics = train_step(training, step)

@@ -97,9 +97,10 @@ def ways(given: argparse.Namespace) -> Iterator[Row]:
     accelerate += ["--main_process_port", 0, "--config_file"]
     ddp, fsdp2 = ([*accelerate, ROOT / "configs" / "accelerate" / f"{name}.yaml"] for name in ("ddp", "fsdp2"))
     ddp = torchrun if number == 1 or on_cpu else ddp  # the launch file is for two or more GPUs
+    wrapped = "DistributedDataParallel" if number > 1 or on_cpu else "CausalLMLoss"  # accelerate has no DDP of one GPU
     launched = {  # how each is started, and what becomes of the loss
         "one process": ([sys.executable], "CausalLMLoss"),
-        f"DDP on {number}": (ddp, "DistributedDataParallel"),
+        f"DDP on {number}": (ddp, wrapped),
         f"FSDP2 on {number}": (fsdp2, "FSDPCausalLMLoss"),
     }
     alone, replicated, sharded = launched
@@ -184,7 +185,8 @@ def parts(given: argparse.Namespace) -> Iterator[Row]:
         torch.manual_seed(0)
         model, prompt = GPTForCausalLM(GPTConfig(**tried_shape(given))).to(device).eval(), ids[:16].view(2, 8)
         how = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-        same = torch.equal(model.generate(prompt, **how, cache_implementation=name), model.generate(prompt, **how))
+        own = {"cache_implementation": name, "disable_compile": name == "offloaded_static"}  # torch 2.11 crashes
+        same = torch.equal(model.generate(prompt, **how, **own), model.generate(prompt, **how))
         return {"came out": "the same tokens" if same else "other tokens", "ok": same}
 
     caches = ("dynamic",) if given.device == "cpu" else ("offloaded", "offloaded_static", "static")
@@ -311,20 +313,17 @@ def forecasts(given: argparse.Namespace) -> Iterator[Row]:
 
 
 def resume(given: argparse.Namespace) -> Iterator[Row]:
-    """As runs are, and with torch's deterministic algorithms: where only those are exact, that is what is missing."""
-    kinds = [(False, False)] if given.tiny else [(False, False), (False, True), (True, False), (True, True)]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        yield from pool.map(partial(killed_and_resumed, given), kinds)
+        yield from pool.map(partial(killed_and_resumed, given), [False] if given.tiny else [False, True])
 
 
-def killed_and_resumed(given: argparse.Namespace, kind: tuple[bool, bool]) -> Row:
+def killed_and_resumed(given: argparse.Namespace, compiled: bool) -> Row:
     """A run twice, and one that is killed and resumed: the same weights in the end? Then it writes."""
-    compiled, deterministic = kind
-    row: Row = {"run": f"{'compiled' if compiled else 'not compiled'}{', deterministic' if deterministic else ''}"}
+    row: Row = {"run": "compiled" if compiled else "not compiled"}
     what = recipe(given, {**tried_shape(given), "vocab_size": 257}, max_steps=40, mixed_precision="bf16")
     what["model"]["drop_rate"], what["train"]["compile"] = 0.1, compiled
     what["checkpoint"] = {"every": 10, "keep": 2}
-    program = [sys.executable, "-c", _DETERMINISTIC] if deterministic else hf_gpt()
+    program = hf_gpt()
     with tempfile.TemporaryDirectory() as folder:
         file, (once, again, killed) = write(what, folder), (Path(folder, name) for name in ("once", "again", "killed"))
         try:
@@ -346,16 +345,6 @@ def killed_and_resumed(given: argparse.Namespace, kind: tuple[bool, bool]) -> Ro
         ends = {run.name: digest(run / "checkpoints" / "step-00000040") for run in (once, again, killed)}
     same = len(set(ends.values())) == 1
     return {**row, **ends, "resumed": resumed, "it writes": json.dumps(text), "ok": same and resumed}
-
-
-_DETERMINISTIC = """
-import os, sys
-os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-import torch
-from hf_gpt.cli import main
-torch.use_deterministic_algorithms(True)
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 def write(what: dict[str, Any], folder: str) -> Path:
