@@ -1,6 +1,8 @@
 """What all tests share: no network, caches of their own, small models, and the way to the real data."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -56,6 +58,18 @@ def tiny(tmp_path) -> dict:
         "evaluation": {"every": 4, "tokens": 512, "prompts": ["Line"], "sample_tokens": 8, "temperature": 1.0},
         "checkpoint": {"every": 4, "keep": 2},
     }
+
+
+@pytest.fixture(scope="session")
+def transformers_4(tmp_path_factory) -> str:
+    """A folder with transformers 4.51.3, for the PYTHONPATH of another process (three wheels, 15 MB)."""
+    folder = str(tmp_path_factory.mktemp("packages"))
+    wheels = ["transformers==4.51.3", "tokenizers<0.22", "huggingface_hub<1.0"]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, *wheels]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip cannot install transformers 4.51.3 here: {done.stderr.strip()[-200:]}")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -59,15 +59,10 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def old(tmp_path_factory):
+def old(transformers_4, tmp_path_factory):
     """Runs Python code under transformers 4.51.3."""
     folder = tmp_path_factory.mktemp("transformers-4")
-    wheels = ["transformers==4.51.3", "tokenizers<0.22", "huggingface_hub<1.0"]
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder / "packages"), *wheels]
-    done = subprocess.run(pip, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"pip cannot install transformers 4.51.3 here: {done.stderr.strip()[-200:]}")
-    environment = {**os.environ, "PYTHONPATH": str(folder / "packages"), "HF_HOME": str(folder / "home")}
+    environment = {**os.environ, "PYTHONPATH": transformers_4, "HF_HOME": str(folder / "home")}
 
     def run(code: str, *arguments: object, texts: list[str] = TEXTS) -> subprocess.CompletedProcess:
         command, given = [sys.executable, "-c", code, *map(str, arguments)], json.dumps(texts)
