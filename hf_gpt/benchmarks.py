@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import constants
 
 from . import checkpoint
 from .errors import HubError, UserError
@@ -256,11 +257,11 @@ def _load_tasks(names: Sequence[str], include_path: str | None, num_fewshot: int
                 raise UserError(f"no such task in lm-eval{where}; {what}", field="tasks", value=name)
     loaded: list[Task] = []
     for name in names:
-        subject = f"tasks: {name} is lm-eval's own, whose texts are on the Hub"
-        with _task_errors(name), contextlib.nullcontext() if name in local else hub_requests(subject):
+        with _task_errors(name), contextlib.nullcontext() if name in local else _from_the_hub(name):
             found = manager.load([name])
-        tops = [name] if name in {**found["tasks"], **found["groups"]} else [*found["tasks"]]  # a tag is its tasks
-        loaded += [_task(top, found if top == name else manager.load([top]), num_fewshot) for top in tops]
+            tops = [name] if name in {**found["tasks"], **found["groups"]} else [*found["tasks"]]  # a tag is its tasks
+            parts = [(top, found if top == name else manager.load([top])) for top in tops]
+        loaded += [_task(top, part, num_fewshot) for top, part in parts]
     return loaded
 
 
@@ -318,14 +319,30 @@ def _task_errors(name: str) -> Iterator[None]:
     """What lm-eval raises about a task as one line: a missing field, a template that fails, a text that is gone."""
     try:
         yield
-    except HubError as error:
-        raise UserError(str(error)) from None
     except UserError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise
         raise UserError(f"{type(error).__name__}: {error}", field="tasks", value=name) from error
+
+
+@contextlib.contextmanager
+def _from_the_hub(name: str) -> Iterator[None]:
+    """Of one of lm-eval's own tasks, what `datasets` does and what may go wrong there."""
+    subject = "it is lm-eval's own, and its text is on the Hub"
+    try:
+        with hub_requests(subject):
+            try:
+                yield
+            except OSError as error:  # FileNotFoundError is what datasets calls much that it did not get
+                if constants.HF_HUB_OFFLINE and error.errno is None:
+                    raise HubError(f"{subject}: HF_HUB_OFFLINE is set, and it is not in the cache") from None
+                if isinstance(error, FileNotFoundError):
+                    raise HubError(f"{subject}: {error}") from None
+                raise
+    except (HubError, UserError) as error:
+        raise UserError(str(error), field="tasks", value=name) from None
 
 
 def _try(work: Callable[[], Any], what: str, say: Callable[[str], None]) -> None:

@@ -225,6 +225,20 @@ def hashes_of_weights(checkpoint: Path) -> dict[str, str]:
     return {path.name: files[path.name][1] for path in weight_files(checkpoint)}
 
 
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the file of a model's weights, or of the hashes of its shards; of a checkpoint, by its manifest.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    hashes = hashes_of_weights(folder) if is_there(folder / MANIFEST) else {}
+    for path in [] if hashes else weight_files(folder):
+        with reading(path) as file:
+            hashes[path.name] = _sha256(file)
+    first, *others = hashes.values()
+    return hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first
+
+
 def unlisted(checkpoint: Path) -> list[str]:
     """Files and folders that somebody put into a checkpoint; not what no program looks for: the card, hidden ones."""
     known = {name.partition("/")[0] for name in listed(checkpoint)} | {TRAINING_STATE, _CARD, "__pycache__"}
@@ -296,22 +310,6 @@ def weight_files(folder: Path) -> list[Path]:
                 raise UserError(f"{folder}: has no {missing[0]}")
             return [folder / file for file in names]
     raise UserError(f"{folder}: has no model.safetensors")
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 of the file of a model's weights, or of the hashes of its shards; of a checkpoint, as its manifest says.
-
-    Raises:
-        UserError: there are none, or they cannot be read.
-    """
-    known, hashes = listed(folder) if is_there(folder / MANIFEST) else {}, []
-    for path in weight_files(folder):
-        if path.name in known:
-            hashes.append(known[path.name][1])
-            continue
-        with reading(path) as file:
-            hashes.append(_sha256(file))
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def newest_whole(run_dir: str | Path) -> tuple[Path | None, dict[Path, str]]:

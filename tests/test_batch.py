@@ -201,7 +201,9 @@ def test_a_step_saw_what_the_loop_takes_on_any_number_of_processes(documents):
 
 def test_the_command_shows_windows_and_prints_json(documents, capsys):
     run_dir = documents["output_dir"]
-    hf_gpt.train(changed(documents, train__max_steps=2))
+    del documents["train"]["max_steps"]
+    hf_gpt.train(changed(documents, train__max_tokens=2 * 4 * 32))
+    assert Batches(run_dir).num_steps == 2
     assert main(["batch", run_dir, "--step", "2"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("step 2, epoch 1: 4 windows\n  window ")

@@ -1,6 +1,6 @@
 """lm-eval's tasks on a run's checkpoints: minimal pairs in BLiMP's form, written here, and a text to be continued.
 
-No task of lm-eval's own is asked for: their texts are on the Hub.
+Of lm-eval's own tasks one is tried, whose text a Hub on loopback has.
 """
 
 import json
@@ -300,6 +300,24 @@ def test_revisions_of_a_hub_id(run_dir, tasks, tmp_path):
         assert line["results"]["pairs"]["metrics"]["acc"] == accuracy(folder, PAIRS)
 
 
+def test_a_task_of_lm_evals_own_takes_its_text_from_the_hub(run_dir, tmp_path):
+    """BLiMP's, with pairs of ours in place of the published ones."""
+    card = "configs:\n- config_name: adjunct_island\n  data_files:\n  - {split: train, path: pairs.jsonl}"
+    rows = "".join(json.dumps({"sentence_good": good, "sentence_bad": bad}) + "\n" for good, bad in PAIRS)
+    flags = ("evaluate", str(run_dir), "--tasks", "blimp_adjunct_island", "--json", "--device", "cpu")
+    with HubServer() as hub:
+        files = {"README.md": f"---\n{card}\n---\n".encode(), "pairs.jsonl": rows.encode()}
+        hub.add_repo("nyu-mll/blimp", files, kind="dataset")
+        commands = ForkServer(hub.environment(tmp_path / "home"))
+        try:
+            code, printed = commands.run(*flags)
+            assert code == 0, printed
+        finally:
+            commands.close()
+    (found,) = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))["evaluations"]
+    assert found["results"]["blimp_adjunct_island"]["metrics"]["acc"] == accuracy(run_dir, PAIRS)
+
+
 def test_the_command_prints_a_line_for_each_result(run_dir, tasks, capsys):
     flags = ["--tasks", "pairs, words", "--include-path", tasks, "--device", "cpu"]
     assert main(["evaluate", str(run_dir), *flags]) == 0
@@ -386,6 +404,12 @@ def test_a_task_that_fails_is_named_and_leaves_nothing(run_dir, tmp_path):
         with pytest.raises(UserError, match=f"^tasks {name}: .*{problem}"):
             benchmark(str(run_dir), [name], include_path=str(tmp_path / "tasks"), device="cpu")
     assert not (run_dir / "evaluations.jsonl").exists()
+
+
+def test_a_task_of_lm_evals_own_says_that_it_needs_the_hub(run_dir):
+    problem = "its text is on the Hub: HF_HUB_OFFLINE is set, and it is not in the cache$"
+    with pytest.raises(UserError, match=f"^tasks blimp_adjunct_island: it is lm-eval's own, and {problem}"):
+        benchmark(str(run_dir), ["blimp_adjunct_island"], device="cpu")
 
 
 def test_without_lm_eval_a_line_names_the_extra(run_dir, tasks, monkeypatch):

@@ -115,8 +115,8 @@ def test_what_is_not_reached_is_refused_before_the_first_step(tiny, milestones, 
 
 
 def test_training_state_stays_if_asked_for(tiny):
-    run = hf_gpt.train(with_milestones(tiny, every=12, steps=[3, 5], training_state=True))
-    assert steps(run.checkpoints) == [3, 5, 12]
+    run = hf_gpt.train(with_milestones(tiny, every=12, steps=[0, 3, 5], training_state=True))
+    assert steps(run.checkpoints) == [0, 3, 5, 12]
     branch = hf_gpt.train({**tiny, "output_dir": tiny["output_dir"] + "-branch"}, parent=f"{run.output_dir}@3")
     assert branch.metrics[-1]["validation_loss"] == run.metrics[-1]["validation_loss"]
 

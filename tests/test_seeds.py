@@ -185,6 +185,21 @@ def test_runs_are_grouped_by_what_differs(tmp_path):
     ]
 
 
+def test_the_lowest_loss_is_of_the_text_that_best_follows(tmp_path):
+    recipe = "evaluation: {datasets: {poems: p.txt}, best_on: poems}\n"
+    runs = [write_seed(tmp_path / f"{seed}", seed, 4.0, recipe) for seed in (1, 2)]
+    for run, lowest in zip(runs, (2.0, 3.0)):
+        path = run / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        losses = (5.0, lowest, lowest + 1)
+        lines = [{**line, "validation/poems_loss": loss} for line, loss in zip(lines, losses)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures = {figure.name: figure.mean for figure in plot(runs, tmp_path / "all").figures}
+    assert figures["validation/poems_loss"] == 3.5
+    assert figures["lowest validation/poems_loss"] == 2.5
+    assert "lowest validation_loss" not in figures
+
+
 def test_a_run_that_is_not_as_far_is_compared_where_it_is(tmp_path):
     runs = [write_seed(tmp_path / "a", 1, 4.0), write_seed(tmp_path / "b", 2, 2.0, steps=(0, 5))]
     found = {figure.name: figure for figure in plot(runs, tmp_path / "all").figures}["validation_loss"]

@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ..display import escape_unprintable
+from ..texts import VALIDATION, loss_of
 from .records import RunRecord, is_number
 
 _SEEDS = ("seed", "model.seed", "data.seed")
@@ -67,7 +68,7 @@ def group_labels(runs: Sequence[RunRecord], names: Sequence[str]) -> list[str]:
 
 
 def over_seeds(runs: Sequence[RunRecord], labels: Sequence[str]) -> Iterator[Figure]:
-    """Each figure of the last evaluation that all runs of a group have, and the lowest validation loss."""
+    """Each figure of the last evaluation that all runs of a group have, and the lowest loss that `best` follows."""
     for places in seed_groups(runs):
         by_step = [{line["step"]: line for line in runs[place].evaluated} for place in places]
         common = set.intersection(*map(set, by_step)) if len(places) > 1 else ()
@@ -79,10 +80,11 @@ def over_seeds(runs: Sequence[RunRecord], labels: Sequence[str]) -> Iterator[Fig
             found = [line.get(name) for line in lines]
             if name not in _POSITION and all(map(is_number, found)):
                 yield Figure(label, name, step, mean(found), stdev(found), len(found))
-        losses = [[line.get("validation_loss") for at, line in lines.items() if at <= step] for lines in by_step]
+        key = loss_of(runs[places[0]].judge or VALIDATION)
+        losses = [[line.get(key) for at, line in lines.items() if at <= step] for lines in by_step]
         if all(any(map(is_number, found)) for found in losses):
             lowest = [min(filter(is_number, found)) for found in losses]
-            yield Figure(label, "lowest validation_loss", step, mean(lowest), stdev(lowest), len(lowest))
+            yield Figure(label, f"lowest {key}", step, mean(lowest), stdev(lowest), len(lowest))
 
 
 def recipe_fields(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -203,7 +203,7 @@ class TrainingRun:
             if self.evaluates_at(0):
                 self.evaluate_and_sample(0)
             if self.max_steps == 0 or 0 in job.milestones:
-                self.save(0, with_state=self.max_steps == 0)
+                self.save(0, with_state=self.max_steps == 0 or self.recipe.checkpoint.milestones.training_state)
 
     def _load_checkpoint(self, start: Path, as_branch: bool) -> None:
         """The weights, the optimizer and the position of a checkpoint."""
