@@ -54,10 +54,8 @@ def schedule(asked: MilestonesRecipe, plan: BatchPlan, max_steps: int) -> dict[i
     steps = [("steps", step) for step in asked.steps]
     if every is not None:
         if max_steps // every > _MOST:
-            what = (
-                f"{every:,} makes {max_steps // every:,} checkpoints of {max_steps:,} steps, and {_MOST:,} is the most"
-            )
-            raise UserError(f"checkpoint.milestones.every_steps: {what}")
+            what = f"{every:,}, and {max_steps:,} steps would leave {max_steps // every:,} checkpoints"
+            raise UserError(f"checkpoint.milestones.every_steps: {what}; at most {_MOST:,} may stay")
         steps += [("every_steps", step) for step in range(every, max(max_steps, every) + 1, every)]
     if until is not None:
         powers = [1 << power for power in range(until.bit_length())]

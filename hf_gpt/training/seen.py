@@ -41,7 +41,7 @@ def first_steps(plan: BatchPlan, seen: Seen, values: list[int], max_steps: int |
     epochs, found = _Epochs(plan, seen), []
     for value in values:
         epoch, before = epochs.reaching(value, max_steps)
-        within = int(np.searchsorted(before + epochs[epoch].cumsum(), value))
+        within = int(np.searchsorted(epochs[epoch].cumsum(), value - before))
         step = epoch * plan.steps_per_epoch + within + 1 if value else 0
         found.append(step if max_steps is None or step <= max_steps else None)
     return found
@@ -72,9 +72,8 @@ class _Epochs:
     def __getitem__(self, epoch: int) -> np.ndarray:
         if self._of_windows is None:
             return self._tokens
-        words = self._of_windows[
-            self._plan.indices(epoch * self._plan.steps_per_epoch + 1, self._plan.steps_per_epoch)
-        ]
+        steps = self._plan.steps_per_epoch
+        words = self._of_windows[self._plan.indices(epoch * steps + 1, steps)]
         return np.add.reduceat(words, np.arange(0, len(words), self._plan.global_batch_size))
 
     def before(self, epoch: int) -> int:
