@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hf_gpt
 from hf_gpt import checkpoint
 from hf_gpt.errors import UserError
-from hf_gpt.recipe import Recipe
+from hf_gpt.recipe import MilestonesRecipe, Recipe
 from hf_gpt.training.loop import run as run_loop
+from hf_gpt.training.milestones import schedule
 from hf_gpt.training.observers import Observer
 from hf_gpt.training.setup import prepare
 
@@ -112,6 +113,11 @@ def test_what_is_not_reached_is_refused_before_the_first_step(tiny, milestones, 
     with pytest.raises(UserError, match=message):
         hf_gpt.train(with_milestones(tiny, **milestones))
     assert not list((tmp_path / "run").rglob("step-*"))
+
+
+def test_more_checkpoints_than_anyone_can_want_are_refused():
+    with pytest.raises(UserError, match=r"every_steps: 1, and 1,000,000 steps would leave 1,000,000 checkpoints"):
+        schedule(MilestonesRecipe(every_steps=1), None, 1_000_000)
 
 
 def test_training_state_stays_if_asked_for(tiny):

@@ -1,5 +1,6 @@
 """Words: how many begin in each token, whatever the tokenizer, and how many a step has seen."""
 
+import dataclasses
 import json
 import random
 
@@ -15,6 +16,7 @@ from hf_gpt.data.encoding import encoder_of
 from hf_gpt.data.token_store import tokenize
 from hf_gpt.data.tokenizer import load_tokenizer, train_tokenizer
 from hf_gpt.data.words import WordCounter, words_in, words_of_windows
+from hf_gpt.errors import UserError
 from hf_gpt.recipe import DataRecipe
 from hf_gpt.training.seen import count_until, first_steps, words_of_step
 
@@ -164,8 +166,10 @@ def test_what_a_step_sees_is_counted_by_its_targets(plan, monkeypatch):
     assert by_step[: plan.steps_per_epoch] != by_step[plan.steps_per_epoch : 2 * plan.steps_per_epoch]
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("seen", ["tokens", "words"])
-def test_the_first_step_at_or_past_a_number_is_found(plan, seen):
+def test_the_first_step_at_or_past_a_number_is_found(plan, seen, drop_last):
+    plan = dataclasses.replace(plan, drop_last=drop_last)
     steps = 2 * plan.steps_per_epoch + 2
     of_step = {"tokens": plan.num_targets, "words": lambda step: words_of_step(plan, step)}[seen]
     sums = np.cumsum([0, *map(of_step, range(1, steps + 1))])
@@ -174,3 +178,12 @@ def test_the_first_step_at_or_past_a_number_is_found(plan, seen):
     assert first_steps(plan, seen, values) == expected
     assert first_steps(plan, seen, values, 5) == [step if step <= 5 else None for step in expected]
     assert [count_until(plan, seen, step) for step in range(steps + 1)] == sums.tolist()
+
+
+def test_a_number_beyond_all_sense_costs_no_time(plan):
+    words = count_until(plan, "words", plan.steps_per_epoch)
+    assert first_steps(plan, "words", [words * 10**15]) == [plan.steps_per_epoch * 10**15]
+    assert first_steps(plan, "words", [10**18], 100) == [None]
+    left_out = dataclasses.replace(plan, batch_size=len(plan.windows) // 2 - 1, drop_last=True)
+    with pytest.raises(UserError, match=r"has [\d,]+ words in 10,000 epochs, and 1,000,000,000,000 are asked for"):
+        first_steps(left_out, "words", [10**12])

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .loop import TrainingRun
     from .setup import Job
 
+_MOST = 100_000  # checkpoints that stay
+
 
 @dataclass(frozen=True)
 class Milestone:
@@ -51,6 +53,9 @@ def schedule(asked: MilestonesRecipe, plan: BatchPlan, max_steps: int) -> dict[i
     every, until = asked.every_steps, asked.powers_of_two_until
     steps = [("steps", step) for step in asked.steps]
     if every is not None:
+        if max_steps // every > _MOST:
+            what = f"{every:,}, and {max_steps:,} steps would leave {max_steps // every:,} checkpoints"
+            raise UserError(f"checkpoint.milestones.every_steps: {what}; at most {_MOST:,} may stay")
         steps += [("every_steps", step) for step in range(every, max(max_steps, every) + 1, every)]
     if until is not None:
         powers = [1 << power for power in range(until.bit_length())]

@@ -4,8 +4,7 @@ A token counts where it is a target, a word where the token with its first chara
 functions of the text and the plan of its batches, which are known before step 1.
 """
 
-import itertools
-from collections.abc import Iterator
+import math
 from typing import Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from ..errors import UserError
 from ..recipe import TrainRecipe
 
 Seen = Literal["tokens", "words"]
+_MOST_EPOCHS = 10_000  # that are looked through one by one, where each leaves out other words
 
 
 def num_steps(train: TrainRecipe, plan: BatchPlan) -> int:
@@ -33,40 +33,65 @@ def words_of_step(plan: BatchPlan, step: int) -> int:
 
 
 def first_steps(plan: BatchPlan, seen: Seen, values: list[int], max_steps: int | None = None) -> list[int | None]:
-    """The first step at or past each of `values`, which ascend; None where that is behind `max_steps`."""
-    found: list[int | None] = []
-    total, done = 0, 0
-    for counts in _by_epoch(plan, seen) if values else ():
-        sums = total + np.cumsum(counts)
-        while len(found) < len(values) and values[len(found)] <= sums[-1]:
-            step = done + int(np.searchsorted(sums, values[len(found)])) + 1 if values[len(found)] else 0
-            found.append(step if max_steps is None or step <= max_steps else None)
-        if sums[-1] == total:
-            raise UserError(f"{plan.windows.store.name}: there are no {seen} in it to count")
-        total, done = int(sums[-1]), done + len(counts)
-        if len(found) == len(values) or (max_steps is not None and done >= max_steps):
-            break
-    return found + [None] * (len(values) - len(found))
+    """The first step at or past each of `values`, which ascend; None where that is behind `max_steps`.
+
+    Raises:
+        UserError: the text has none to count, or too few to look for so many.
+    """
+    epochs, found = _Epochs(plan, seen), []
+    for value in values:
+        epoch, before = epochs.reaching(value, max_steps)
+        within = int(np.searchsorted(epochs[epoch].cumsum(), value - before))
+        step = epoch * plan.steps_per_epoch + within + 1 if value else 0
+        found.append(step if max_steps is None or step <= max_steps else None)
+    return found
 
 
 def count_until(plan: BatchPlan, seen: Seen, step: int) -> int:
     """How many tokens or words the steps up to `step` see."""
-    total = 0
-    for counts in _by_epoch(plan, seen) if step else ():
-        total, step = total + int(counts[:step].sum()), step - len(counts)
-        if step <= 0:
-            break
-    return total
+    epochs = _Epochs(plan, seen)
+    epoch, rest = divmod(step, plan.steps_per_epoch)
+    return epochs.before(epoch) + int(epochs[epoch][:rest].sum())
 
 
-def _by_epoch(plan: BatchPlan, seen: Seen) -> Iterator[np.ndarray]:
-    """What each step of an epoch sees, int64 of shape (steps,), for one epoch after the other without end."""
-    steps = plan.steps_per_epoch
-    if seen == "tokens":
-        tokens = np.full(steps, plan.num_targets(1), np.int64)
-        tokens[-1] = plan.num_targets(steps)
-        yield from itertools.repeat(tokens)
-    of_windows = words_of_windows(plan.windows)
-    for first in itertools.count(1, steps):
-        words = of_windows[plan.indices(first, steps)]
-        yield np.add.reduceat(words, np.arange(0, len(words), plan.global_batch_size))
+class _Epochs:
+    """What each step of an epoch sees: int64 of shape (steps,) by the epoch's number."""
+
+    def __init__(self, plan: BatchPlan, seen: Seen):
+        self._plan = plan
+        steps = plan.steps_per_epoch
+        sees_all = steps * plan.global_batch_size >= len(plan.windows) or not plan.shuffle
+        self._of_windows = words_of_windows(plan.windows) if seen == "words" else None
+        if seen == "tokens":
+            self._tokens = np.full(steps, plan.num_targets(1), np.int64)
+            self._tokens[-1] = plan.num_targets(steps)
+        self._total = int(self[0].sum()) if seen == "tokens" or sees_all else None  # of each, where they are equal
+        if self._total == 0:
+            raise UserError(f"{plan.windows.store.name}: there are no {seen} in it to count")
+
+    def __getitem__(self, epoch: int) -> np.ndarray:
+        if self._of_windows is None:
+            return self._tokens
+        steps = self._plan.steps_per_epoch
+        words = self._of_windows[self._plan.indices(epoch * steps + 1, steps)]
+        return np.add.reduceat(words, np.arange(0, len(words), self._plan.global_batch_size))
+
+    def before(self, epoch: int) -> int:
+        """What all epochs before this one see."""
+        if self._total is not None:
+            return epoch * self._total
+        return sum(int(self[number].sum()) for number in range(epoch))
+
+    def reaching(self, value: int, max_steps: int | None) -> tuple[int, int]:
+        """The epoch in which `value` is reached, or that is behind `max_steps`; and what those before it see."""
+        if self._total is not None:
+            epoch = max(0, value - 1) // self._total
+            return epoch, epoch * self._total
+        before = 0
+        for epoch in range(_MOST_EPOCHS):
+            of_epoch = int(self[epoch].sum())
+            if before + of_epoch >= value or (max_steps or math.inf) <= epoch * self._plan.steps_per_epoch:
+                return epoch, before
+            before += of_epoch
+        name = self._plan.windows.store.name
+        raise UserError(f"{name}: has {before:,} words in {_MOST_EPOCHS:,} epochs, and {value:,} are asked for")
