@@ -3,6 +3,7 @@ with 20 revisions that have the right weights. Until then no revision ever has o
 
 import json
 import random
+import re
 import signal
 import time
 
@@ -69,19 +70,23 @@ def stumble(hub, draw: random.Random, faults: int) -> None:
         hub.fail(Fault(path, times=draw.randint(1, 2), **how))
 
 
-def weights(hub, repo: str) -> dict[str, bytes]:
+def weights(hub, repo: str, kind: str) -> dict[str, bytes]:
     """What the revisions of the ladder hold, by name."""
     if ("model", repo) not in hub.repos:
         return {}
-    names = [name for name in hub.refs(repo)["tags"] if not name.startswith("step-")]
+    names = [name for name in hub.refs(repo)[kind] if re.fullmatch(r"step\d+", name)]
     return {name: hub.files(repo, name)["model.safetensors"] for name in names}
 
 
 @pytest.mark.parametrize(
-    ("kills", "processes", "faults"),
-    [(3, 1, 1), pytest.param(20, 1, 4, marks=pytest.mark.slow), pytest.param(10, 2, 4, marks=pytest.mark.slow)],
+    ("kills", "processes", "faults", "kind"),
+    [
+        (3, 1, 1, "tags"),
+        pytest.param(20, 1, 4, "branches", marks=pytest.mark.slow),
+        pytest.param(10, 2, 4, "tags", marks=pytest.mark.slow),
+    ],
 )
-def test_a_ladder_is_whole_after_any_kills(hub, commands, recipe, tmp_path, kills, processes, faults):
+def test_a_ladder_is_whole_after_any_kills(hub, commands, recipe, tmp_path, kills, processes, faults, kind):
     whole = recipe_file({**recipe, "output_dir": str(tmp_path / "whole")}, tmp_path / "whole.json")
     assert [one.wait() for one in start(commands, processes, whole)] == [0] * processes
     saved = {f"step{step}": tmp_path / "whole" / "checkpoints" / checkpoint.name_of(step) for step in LADDER}
@@ -91,7 +96,9 @@ def test_a_ladder_is_whole_after_any_kills(hub, commands, recipe, tmp_path, kill
     draw, killed, attempt = random.Random(f"{kills} {processes}"), 0, 0
     while killed < kills:
         repo, run = f"someone/ladder-{processes}-{kills}-{attempt}", tmp_path / f"run-{attempt}"
-        file = recipe_file({**recipe, "output_dir": str(run), "hub": {"repo_id": repo}}, tmp_path / "recipe.json")
+        file = recipe_file(
+            {**recipe, "output_dir": str(run), "hub": {"repo_id": repo, "milestones": kind}}, tmp_path / "recipe.json"
+        )
         stumble(hub, draw, faults)
         workers = start(commands, processes, file)
         victims = draw.choice([workers, workers[:1], workers[-1:]])
@@ -105,14 +112,14 @@ def test_a_ladder_is_whole_after_any_kills(hub, commands, recipe, tmp_path, kill
             victim.send(signal.SIGKILL)
         codes = [worker.wait() for worker in workers]
         killed += -signal.SIGKILL in codes
-        there = weights(hub, repo)
+        there = weights(hub, repo, kind)
         assert {name: content == right[name] for name, content in there.items()} == dict.fromkeys(there, True)
         attempt += set(there) == set(right)  # what is whole is begun again
     hub.mend()
     workers = start(commands, processes, file)
     assert [worker.wait() for worker in workers] == [0] * processes, workers[0].printed
-    assert weights(hub, repo) == right, workers[0].printed
-    assert set(hub.refs(repo)["branches"]) == {"main", "training"}
+    assert weights(hub, repo, kind) == right, workers[0].printed
+    assert set(hub.refs(repo)["branches"]) == {"main", "training", *(right if kind == "branches" else ())}
     code, printed = commands.run("push", run, repo, "--milestones", "--check", "--json")
     assert code == 0, printed
     assert json.loads(printed.splitlines()[0])["revisions"] == dict.fromkeys(right)
