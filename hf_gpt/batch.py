@@ -23,7 +23,7 @@ from .recipe import Recipe
 from .storage import is_there, local_path
 from .training.data import batch_plan, text_of_run
 from .training.resume import read_environment
-from .training.seen import num_steps
+from .training.seen import begun, num_steps
 
 _SHOWN = 300  # characters of a window's text that people are shown
 
@@ -77,7 +77,7 @@ class Batches:
         corpus, self._tokenizer, store = text_of_run(recipe, recorded["text"].get("eval_train"))
         windows = Windows(store, recipe.data.context_length or _positions(run_dir), recipe.data.stride)
         self.plan = batch_plan(recipe, windows)
-        self.num_steps = num_steps(recipe.train, self.plan)
+        self.num_steps = num_steps(recipe.train, self.plan, begun(recorded.get("parent"), self.plan))
         with WorkProgress(f"looking for the documents of {corpus.name}") as progress:
             self._places = Places(store, corpus, self._tokenizer, progress)
 

@@ -129,7 +129,8 @@ class _LeftAlone(Exception):
 def writing(run_dir: str | Path, step: int, *, with_state: bool = True) -> Iterator[Path]:
     """A directory to fill; when the block ends without an error it becomes the checkpoint of `step` in one rename.
 
-    One that is there and has the same weights is left alone, unless it lacks the training state of the new one.
+    One that is there and has the same weights is left alone, unless it lacks the training state of the new one, or is
+    a milestone for something else.
 
     Args:
         with_state: keep what the block puts into `training_state/`.
@@ -144,8 +145,13 @@ def writing(run_dir: str | Path, step: int, *, with_state: bool = True) -> Itera
             (directory / TRAINING_STATE).mkdir()
         write_json(directory / MANIFEST, _describe(directory))
         lacks_nothing = is_whole(final) and (_has_state(final) or not with_state)
-        if lacks_nothing and hashes_of_weights(final) == hashes_of_weights(directory):
+        if lacks_nothing and _held(final) == _held(directory):
             raise _LeftAlone
+
+
+def _held(checkpoint: Path) -> Any:
+    """What two checkpoints of one step agree in: their weights, and what they are milestones for."""
+    return hashes_of_weights(checkpoint), listed(checkpoint).get(MILESTONE)
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def _repo_id(value: str) -> str:
 
 def is_branch_name(text: str) -> bool:
     """Whether a branch or a tag of the Hub can have this name."""
-    pattern = r"(?!refs/)(?!.*(\.\.|//|/\.|\./))\w[\w./-]{0,99}(?<![./])(?<!\.lock)"
+    pattern = r"(?!refs/|HEAD$)(?!.*(\.\.|//|/\.|\./|\.lock/))\w[\w./-]{0,99}(?<![./])(?<!\.lock)"
     return re.fullmatch(pattern, text) is not None
 
 

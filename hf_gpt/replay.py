@@ -163,7 +163,7 @@ class _Comparison(Observer):
 
     def _compare(self, training: TrainingRun, step: int) -> None:
         if step in self._conditions:
-            training.job.max_steps = num_steps(self._conditions[step][0], training.job.plan)
+            training.job.max_steps = num_steps(self._conditions[step][0], training.job.plan, training.job.begun)
         kept = self._kept.get(step)
         weights = whole_weights(training.loss) if kept else {}  # gathered from all processes
         if not training.accelerator.is_main_process:

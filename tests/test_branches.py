@@ -84,7 +84,7 @@ def test_a_branch_with_another_tokenizer_is_refused(run, tiny, tmp_path):
 
 def test_what_cannot_be_branched_off_is_refused_in_one_line(run, tiny, tmp_path):
     recipe = changed(tiny, output_dir=str(tmp_path / "branch"))
-    with pytest.raises(UserError, match=r"keeps no checkpoint of step 3; it has: 8, 12"):
+    with pytest.raises(UserError, match=r"keeps no training state of step 3; it has that of: 8, 12"):
         hf_gpt.train(recipe, parent=f"{run.output_dir}@3")
     with pytest.raises(UserError, match="no run with a checkpoint there; name one as RUN@STEP"):
         hf_gpt.train(recipe, parent=str(tmp_path / "nowhere@3"))
@@ -235,7 +235,7 @@ def test_the_command_line_branches_and_replays(run, tiny, tmp_path, capsys):
     assert main(["replay", str(run.output_dir), "--from", "8", "--to", "10"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "2 steps repeated; 2 of the 2 recorded ones match"
     assert main(["replay", str(run.output_dir), "--from", "3"]) == 2
-    assert "keeps no checkpoint of step 3" in capsys.readouterr().err
+    assert "keeps no training state of step 3" in capsys.readouterr().err
 
 
 def test_a_replay_compares_no_losses_on_another_text(run, tiny):

@@ -1,6 +1,7 @@
 """Milestones: checkpoints that stay for ever, at steps, tokens or words, and are really of the step they name."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hf_gpt.recipe import MilestonesRecipe, Recipe
 from hf_gpt.training.loop import run as run_loop
 from hf_gpt.training.milestones import schedule
 from hf_gpt.training.observers import Observer
+from hf_gpt.training.seen import Begun
 from hf_gpt.training.setup import prepare
 
 
@@ -117,7 +119,7 @@ def test_what_is_not_reached_is_refused_before_the_first_step(tiny, milestones, 
 
 def test_more_checkpoints_than_anyone_can_want_are_refused():
     with pytest.raises(UserError, match=r"every_steps: 1, and 1,000,000 steps would leave 1,000,000 checkpoints"):
-        schedule(MilestonesRecipe(every_steps=1), None, 1_000_000)
+        schedule(MilestonesRecipe(every_steps=1), None, 1_000_000, Begun())
 
 
 def test_training_state_stays_if_asked_for(tiny):
@@ -172,7 +174,19 @@ def test_a_milestone_is_added_ahead_of_the_run_only(tiny):
     run_loop(prepare(Recipe.from_dict(with_milestones(tiny, steps=[2]))), until=5)
     with pytest.raises(UserError, match=r"milestones: step 3 is a new one, and the run in .* is at step 4"):
         hf_gpt.train(with_milestones(tiny, steps=[2, 3]))
+    with pytest.raises(UserError, match=r"milestones: step 2 for 250 is a new one, and the run in .* is at step 4"):
+        hf_gpt.train(with_milestones(tiny, steps=[2], tokens=[250]))
     assert steps(hf_gpt.train(with_milestones(tiny, steps=[2, 6])).milestones) == [2, 6]
+
+
+def test_a_milestone_ahead_learns_what_else_it_is_asked_for(tiny):
+    job = prepare(Recipe.from_dict(with_milestones(tiny, steps=[7])))
+    run_loop(job, until=7)
+    hashes = checkpoint.hashes_of_weights(job.run_dir / "checkpoints/step-00000007")
+    run = hf_gpt.train(with_milestones(tiny, steps=[7], tokens=[800]))  # from step 4, to the same weights
+    assert [checkpoint.milestone(path)["asked"]["tokens"] for path in run.milestones] == [[800]]
+    assert checkpoint.hashes_of_weights(run.milestones[0]) == hashes
+    assert not events(run.output_dir, "replaced")
 
 
 def test_a_branch_has_the_milestones_behind_the_step_that_it_begins_with(tiny):
@@ -183,6 +197,30 @@ def test_a_branch_has_the_milestones_behind_the_step_that_it_begins_with(tiny):
     branch = hf_gpt.train(recipe)
     assert steps(branch.milestones) == [10]
     assert checkpoint.hashes_of_weights(branch.milestones[0]) == checkpoint.hashes_of_weights(parent.milestones[2])
+
+
+def test_a_branch_goes_on_with_the_counts_of_its_parent(tiny, tmp_path):
+    """Its own text has far more words in a step, and its steps have twice as many tokens."""
+    (tmp_path / "other.txt").write_text("".join(f"a b c d {i} e f g\n" for i in range(600)))
+    parent = hf_gpt.train(tiny)
+    recipe = {
+        **with_milestones(tiny, every=2, tokens=["1k", 1200, 1500], words=[100, 300, 400]),
+        "output_dir": tiny["output_dir"] + "-branch",
+        "data": {"source": str(tmp_path / "other.txt")},
+        "train": {"max_tokens": 1500, "global_batch_size": 8, "batch_size": 2, "log_every": 1, "device": "cpu"},
+    }
+    hf_gpt.train(recipe, parent=f"{parent.output_dir}@8")
+    shutil.rmtree(parent.output_dir)
+    recipe["train"]["max_tokens"] = 1900
+    branch = hf_gpt.train(recipe)
+    lines = [line for line in branch.metrics if "train_loss" in line]
+    asked = {"tokens": [1200, 1500, 1900], "words": [300, 400]}
+    first = {seen: {n: min(at["step"] for at in lines if at[seen] >= n) for n in asked[seen]} for seen in asked}
+    assert lines[-1]["step"] == first["tokens"].pop(1900)
+    reached = [checkpoint.milestone(path) for path in branch.milestones]
+    assert {seen: {n: one["step"] for one in reached for n in one["asked"][seen]} for seen in asked} == first
+    counted = {line["step"]: (line["tokens"], line["words"]) for line in lines}
+    assert [(one["tokens"], one["words"]) for one in reached] == [counted[one["step"]] for one in reached]
 
 
 def test_losing_its_state_is_one_atomic_step(tiny, monkeypatch):

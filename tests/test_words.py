@@ -107,6 +107,14 @@ def test_a_word_belongs_to_the_token_with_its_first_byte():
     assert counter.count(" ", ["bc d"], [ids]).tolist() == [1, 0, 0, 1]
 
 
+def test_what_a_vocabulary_does_not_spell_is_looked_up_in_the_text():
+    """White space without a token is an unknown one, and SentencePiece's mark, where it is written, is no blank."""
+    for tokenizer in (unigram(), sentencepiece_bpe()):
+        encoder, counter = encoder_of(tokenizer), WordCounter(tokenizer)
+        for written in ("a\tb\r\u200ac q", "\t", "a \u2581 b", "\u2581a\u2581b", "a\u2603 b \u2603\u2603"):
+            assert counter.count("", [written], encoder.encode([written])).sum() == len(written.split()), written
+
+
 def test_a_token_may_begin_two_words():
     tokenizer = byte_level(merges_across_blanks=True)
     encoder, counter = encoder_of(tokenizer), WordCounter(tokenizer)

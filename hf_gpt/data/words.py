@@ -37,7 +37,8 @@ _HARMLESS = {"NFC", "Prepend", "Replace", "Sequence"}
 _MOST = 1 << 26  # tokens looked at together
 
 # What is known of a token, as bits of a number; above them stands how many words begin after its first character.
-_BEGINS, _ENDS_BLANK, _IS_UNSURE, _INSIDE = 1, 2, 4, 3  # its first is visible, its last is not, it may end inside one
+_BEGINS, _ENDS_BLANK, _IS_UNSURE, _INSIDE = 1, 2, 4, 4  # its first is visible, its last is not, it may end inside one
+_IS_UNKNOWN = 8  # it stands for whatever has no token
 
 
 class WordCounter:
@@ -64,12 +65,16 @@ class WordCounter:
         self, before: str, texts: Sequence[str | None], ids: Sequence[np.ndarray]
     ) -> np.ndarray | None:
         """The counts, from what tokens spell. None if they do not spell the text."""
-        known, lengths = self._spelled
+        known, lengths, is_marked = self._spelled
+        if is_marked and any(_BLANK in (text or "") for text in texts):
+            return None  # the mark itself, which is no blank
         everything, starts = np.concatenate(ids), np.cumsum([0, *map(len, ids)])
         blanks = [place for place, text in enumerate(texts) if text is None]
         marks = starts[blanks][:, None] + np.arange(len(ids[blanks[0]]) if blanks else 0)
         facts = known.take(everything, mode="clip")
         facts[marks] = _ENDS_BLANK
+        if (facts & _IS_UNKNOWN).any():
+            return None
         if not (facts & _IS_UNSURE).any() or not _has_wide_blanks(data := _bytes_of(texts)):
             after_blank = np.empty_like(facts)
             after_blank[:1] = not before or before.isspace()
@@ -130,8 +135,9 @@ def _has_wide_blanks(data: np.ndarray) -> bool:
 
 
 @functools.lru_cache(maxsize=4)
-def _backend_and_spelling(content: str) -> tuple["Tokenizer", tuple[np.ndarray, np.ndarray] | None]:
-    """The backend of a tokenizer and, where tokens spell text, what is known of each id, and its length in bytes."""
+def _backend_and_spelling(content: str) -> tuple["Tokenizer", tuple[np.ndarray, np.ndarray, bool] | None]:
+    """The backend of a tokenizer and, where tokens spell text, what is known of each id, its length in bytes, and
+    whether blanks are SentencePiece's marks."""
     from tokenizers import Tokenizer
 
     backend, described = Tokenizer.from_str(content), json.loads(content)
@@ -143,7 +149,7 @@ def _backend_and_spelling(content: str) -> tuple["Tokenizer", tuple[np.ndarray, 
     ]
     if not changes <= _HARMLESS or not (is_marked or "ByteLevel" in splits):
         return backend, None
-    added = {token["id"] for token in described["added_tokens"]}
+    added, model = {token["id"] for token in described["added_tokens"]}, described["model"]
     byte_of = {character: byte for byte, character in enumerate(byte_characters())}
     known = np.zeros(max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1, np.uint16)
     lengths = np.zeros(len(known), np.int64)
@@ -152,12 +158,13 @@ def _backend_and_spelling(content: str) -> tuple["Tokenizer", tuple[np.ndarray, 
             spelled = token.encode()
         elif not is_marked:
             spelled = bytes(byte_of.get(character, 0) for character in token)
-        elif described["model"].get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", token):
+        elif model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", token):
             spelled = bytes.fromhex(token[3:5])
         else:
             spelled = token.replace(_BLANK, " ").encode()
-        known[i], lengths[i] = _facts(spelled), len(spelled)
-    return backend, (known, lengths)
+        is_unknown = token == model.get("unk_token") or (model["type"] == "Unigram" and i == model["unk_id"])
+        known[i], lengths[i] = _IS_UNKNOWN if is_unknown else _facts(spelled), len(spelled)
+    return backend, (known, lengths, is_marked)
 
 
 def _facts(spelled: bytes) -> int:

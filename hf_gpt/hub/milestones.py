@@ -72,12 +72,14 @@ def revisions(hub: HubRecipe, milestones: Iterable[tuple[int, Sequence[int], Seq
                 if not values:
                     refuse(f"the milestone of step {step} has none: it is not one of checkpoint.milestones.{kind}")
         for name in dict.fromkeys(hub.milestone_name.format(**one) for one in values):
-            subject = f"the milestone of step {step} would be '{name}'"
+            subject, used_names = f"the milestone of step {step} would be '{name}'", (name, _branch_to_send(name))
             if name in found:
                 refuse(f"{subject}, and so would that of step {found[name]}")
-            if _CHECKPOINT_TAG.fullmatch(name) or any(_collide(name, other) for other in ("main", hub.branch)):
+            if _CHECKPOINT_TAG.fullmatch(name) or any(
+                _collide(one, other) for one in used_names for other in ("main", hub.branch)
+            ):
                 refuse(f"{subject}, which is, or cannot stand beside, a name of other checkpoints there")
-            if not is_branch_name(name) or not is_branch_name(_branch_to_send(name)):
+            if not all(map(is_branch_name, used_names)):
                 refuse(f"{subject}, which no branch or tag can be called")
             found[name] = step
     return found

@@ -210,7 +210,7 @@ class TrainingRun:
         self.progress = load_training_state(start, self.accelerator, self.loss, self.optimizer, self.recipe.model_seed)
         self.resumed_from = start
         if self.progress.words is None:
-            self.progress.words = count_until(self.job.plan, "words", self.progress.step)
+            self.progress.words = count_until(self.job.plan, "words", self.progress.step, self.job.begun)
         if as_branch:
             self.progress = Progress(self.progress.step, self.progress.tokens, self.progress.words)
             what = f"branching off after step {self.progress.step}, from {start}"

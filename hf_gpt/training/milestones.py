@@ -23,10 +23,9 @@ from .. import checkpoint
 from ..data.batches import BatchPlan
 from ..display import short_number
 from ..errors import UserError
-from ..recipe import MilestonesRecipe, Recipe
+from ..recipe import MilestonesRecipe
 from ..storage import write_json
-from .resume import read_environment
-from .seen import count_until, first_steps, num_steps
+from .seen import Begun, count_until, first_steps, num_steps
 
 if TYPE_CHECKING:
     from .loop import TrainingRun
@@ -44,8 +43,8 @@ class Milestone:
     words: tuple[int, ...] = ()
 
 
-def schedule(asked: MilestonesRecipe, plan: BatchPlan, max_steps: int) -> dict[int, Milestone]:
-    """The milestones of a run of `max_steps`, by step.
+def schedule(asked: MilestonesRecipe, plan: BatchPlan, max_steps: int, begun: Begun) -> dict[int, Milestone]:
+    """The milestones of a run of `max_steps`, by step; of a branch, those behind the step that it begins with.
 
     Raises:
         UserError: one lies behind the end of the run.
@@ -66,41 +65,36 @@ def schedule(asked: MilestonesRecipe, plan: BatchPlan, max_steps: int) -> dict[i
     places = {}
     for seen in ("tokens", "words"):
         values = sorted(set(getattr(asked, seen)))
-        places[seen] = dict(zip(values, first_steps(plan, seen, values, max_steps)))
+        places[seen] = dict(zip(values, first_steps(plan, seen, values, max_steps, begun)))
         if late := [value for value, step in places[seen].items() if step is None]:
-            total = count_until(plan, seen, max_steps)
+            total = count_until(plan, seen, max_steps, begun)
             where = f"the run ends at {total:,} {seen}, step {max_steps:,}"
             raise UserError(f"checkpoint.milestones.{seen}: {late[0]:,} is not reached: {where}")
     found = {step for _, step in steps} | {step for at in places.values() for step in at.values()}
     return {
         step: Milestone(step, *(tuple(v for v, at in places[seen].items() if at == step) for seen in places))
         for step in sorted(found)
+        if step > begun.step or not begun.is_branch
     }
 
 
 # In a run -----------------------------------------------------------------------------------------------------------
 
 
-def milestones_of_run(
-    recipe: Recipe, plan: BatchPlan, max_steps: int, run_dir: Path, parent: Path | None
-) -> dict[int, Milestone]:
-    """The milestones of a run, by step; of a branch, those behind the step of its `parent` that it begins with.
-
-    Raises:
-        UserError: one lies behind the end of the run.
-    """
-    began = read_environment(run_dir / "environment.json").get("parent", {}).get("step", -1)
-    began = began if parent is None else checkpoint.step_of(parent)
-    found = schedule(recipe.checkpoint.milestones, plan, max_steps)
-    return {step: milestone for step, milestone in found.items() if step > began}
-
-
 def refuse_added(job: "Job", step: int) -> None:
-    """Refuse milestones of a run that goes on from `step`, which lie behind it and were not asked for then."""
-    earlier = schedule(job.earlier.checkpoint.milestones, job.plan, num_steps(job.earlier.train, job.plan))
-    if added := [at for at in job.milestones if at <= step and at not in earlier]:
-        what = f"step {added[0]:,} is a new one, and the run in {job.run_dir} is at step {step:,}"
-        raise UserError(f"checkpoint.milestones: {what}; a milestone can only be added ahead of it")
+    """Refuse milestones of a run that goes on from `step`, which lie behind it and were not asked for then.
+
+    Also a number of tokens or words that falls on an earlier milestone, which does not know of it.
+    """
+    last = num_steps(job.earlier.train, job.plan, job.begun)
+    earlier = schedule(job.earlier.checkpoint.milestones, job.plan, last, job.begun)
+    for at, milestone in job.milestones.items():
+        before = earlier.get(at)
+        new = [*({*milestone.tokens} - {*before.tokens}), *({*milestone.words} - {*before.words})] if before else []
+        if at <= step and (before is None or new):
+            what = f"step {at:,}{f' for {new[0]:,}' if new else ''} is a new one"
+            what += f", and the run in {job.run_dir} is at step {step:,}"
+            raise UserError(f"checkpoint.milestones: {what}; a milestone can only be added ahead of it")
 
 
 def describe(training: "TrainingRun") -> Iterator[str]:

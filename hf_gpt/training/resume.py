@@ -21,6 +21,7 @@ from ..loading import num_positions, own_fields
 from ..recipe import Recipe, differences
 from ..storage import local_path, read_file, read_json
 from .model import canonical_field_names
+from .state import Progress
 
 if TYPE_CHECKING:
     from .setup import Job
@@ -90,7 +91,9 @@ def read_environment(path: Path) -> dict[str, Any]:
     if not odd:
         odd = [f"sources.{name}" for name, facts in found.get("sources", {}).items() if not isinstance(facts, dict)]
     if "parent" in found and not odd:
-        odd = [key for key, kind in (("run", str), ("step", int)) if not isinstance(found["parent"].get(key), kind)]
+        parent = {"tokens": 0, "words": 0, **found["parent"]}  # which an earlier version did not write
+        types = {"run": str, "step": int, "tokens": int, "words": int}
+        odd = [key for key, kind in types.items() if not isinstance(parent.get(key), kind)]
     if odd:
         raise UserError(f"{path}: is damaged: {odd[0]} is not what was written there; put it back, or remove the file")
     return found
@@ -227,9 +230,12 @@ def _is_the_same(asked: str, recorded: Mapping[str, Any]) -> bool:
 
 def describe_parent(parent: Path) -> dict[str, Any]:
     """What a branch writes down of the checkpoint it starts from."""
+    progress = Progress.read(parent / checkpoint.TRAINING_STATE / "state.json")
     return {
         "run": str(parent.parent.parent.absolute()),
         "step": checkpoint.step_of(parent),
+        "tokens": progress.tokens,
+        **({} if progress.words is None else {"words": progress.words}),
         "weights": checkpoint.hashes_of_weights(parent),
     }
 

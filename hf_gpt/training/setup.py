@@ -22,11 +22,19 @@ from . import deepspeed
 from .data import Data, batch_plan, prepare_data
 from .distributed import has_weights, start_accelerator, together
 from .hardware import pays_to_compile, resolve_attention, resolve_hardware
-from .milestones import Milestone, milestones_of_run
+from .milestones import Milestone, schedule
 from .model import build_model, find_pretrained, refuse_prompts
 from .provenance import changes_of_environment, describe_environment
-from .resume import Change, changes_of_recipe, describe_parent, earlier_recipe, find_parent, run_and_step
-from .seen import num_steps
+from .resume import (
+    Change,
+    changes_of_recipe,
+    describe_parent,
+    earlier_recipe,
+    find_parent,
+    read_environment,
+    run_and_step,
+)
+from .seen import Begun, begun, num_steps
 
 
 @dataclass
@@ -40,6 +48,7 @@ class Job:
     plan: BatchPlan
     model: PreTrainedModel
     max_steps: int
+    begun: Begun
     milestones: dict[int, Milestone]  # by step
     environment: dict[str, Any]
     changes: list[Change]  # of the recipe of the run in `run_dir`
@@ -88,7 +97,11 @@ def prepare(recipe: Recipe, parent: str | None = None, data: Data | None = None)
     train = dataclasses.replace(
         recipe.train, global_batch_size=plan.global_batch_size, gradient_accumulation_steps=None
     )
-    max_steps = num_steps(train, plan)
+    branched_from = find_parent(run_dir, parent, data.config, data.tokenizer, recipe.optimizer.name)
+    its_parent = read_environment(run_dir / "environment.json").get("parent")
+    its_parent = its_parent if branched_from is None else describe_parent(branched_from)
+    begins = begun(its_parent, plan)
+    max_steps = num_steps(train, plan, begins)
     if train.compile == "auto":
         tokens_per_step = plan.global_batch_size * data.windows.context_length
         pays = pays_to_compile(train.device, data.config, max_steps, tokens_per_step)
@@ -97,10 +110,8 @@ def prepare(recipe: Recipe, parent: str | None = None, data: Data | None = None)
     recipe = dataclasses.replace(data.recipe, train=train)
     changes = changes_of_recipe(run_dir, earlier, recipe, data.config) if earlier is not None else []
     environment = describe_environment(run_dir, accelerator, data)
-    branched_from = find_parent(run_dir, parent, data.config, data.tokenizer, recipe.optimizer.name)
-    milestones = milestones_of_run(recipe, plan, max_steps, run_dir, branched_from)
     if branched_from is not None:
-        environment["parent"] = describe_parent(branched_from)
+        environment["parent"] = its_parent
 
     torch.manual_seed(recipe.model_seed)
     with together(accelerator):
@@ -119,7 +130,8 @@ def prepare(recipe: Recipe, parent: str | None = None, data: Data | None = None)
         plan=plan,
         model=model,
         max_steps=max_steps,
-        milestones=milestones,
+        begun=begins,
+        milestones=schedule(recipe.checkpoint.milestones, plan, max_steps, begins),
         environment=environment,
         changes=changes,
         earlier=earlier,
