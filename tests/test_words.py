@@ -15,6 +15,7 @@ from hf_gpt.data.encoding import encoder_of
 from hf_gpt.data.token_store import tokenize
 from hf_gpt.data.tokenizer import load_tokenizer, train_tokenizer
 from hf_gpt.data.words import WordCounter, words_in, words_of_windows
+from hf_gpt.errors import UserError
 from hf_gpt.recipe import DataRecipe
 from hf_gpt.training.seen import count_until, first_steps, words_of_step
 
@@ -180,5 +181,7 @@ def test_the_first_step_at_or_past_a_number_is_found(plan, seen):
     values = sorted({0, 1, *sums[1:].tolist(), *(sums[1:-1] + 1).tolist()})
     expected = [int(np.flatnonzero(sums >= value)[0]) for value in values]
     assert first_steps(plan, seen, values) == expected
+    with pytest.raises(UserError, match=rf"train\.max_{seen}: .* is more than 1,000,000 epochs of "):
+        first_steps(plan, seen, [10**14])
     assert first_steps(plan, seen, values, 5) == [step if step <= 5 else None for step in expected]
     assert [count_until(plan, seen, step) for step in range(steps + 1)] == sums.tolist()

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..recipe import TrainRecipe
 
 Seen = Literal["tokens", "words"]
+_MOST_EPOCHS = 1_000_000  # each is looked at
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ def first_steps(
             found.append(step if max_steps is None or step <= max_steps else None)
         if sums[-1] == total and len(counts) == plan.steps_per_epoch:
             raise UserError(f"{plan.windows.store.name}: there are no {seen} in it to count")
+        if max_steps is None and values[-1] - total > _MOST_EPOCHS * int(counts.sum()) > 0:
+            what = f"{values[-1]:,} is more than {_MOST_EPOCHS:,} epochs of {plan.windows.store.name}"
+            raise UserError(what, field=f"train.max_{seen}")
         total, done = int(sums[-1]), done + len(counts)
         if len(found) == len(values) or (max_steps is not None and done >= max_steps):
             break
