@@ -26,6 +26,7 @@ from huggingface_hub import constants
 from . import checkpoint
 from .errors import HubError, UserError
 from .hub.card import add_benchmarks
+from .loading import quiet
 from .network import hub_requests
 from .report.page import write_report
 from .storage import append, flush_path, is_there, local_path, read_file, read_json, refuse_unwritable
@@ -115,8 +116,9 @@ def _measure(
         if (earlier.get("weights"), earlier.get("limit")) == (one.weights, limit):
             found = earlier.get("results")
             entries = found.items() if isinstance(found, dict) else ()
-            known |= {name: entry for name, entry in entries if isinstance(entry, dict) and "metrics" in entry}
-    have = {task.name: known[task.name] for task in tasks if known.get(task.name, {}).get("task") == task.identity}
+            whole = [(name, entry) for name, entry in entries if isinstance(entry, dict) and "metrics" in entry]
+            known |= {(name, str(entry.get("task"))): entry for name, entry in whole}
+    have = {task.name: known[key] for task in tasks if (key := (task.name, task.identity)) in known}
     missing = [task for task in tasks if task.name not in have]
     if have:
         say(f"{one.name}: {', '.join(have)}: known already")
@@ -142,8 +144,16 @@ def _evaluate(one: Measured, tasks: Sequence[Task], limit: int | None, device: s
     for task in tasks:
         for part in task.loaded["tasks"].values():
             part.set_fewshot_seed(seed=_FEWSHOT_SEED)  # the same examples for each model
-        with _task_errors(task.name):
-            answers = evaluate(evaluated, task.loaded, limit=limit, bootstrap_iters=0, log_samples=False)
+        with _task_errors(task.name), quiet():
+            try:
+                answers = evaluate(evaluated, task.loaded, limit=limit, bootstrap_iters=0, log_samples=False)
+            except AssertionError as error:
+                if str(error):
+                    raise
+                what = (
+                    f"an answer in it is empty, or longer than the {evaluated.max_length} tokens that the model takes"
+                )
+                raise UserError(what, field="tasks", value=task.name) from error
         of_all = {**answers["results"], **answers.get("groups", {})}
         counted = answers["n-samples"]
         entry = {

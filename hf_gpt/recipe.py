@@ -396,7 +396,7 @@ class TrainRecipe:
     max_steps: Count | None = _doc(None, "global batches to train on; 0 evaluates and saves the untrained model")
     epochs: Annotated[Positive, Field(le=1e9)] | None = _doc(None, "or passes over the training windows")
     max_tokens: PositiveInt | None = _doc(
-        None, "or tokens to train on, such as 10M; the last step is the first past them"
+        None, "or tokens to train on, such as 10M; the last step is the first at or past them"
     )
     max_words: PositiveInt | None = _doc(None, "or words; each is counted as often as it is trained on")
     batch_size: PositiveInt = _doc(8, "windows a process takes at once")
@@ -468,7 +468,7 @@ class EvaluationRecipe:
 class MilestonesRecipe:
     """Which checkpoints stay for ever. Several fields may be given; milestones of one step are one checkpoint."""
 
-    steps: Counts = _doc(list, "at these steps; 0 is before training")
+    steps: Counts = _doc(list, "checkpoints that stay for ever: at these steps; 0 is before training")
     every_steps: PositiveInt | None = _doc(None, "after every so many steps")
     powers_of_two_until: PositiveInt | None = _doc(None, "at steps 0, 1, 2, 4, 8 and so on up to this one")
     tokens: Counts = _doc(list, "at the first step at or past so many tokens, such as [1M, 10M]")
@@ -481,7 +481,7 @@ class CheckpointRecipe:
     every: PositiveInt | None = _doc(500, "steps between checkpoints; null: only at the end")
     keep: PositiveInt | None = _doc(3, "newest checkpoints kept, beside the best one; null: all")
     at_epoch_end: bool = _doc(False, "a checkpoint at each epoch's end too")
-    milestones: MilestonesRecipe = _doc(MilestonesRecipe, "checkpoints that stay for ever: steps, tokens, words ...")
+    milestones: MilestonesRecipe = _doc(MilestonesRecipe, "")
     resume: Literal["auto", "never", "hub"] = _doc(
         "auto", "auto resumes from the newest checkpoint in output_dir; hub: from hub.repo_id, where that is newer"
     )
@@ -637,15 +637,14 @@ def flat(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     return walk(recipe.to_dict(), "")
 
 
-def fields_help() -> Iterator[tuple[str, str, str]]:
-    """`("section.key", default, help)` of every recipe field, for `--help`."""
-    for top in dataclasses.fields(Recipe):
-        section = _SECTIONS.get(top.name)
-        for f in dataclasses.fields(section) if section else [top]:
-            default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
-            name = f"{top.name}.{f.name}" if section else f.name
-            if name != "model.config":
-                yield name, _shown(default), f.metadata["help"]
+def fields_help(section: Any = None, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """`("section.key", default, help)` of every recipe field, for `--help`; those of a section, if one is given."""
+    for f in dataclasses.fields(section or Recipe):
+        default, name = f.default if f.default is not dataclasses.MISSING else f.default_factory(), f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(default):
+            yield from fields_help(default, f"{name}.")
+        elif name != "model.config":
+            yield name, _shown(default), f.metadata["help"]
 
 
 def parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[list[str], Any]]:

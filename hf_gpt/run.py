@@ -24,6 +24,7 @@ from .recipe import CheckpointRecipe, HubRecipe, Recipe, TrackingRecipe
 from .report.notebook import Picture
 from .report.page import ReportWriter
 from .storage import local_path, refuse_unwritable
+from .texts import VALIDATION, judging, label_of
 from .training.loop import run
 from .training.observers import Observer
 from .training.run_log import RunLog, read_lines
@@ -64,6 +65,7 @@ def train(
         model=job.model.eval(),
         tokenizer=job.data.tokenizer,
         is_main_process=job.accelerator.is_main_process,
+        judged_on=judging(job.data.evaluated, job.recipe.evaluation.best_on) or VALIDATION,
     )
 
 
@@ -115,6 +117,7 @@ class TrainingResult(Shown):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     is_main_process: bool = True  # the one of several that writes and prints
+    judged_on: str = VALIDATION  # the text that the best checkpoint follows (texts.py)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -139,7 +142,7 @@ class TrainingResult(Shown):
     def in_short(self) -> str:
         found = [str(self.output_dir), *(f"step {checkpoint.step_of(path)}" for path in self.checkpoints[-1:])]
         best = checkpoint.pointed(self.output_dir, "best")
-        return ", ".join([*found, f"best on validation text: {best.name}"] if best else found)
+        return ", ".join([*found, f"best on {label_of(self.judged_on)}: {best.name}"] if best else found)
 
     def _repr_html_(self) -> str:
         return super()._repr_html_() + Picture(self.output_dir / "loss.png").as_html()
@@ -154,7 +157,9 @@ class TrainingResult(Shown):
             step, text = samples[-1]["step"], escape_unprintable(samples[-1]["text"].expandtabs(4))
             text = re.sub(r"\n\s*\n", "\n\n", text).rstrip()  # many blank lines are one: where things are follows
             yield from ("", f"sample     after step {step}:", "", *text.split("\n"), "")
-        yield f"model      {self.checkpoints[-1]}" + (f"   (best on validation text: {best.name})" if best else "")
+        yield f"model      {self.checkpoints[-1]}" + (
+            f"   (best on {label_of(self.judged_on)}: {best.name})" if best else ""
+        )
         if (plot := self.output_dir / "loss.png").is_file():
             yield f"loss plot  {plot}"
         if (report := self.output_dir / "report.html").is_file():

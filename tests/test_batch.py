@@ -215,7 +215,7 @@ def test_the_command_shows_windows_and_prints_json(documents, capsys):
     )
     assert main(["batch", run_dir, "--step", "1", "--to", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [(one["step"], one["epoch"], len(one["windows"])) for one in found["steps"]] == [(1, 0, 4), (2, 0, 4)]
+    assert [(one["step"], one["epoch"], len(one["windows"])) for one in found["steps"]] == [(1, 1, 4), (2, 1, 4)]
     assert found["steps"][1]["windows"][0] == window.to_dict()
     assert [*window.to_dict()] == ["index", "start", "token_ids", "text", "documents"]
     assert window.to_dict()["documents"][0] == part._asdict()

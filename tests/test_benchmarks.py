@@ -187,6 +187,8 @@ def test_nothing_is_computed_twice_and_what_differs_is(run_dir, tasks, tmp_path,
     other = write_tasks(tmp_path / "other", PAIRS[1:])
     assert evaluate("pairs", place=other) == ["step-00000012: pairs ..."]
     assert len(lines_of(run_dir)) == 5
+    assert evaluate("words") == ["step-00000012: words: known already"]  # the newest line has it with an example
+    assert evaluate("pairs") == ["step-00000012: pairs: known already"]
 
 
 def test_a_group_has_its_own_figure_and_those_of_its_parts(run_dir, tasks):
@@ -395,10 +397,12 @@ def test_a_task_that_fails_is_named_and_leaves_nothing(run_dir, tmp_path):
     (tmp_path / "tasks" / "gone.jsonl").unlink()
     write_task(tmp_path / "tasks", "field", rows, **{**AS_BLIMP, "doc_to_text": "{{sentence_god}}"})
     write_task(tmp_path / "tasks", "kind", rows, **{**AS_BLIMP, "output_type": "essay"})
+    write_task(tmp_path / "tasks", "long", [{"sentence_good": "a" * 49, "sentence_bad": "b"}], **AS_BLIMP)
     problems = {
         "gone": "gone.jsonl",
         "field": "'sentence_god' is undefined",
         "kind": "invalid output_type 'essay'",
+        "long": "longer than the 48 tokens that the model takes",
     }
     for name, problem in problems.items():
         with pytest.raises(UserError, match=f"^tasks {name}: .*{problem}"):

@@ -218,6 +218,7 @@ def test_best_follows_the_first_text_or_the_one_that_is_named(several, tmp_path)
     several["evaluation"]["best_on"] = "dialogue"
     named = hf_gpt.train({**several, "output_dir": str(tmp_path / "named")})
     assert best_of(named.output_dir) == lowest(named, "validation/dialogue_loss") == "step-00000004"
+    assert any(line.endswith("(best on dialogue: step-00000004)") for line in named.summary())
     del several["data"]["validation_fraction"]
     several["evaluation"]["best_on"] = None
     alone = hf_gpt.train({**several, "output_dir": str(tmp_path / "alone")})

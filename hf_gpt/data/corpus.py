@@ -335,7 +335,7 @@ def _local(source: str, listing: Listing, recipe: DataRecipe) -> _Source:
         stamps = [file_stamp(path) for path in paths]
         hashes = [content_hash(path, kinds[0]) for path in paths]
         if all(found == EMPTY for found in hashes):
-            raise UserError(f"{paths[0] if len(paths) == 1 else name}: empty; there is nothing to train on")
+            raise UserError(f"{paths[0] if len(paths) == 1 else name}: empty; there is no text in it")
         unchanged = [partial(check_unchanged, path, stamp) for path, stamp in zip(paths, stamps)]
         origin = {"files": [[path.name, sha256] for path, sha256 in zip(paths[:_NUM_NAMED], hashes)]}
         origin["num_files"] = len(paths)
@@ -428,7 +428,7 @@ def _table_corpus(
         column = text_column(tables, wanted)
         first = list(islice(rows(column), 1000)) if column is not None else ()
         if not first:
-            raise UserError(f"{name}: empty; there is nothing to train on")
+            raise UserError(f"{name}: empty; there is no text in it")
         facts = {"column": column, "lines": are_lines(first)}
         cache_put(key, facts)
 

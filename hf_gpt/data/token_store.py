@@ -182,7 +182,7 @@ def _make(
                 progress(counts["num_characters"])
             shards.finish()
         if not shards.counts["num_characters"]:
-            raise UserError(f"{corpus.name}: has no text; there is nothing to train on")
+            raise UserError(f"{corpus.name}: there is no text in it")
         counts = {name: count for name, count in shards.counts.items() if name != "num_tokens"}
         counts |= {} if begin is None else {"begin_id": begin}
         pack(part)

@@ -98,7 +98,7 @@ class BenchmarkResult:
 
     @property
     def label(self) -> str:
-        shots = f", {self.num_fewshot} examples" if self.num_fewshot else ""
+        shots = f", {self.num_fewshot} example{'s' * (self.num_fewshot != 1)}" if self.num_fewshot else ""
         return f"{self.task}{shots}{f', first {self.limit}' if self.limit else ''}"
 
 
