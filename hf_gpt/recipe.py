@@ -388,10 +388,10 @@ class ScheduleRecipe:
     decay_fraction: Fraction = _doc(0.2, "wsd: the part of the run that decays")
 
 
-_LENGTHS = ("max_steps", "epochs", "max_tokens", "max_words")
+LENGTHS = ("max_steps", "epochs", "max_tokens", "max_words")
 
 
-@_section(one_of=[*itertools.combinations(_LENGTHS, 2), ("global_batch_size", "gradient_accumulation_steps")])
+@_section(one_of=[*itertools.combinations(LENGTHS, 2), ("global_batch_size", "gradient_accumulation_steps")])
 class TrainRecipe:
     max_steps: Count | None = _doc(None, "global batches to train on; 0 evaluates and saves the untrained model")
     epochs: Annotated[Positive, Field(le=1e9)] | None = _doc(None, "or passes over the training windows")
@@ -420,7 +420,7 @@ class TrainRecipe:
 
     def __post_init__(self) -> None:
         _refuse_both(self)
-        if all(getattr(self, length) is None for length in _LENGTHS):
+        if all(getattr(self, length) is None for length in LENGTHS):
             self.max_steps = 1000
 
 

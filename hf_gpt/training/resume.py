@@ -18,7 +18,7 @@ from .. import checkpoint
 from ..data.tokenizer import fingerprint, load_tokenizer
 from ..errors import UserError
 from ..loading import num_positions, own_fields
-from ..recipe import Recipe, differences
+from ..recipe import LENGTHS, Recipe, differences
 from ..storage import local_path, read_file, read_json
 from .model import canonical_field_names
 from .state import Progress
@@ -141,7 +141,9 @@ def refuse_other_run(job: "Job", found: Path | None) -> None:
     start = found or job.parent
     if start is not None and checkpoint.step_of(start) + (found is None) > job.max_steps:
         where = job.run_dir if found else job.parent
-        raise UserError(f"train.max_steps: {job.max_steps}, but {where} is at step {checkpoint.step_of(start)}")
+        length = next(name for name in LENGTHS if getattr(job.recipe.train, name) is not None)
+        what = f"{job.max_steps}" if length == "max_steps" else f"the run would end at step {job.max_steps}"
+        raise UserError(f"train.{length}: {what}, but {where} is at step {checkpoint.step_of(start)}")
 
 
 def look_for_checkpoint(job: "Job", say: Callable[[str], None]) -> tuple[Path | None, dict[Path, str]]:
