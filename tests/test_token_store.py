@@ -107,7 +107,7 @@ def test_the_store_holds_the_ids_of_each_document_encoded_at_once(trained_tokeni
             patch.setattr(token_store, "_CHUNK", 5)  # every text is cut many times
             patch.setattr(token_store, "_BATCH", 17)
             if not any(pieces):
-                with pytest.raises(UserError, match="has no text"):
+                with pytest.raises(UserError, match="there is no text in it"):
                     tokenize(corpus_of(*pieces), tokenizer)
                 continue
             store = tokenize(corpus_of(*pieces), tokenizer)
