@@ -36,9 +36,9 @@ _BLANK = "\u2581"  # SentencePiece's mark
 _HARMLESS = {"NFC", "Prepend", "Replace", "Sequence"}
 _MOST = 1 << 26  # tokens looked at together
 
-# What is known of a token, as bits of a number; above them stands how many words begin after its first character.
-_BEGINS, _ENDS_BLANK, _IS_UNSURE, _INSIDE = 1, 2, 4, 4  # its first is visible, its last is not, it may end inside one
-_IS_UNKNOWN = 8  # it stands for whatever has no token
+# What is known of a token, as bits of a number: its first character is visible, its last is white space, it may end
+# inside white space, it stands for whatever has no token. Above these stands how many words begin after its first.
+_BEGINS, _ENDS_BLANK, _IS_UNSURE, _IS_UNKNOWN, _INSIDE = 1, 2, 4, 8, 4
 
 
 class WordCounter:
@@ -79,7 +79,7 @@ class WordCounter:
             after_blank = np.empty_like(facts)
             after_blank[:1] = not before or before.isspace()
             after_blank[1:] = (facts[:-1] & _ENDS_BLANK) > 0
-            return (facts >> _INSIDE) + (facts & after_blank)
+            return (facts >> _INSIDE) + (facts & _BEGINS & after_blank)
         lengths = lengths.take(everything, mode="clip")
         lengths[marks], lengths[marks[:, :1]] = 0, 1  # the blank between two documents
         ends = lengths.cumsum()
@@ -174,7 +174,7 @@ def _facts(spelled: bytes) -> int:
         return 0
     begins, ends_blank = not text[0].isspace(), text[-1].isspace()
     is_unsure = any(blank.startswith(spelled[-size:]) for blank in _WIDE for size in range(1, len(blank)))
-    return (len(text.split()) - begins << _INSIDE) | is_unsure * _IS_UNSURE | ends_blank * _ENDS_BLANK | begins
+    return (len(text.split()) - begins << _INSIDE) | is_unsure * _IS_UNSURE | ends_blank * _ENDS_BLANK | begins * _BEGINS
 
 
 def _kinds(part: dict[str, Any] | None) -> Iterator[str]:
