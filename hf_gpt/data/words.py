@@ -174,7 +174,8 @@ def _facts(spelled: bytes) -> int:
         return 0
     begins, ends_blank = not text[0].isspace(), text[-1].isspace()
     is_unsure = any(blank.startswith(spelled[-size:]) for blank in _WIDE for size in range(1, len(blank)))
-    return (len(text.split()) - begins << _INSIDE) | is_unsure * _IS_UNSURE | ends_blank * _ENDS_BLANK | begins * _BEGINS
+    bits = begins * _BEGINS | ends_blank * _ENDS_BLANK | is_unsure * _IS_UNSURE
+    return len(text.split()) - begins << _INSIDE | bits
 
 
 def _kinds(part: dict[str, Any] | None) -> Iterator[str]:
