@@ -87,7 +87,7 @@ def saved(run_dir: str | Path) -> list[Path]:
 
 
 def checkpoints(run_dir: str | Path) -> list[Path]:
-    """Those of them that training can go on from: all but milestones without a training state."""
+    """Those of them that can be resumed: all but milestones without a training state."""
     return [path for path in saved(run_dir) if _has_state(path)]
 
 

@@ -131,7 +131,7 @@ class TrainingResult(Shown):
 
     @property
     def checkpoints(self) -> list[Path]:
-        """The newest checkpoints, oldest first, which training can go on from; each loads with `from_pretrained`."""
+        """The newest checkpoints, oldest first, which can be resumed; each loads with `from_pretrained`."""
         return checkpoint.checkpoints(self.output_dir)
 
     @property

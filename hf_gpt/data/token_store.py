@@ -327,7 +327,7 @@ def _in_background(function: Callable[[Any], Any], items: Iterator[Any], num_thr
 def _texts(pieces: Pieces, encoder: Encoder, begun: bool) -> Iterator[str | None]:
     """The documents in chunks, None between two of them. Documents without text are left out.
 
-    If they have `begun`, the pieces go on inside a document, at the end of a chunk.
+    If they have `begun`, the pieces continue inside a document, at the end of a chunk.
     """
     if begun:
         yield from encoder.cut(_rest_of_document(pieces), _CHUNK)

@@ -121,7 +121,7 @@ class Ladder:
     def refuse_names(self, milestones: "Mapping[int, Milestone]") -> None:
         """Refuse names that the milestones of a run, by step, and those that are here cannot have.
 
-        Those ahead of where the run goes on do not count: it makes them again, or removes them.
+        Those ahead of where the run is resumed do not count: it makes them again, or removes them.
         """
         asked = {step: (step, one.tokens, one.words) for step, one in milestones.items()}
         goes_on = max(map(checkpoint.step_of, checkpoint.checkpoints(self.run_dir)), default=-1)

@@ -82,7 +82,7 @@ def schedule(asked: MilestonesRecipe, plan: BatchPlan, max_steps: int, begun: Be
 
 
 def refuse_added(job: "Job", step: int) -> None:
-    """Refuse milestones of a run that goes on from `step`, which lie behind it and were not asked for then.
+    """Refuse milestones of a run that is resumed at `step`, which lie behind it and were not asked for then.
 
     Also a number of tokens or words that falls on an earlier milestone, which does not know of it.
     """
@@ -131,7 +131,7 @@ def writing(training: "TrainingRun", step: int, with_state: bool) -> Iterator[Pa
 
 
 def drop_abandoned(training: "TrainingRun") -> None:
-    """Remove milestones ahead of where the run begins or goes on, if it will not save them again."""
+    """Remove milestones ahead of where the run begins or is resumed, if it will not save them again."""
     job, step = training.job, training.progress.step if training.resumed_from else -1
     for path in checkpoint.milestones(training.run_dir):
         if checkpoint.step_of(path) > step and checkpoint.step_of(path) not in job.milestones:

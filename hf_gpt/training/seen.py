@@ -1,7 +1,7 @@
 """What a run has seen by a step, in tokens and words, and so how many steps it takes to see so many.
 
 A token counts where it is a target, a word where the token with its first character is one; epochs add up. Both are
-functions of the text and the plan of its batches, which are known before step 1. A branch goes on with the counts of
+functions of the text and the plan of its batches, which are known before step 1. A branch continues the counts of
 its parent, which may have had another text.
 """
 
