@@ -84,7 +84,7 @@ def find_pretrained(recipe: ModelRecipe, run_dir: str | Path | None = None) -> P
     """The model that `model.from_pretrained` names.
 
     Args:
-        run_dir: of a run that is resumed. If an earlier version converted its GPT-2, the model is that of its checkpoint.
+        run_dir: of a resumed run. If an earlier version converted its GPT-2, the model is that of its checkpoint.
 
     Raises:
         UserError: it is not there, or is no causal language model of transformers.
